@@ -1,0 +1,212 @@
+"""Options of every stage as one frozen dataclass each, and the strict reader of pipeline.yaml.
+
+Sections of pipeline.yaml are command names, keys are field names. A flag wins over the file, the file over the default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from wsipipe.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def option(default: Any, help: str) -> Any:
+    """A field with the sentence that `--help` shows."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """Slides to stores."""
+
+    mpp: float = option(0.5, "working resolution in um/px; a slide level within 1 % is used as it is")
+    patch_px: int = option(256, "side of a patch in px at the working resolution")
+    stride_px: int = option(0, "step between patches in px; 0: the patch size (no overlap)")
+    min_tissue: float = option(0.25, "least share of tissue (0..1) in a patch that is kept")
+    codec: str = option("jpeg", "pixel codec: jpeg (small) or zstd (lossless)")
+    quality: int = option(90, "JPEG quality, 1..100")
+    mpp_override: float = option(0.0, "um/px of level 0 for slides that do not say it (or say it wrong); 0: trust the slide")
+    tissue_mpp: float = option(8.0, "um/px at which tissue is told from glass")
+    min_area_um2: float = option(10_000.0, "tissue pieces and holes smaller than this (um2) are ignored")
+
+    def __post_init__(self) -> None:
+        check(0.05 <= self.mpp <= 20, f"tile.mpp: {self.mpp} um/px is outside 0.05..20")
+        check(self.patch_px >= 16, f"tile.patch_px: {self.patch_px} is too small; 16 at least")
+        check(self.stride_px >= 0, f"tile.stride_px: {self.stride_px} is negative; 0 means the patch size")
+        check(0 <= self.min_tissue <= 1, f"tile.min_tissue: {self.min_tissue} is not a share between 0 and 1")
+        check(self.codec in ("jpeg", "zstd"), f"tile.codec: {self.codec!r} is not jpeg or zstd")
+        check(1 <= self.quality <= 100, f"tile.quality: {self.quality} is outside 1..100")
+        override_ok = self.mpp_override == 0 or 0.05 <= self.mpp_override <= 20
+        check(override_ok, f"tile.mpp_override: {self.mpp_override} um/px is outside 0.05..20")
+
+
+@dataclass(frozen=True)
+class PseudolabelConfig:
+    """Weak labels to patch-level masks. Parameters of a method have their own section, e.g. `camel:`."""
+
+    labels: str = option("labels.csv", "CSV with slide_id, label and optionally x,y,width,height,patient_id,split")
+    method: str = option("camel", "how instances are scored")
+    name: str = option("", "name of the masks in the stores and of the run folder; default: the method")
+    classes: tuple[str, ...] = option((), "class names in mask order; default: those that the labels use")
+    encoder: str = option("resnet18_half", "timm name of the instance encoder")
+    weights: str = option("", "file with encoder weights (safetensors); replaces the self-supervised pretraining")
+    pretrain: bool = option(True, "pretrain the encoder by self-supervision on the slides' own patches")
+    pretrain_steps: int = option(800, "steps of self-supervised pretraining")
+    self_train: bool = option(True, "one round of self-training on the method's own confident answers")
+
+    def __post_init__(self) -> None:
+        check(self.pretrain_steps >= 1, f"pseudolabel.pretrain_steps: {self.pretrain_steps} is below 1")
+
+
+@dataclass(frozen=True)
+class SegmentConfig:
+    """Masks to a trained network and stitched slide maps."""
+
+    labels: str = option("camel", "name of the masks to train on")
+    name: str = option("", "name of the maps in the stores and of the run folder; default: the architecture")
+    architecture: str = option("unet", "segmentation-models-pytorch architecture")
+    encoder: str = option("resnet18_half", "timm name of the encoder")
+    steps: int = option(900, "training steps")
+    batch: int = option(8, "patches in a step")
+    lr: float = option(1e-3, "highest learning rate")
+    window_px: int = option(0, "side of a stitching window in px; 0: the patch size")
+    overlap: float = option(0.5, "share of a window that its neighbour repeats, 0..0.9")
+    score_stride_px: int = option(8, "px of the map that one stored score covers")
+
+    def __post_init__(self) -> None:
+        check(self.steps >= 1, f"segment.steps: {self.steps} is below 1")
+        check(self.batch >= 2, f"segment.batch: {self.batch} is below 2")
+        check(0 <= self.overlap <= 0.9, f"segment.overlap: {self.overlap} is outside 0..0.9")
+        check(self.score_stride_px >= 1, f"segment.score_stride_px: {self.score_stride_px} is below 1")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Maps against truth."""
+
+    labels: str = option("unet", "name of the masks or maps to judge")
+    truth: str = option("", "folder with <slide_id>.png or .tif masks in the level-0 frame, or a pattern with {slide_id}")
+    truth_map: str = option("", "what the mask values mean, e.g. 0=ignore,1=0,2=tumour; default: class indices")
+    split: str = option("", "judge only the slides of this split of the labels file; default: all that have a truth")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What all stages share."""
+
+    stores: str = option("stores", "folder of the stores")
+    runs: str = option("runs", "folder of fits, checkpoints, ledgers and figures")
+    device: str = option("auto", "auto, cpu or cuda:N")
+    workers: int = option(0, "threads that read and write pixels; 0: one a processor")
+    seed: int = option(0, "seed of everything random")
+    max_failed: str = option("0", "slides that may fail before the exit code is 1: N or P%")
+
+    def __post_init__(self) -> None:
+        number = self.max_failed.removesuffix("%")
+        check(number.isdigit(), f"run.max_failed: {self.max_failed!r} is neither a number nor a percentage such as 5%")
+        check(self.workers >= 0, f"run.workers: {self.workers} is negative; 0 means one a processor")
+
+
+SECTIONS: dict[str, type] = {
+    "run": RunConfig,
+    "tile": TileConfig,
+    "pseudolabel": PseudolabelConfig,
+    "segment": SegmentConfig,
+    "evaluate": EvaluateConfig,
+}
+
+
+def check(ok: bool, message: str) -> None:
+    """Raise ConfigError with `message` unless `ok`."""
+    if not ok:
+        raise ConfigError(message)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML without aliases and without silent overwriting of a repeated key."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+            raise ConfigError("YAML aliases (*name) are not accepted; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(k, deep=True) for k, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ConfigError(f"{key}: given twice (line {node.start_mark.line + 1})")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, dict[str, Any]]:
+    """The sections of a pipeline.yaml, section names checked; {} for an empty file."""
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected sections such as 'tile:', found {type(data).__name__}")
+    for name, section in data.items():
+        if name not in SECTIONS:
+            raise ConfigError(f"{path}: {_unknown(str(name), SECTIONS)}")
+        if section is not None and not isinstance(section, dict):
+            raise ConfigError(f"{path}: {name}: expected keys below it, found {section!r}")
+    return {name: section or {} for name, section in data.items()}
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str, nested: tuple[str, ...] = ()) -> T:
+    """A config dataclass from a mapping; unknown keys and wrong types are errors that name the dotted path.
+
+    Keys in `nested` (sections of methods) are skipped here: their owner builds them.
+    """
+    fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    clean: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in nested:
+            continue
+        if key not in fields:
+            raise ConfigError(f"{where}.{_unknown(str(key), (*fields, *nested))}")
+        clean[key] = _typed(value, hints[key], f"{where}.{key}")
+    return cls(**clean)
+
+
+def _unknown(key: str, known: Any) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+    return f"{key}: unknown key; {hint}"
+
+
+def _typed(value: Any, kind: Any, where: str) -> Any:
+    """`value` as `kind`: bool, int, float, str, or tuple[str, ...]; ints pass as floats, nothing else is converted."""
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where}: expected a list such as [a, b], found {value!r}")
+        return tuple(_typed(v, typing.get_args(kind)[0], where) for v in value)
+    if isinstance(kind, types.UnionType):
+        raise TypeError(f"{where}: union types are not supported in options")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"{where}: expected {kind.__name__}, found {value!r}")
+    return value

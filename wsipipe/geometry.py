@@ -1,0 +1,163 @@
+"""Grid: the one place that converts between slide pixels, working pixels, micrometres and levels.
+
+Frames. `_px0`: level-0 pixels of the slide. `_px`: pixels of the store's level 0, at the working mpp.
+`_um`: micrometres. Points are (x, y), sizes (width, height), arrays row-major (y, x).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from wsipipe.errors import ConfigError
+
+NATIVE_TOLERANCE = 0.01
+"""A slide level whose mpp is within 1 % of the asked one is taken as it is (and the grid keeps the true mpp)."""
+
+LEVEL_FACTOR = 4
+"""Each coarser level of a store is 4 times smaller: a third of the pixels of a factor-2 pyramid, as scanners do."""
+
+COARSEST_PX = 1024
+"""Levels are added until the longer side is at most this."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle in working pixels; it may reach over the border of the slide."""
+
+    x_px: int
+    y_px: int
+    width_px: int
+    height_px: int
+
+    def grown(self, margin_px: int) -> Window:
+        """The window with `margin_px` more on each side (fewer where negative)."""
+        m = margin_px
+        return Window(self.x_px - m, self.y_px - m, self.width_px + 2 * m, self.height_px + 2 * m)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The working frame of one slide and a lattice of patches in it.
+
+    size_px0: (w, h) of the slide. mpp: (x, y) um per working px. scale: (x, y) level-0 px per working px.
+    Patch (row, col) starts at (col, row) * stride_px; the last row and column may reach over the border.
+    """
+
+    size_px0: tuple[int, int]
+    mpp: tuple[float, float]
+    scale: tuple[float, float]
+    patch_px: int
+    stride_px: int
+
+    def __post_init__(self) -> None:
+        if self.patch_px < 1 or self.stride_px < 1:
+            raise ConfigError(
+                f"patch {self.patch_px} px, stride {self.stride_px} px: both must be at least 1; see --patch, --stride"
+            )
+
+    @classmethod
+    def plan(
+        cls,
+        size_px0: tuple[int, int],
+        mpp0: tuple[float, float],
+        downsamples: Sequence[float],
+        mpp: float,
+        patches: tuple[int, int],
+    ) -> Grid:
+        """Grid at `mpp` um/px for a slide with these levels; `patches` is (patch_px, stride_px).
+
+        A level within `NATIVE_TOLERANCE` of `mpp` is used as it stands, with its true mpp, so that no pixel is
+        resampled and nothing drifts.
+        """
+        patch_px, stride_px = patches
+        for d in downsamples:
+            native = (mpp0[0] * d, mpp0[1] * d)
+            if all(abs(n / mpp - 1) <= NATIVE_TOLERANCE for n in native):
+                return cls(size_px0, native, (float(d), float(d)), patch_px, stride_px)
+        return cls(size_px0, (mpp, mpp), (mpp / mpp0[0], mpp / mpp0[1]), patch_px, stride_px)
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """(width, height) of the slide in working pixels, at least 1 each."""
+        return tuple(max(1, round(n / s)) for n, s in zip(self.size_px0, self.scale, strict=True))  # type: ignore[return-value]
+
+    @property
+    def cols(self) -> int:
+        """Patches along x: enough to cover the width."""
+        return max(0, math.ceil((self.size_px[0] - self.patch_px) / self.stride_px)) + 1
+
+    @property
+    def rows(self) -> int:
+        """Patches along y: enough to cover the height."""
+        return max(0, math.ceil((self.size_px[1] - self.patch_px) / self.stride_px)) + 1
+
+    @property
+    def levels(self) -> int:
+        """Number of store levels, the working level included."""
+        longest, n = max(self.size_px), 1
+        while longest > COARSEST_PX:
+            longest, n = math.ceil(longest / LEVEL_FACTOR), n + 1
+        return n
+
+    def level_shape(self, level: int) -> tuple[int, int]:
+        """(height, width) in pixels of store level `level`."""
+        w, h = self.size_px
+        f = LEVEL_FACTOR**level
+        return math.ceil(h / f), math.ceil(w / f)
+
+    def window(self, row: int, col: int) -> Window:
+        """The patch at (row, col), in working pixels."""
+        return Window(col * self.stride_px, row * self.stride_px, self.patch_px, self.patch_px)
+
+    def windows(self) -> Iterator[tuple[int, int, Window]]:
+        """All patches in row-major order as (row, col, window)."""
+        for row in range(self.rows):
+            for col in range(self.cols):
+                yield row, col, self.window(row, col)
+
+    def with_patches(self, patch_px: int, stride_px: int) -> Grid:
+        """Another lattice of patches in the same frame."""
+        return replace(self, patch_px=patch_px, stride_px=stride_px)
+
+    def to_px(self, xy_px0: tuple[float, float]) -> tuple[float, float]:
+        """A level-0 point in working pixels."""
+        return xy_px0[0] / self.scale[0], xy_px0[1] / self.scale[1]
+
+    def to_px0(self, xy_px: tuple[float, float]) -> tuple[float, float]:
+        """A working point in level-0 pixels."""
+        return xy_px[0] * self.scale[0], xy_px[1] * self.scale[1]
+
+    def px_of_um(self, length_um: float) -> float:
+        """A length in working pixels (mean of x and y)."""
+        return length_um * 2 / (self.mpp[0] + self.mpp[1])
+
+    def window_of_px0(self, box_px0: tuple[float, float, float, float]) -> Window:
+        """The level-0 box (x, y, width, height) as a window, its edges rounded to whole working pixels."""
+        x, y, w, h = box_px0
+        (x1, y1), (x2, y2) = self.to_px((x, y)), self.to_px((x + w, y + h))
+        return Window(round(x1), round(y1), round(x2) - round(x1), round(y2) - round(y1))
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON-ready values; `from_dict` is the inverse."""
+        return {
+            "size_px0": list(self.size_px0),
+            "mpp": list(self.mpp),
+            "scale": list(self.scale),
+            "patch_px": self.patch_px,
+            "stride_px": self.stride_px,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, object]) -> Grid:
+        """The grid that `to_dict` wrote."""
+        d: dict[str, list[float]] = data  # type: ignore[assignment]
+        w, h = d["size_px0"]
+        return cls(
+            (int(w), int(h)),
+            (float(d["mpp"][0]), float(d["mpp"][1])),
+            (float(d["scale"][0]), float(d["scale"][1])),
+            int(data["patch_px"]),  # type: ignore[call-overload]
+            int(data["stride_px"]),  # type: ignore[call-overload]
+        )

@@ -1,0 +1,207 @@
+"""Classes, and labels.csv read into weak labels: one row says which classes a slide, region or patch holds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsipipe.errors import LabelsError
+
+IGNORE = 255
+"""Value of a mask pixel that says nothing: uncertain, not predicted, or without pixels."""
+
+_BOX = ("x", "y", "width", "height")
+_KNOWN = {"slide_id", "slide", "label", "patient_id", "split", *_BOX}
+_SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Names of the classes to map; mask value i + 1 is names[i], 0 is none of them, 255 is ignore."""
+
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.names) > IGNORE - 1:
+            raise ValueError(f"{len(self.names)} classes do not fit beside 0 and 255 in a uint8 mask")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def multi_hot(self, present: Sequence[str]) -> tuple[int, ...]:
+        """0 or 1 for each name."""
+        return tuple(int(n in present) for n in self.names)
+
+
+@dataclass(frozen=True)
+class WeakLabel:
+    """One row of labels.csv. `box_px0` is (x, y, width, height) in level-0 px, or None for the whole slide."""
+
+    line: int
+    slide_id: str
+    present: tuple[int, ...]
+    box_px0: tuple[float, float, float, float] | None = None
+    patient_id: str = ""
+    split: str = "train"
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """All rows of one labels.csv and the classes that they speak of."""
+
+    path: Path
+    classes: Classes
+    rows: tuple[WeakLabel, ...]
+
+    def of_split(self, split: str) -> tuple[WeakLabel, ...]:
+        """The rows of one split."""
+        return tuple(r for r in self.rows if r.split == split)
+
+
+def slide_id_of(name: str) -> str:
+    """A file name or id as a safe slide id: letters, digits, `.`, `_`, `-`; anything else becomes `_`."""
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name.strip())
+    return safe if re.match(r"[A-Za-z0-9]", safe) else "s" + safe
+
+
+def read_labels(path: Path, classes: Sequence[str] | None = None) -> LabelTable:
+    """Read labels.csv; `classes` declares the allowed names (default: those that the file uses).
+
+    Accepts a BOM, `;` or tab as separator, stray spaces, and `label` (names joined by `;` or `|`) or one 0/1
+    column per class. Raises LabelsError with every problem found.
+    """
+    text = _decode(path)
+    lines = [i for i, line in enumerate(text.splitlines()) if line.strip()]
+    if not lines:
+        raise LabelsError(path, ["the file is empty; expected a header such as slide_id,label"])
+    delimiter = max(",;\t", key=text.splitlines()[lines[0]].count)
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+    header = [h.strip().strip("\ufeff").lower() if h.strip().lower() in _KNOWN else h.strip() for h in reader.fieldnames or []]
+    reader.fieldnames = header
+    problems = _header_problems(header)
+    if problems:
+        raise LabelsError(path, problems)
+    raw = [(reader.line_num, {k: (v or "").strip() for k, v in r.items() if isinstance(k, str)}) for r in reader]
+    raw = [(n, r) for n, r in raw if any(r.values())]
+    columns = [h for h in header if h not in _KNOWN] if "label" not in header else []
+    used = columns or sorted({name for _, r in raw for name in _names(r["label"])})
+    table = Classes(tuple(classes) if classes else tuple(used))
+    rows: list[WeakLabel] = []
+    for line, record in raw:
+        try:
+            rows.append(_row(line, record, columns, table))
+        except ValueError as error:
+            problems.append(f"line {line}: {error}")
+    if not table.names:
+        problems.append("no row names a class: nothing can be learned; give at least one positive label")
+    problems += _table_problems(rows)
+    if problems:
+        raise LabelsError(path, problems)
+    return LabelTable(path, table, tuple(rows))
+
+
+def _decode(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise LabelsError(path, ["no such file; give the labels with --labels labels.csv"]) from None
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise LabelsError(path, [f"not a UTF-8 text file ({error}); save it as CSV UTF-8"]) from None
+
+
+def _header_problems(header: Sequence[str]) -> list[str]:
+    problems = [f"column {h!r} appears twice" for h in sorted({h for h in header if header.count(h) > 1})]
+    if "slide_id" not in header and "slide" not in header:
+        problems.append(f"no column slide_id; found {', '.join(header)}")
+    if "label" not in header and not [h for h in header if h not in _KNOWN]:
+        problems.append("no column label and no 0/1 column per class")
+    if any(b in header for b in _BOX) and not all(b in header for b in _BOX):
+        problems.append(f"a region needs all of {', '.join(_BOX)} (level-0 px)")
+    return problems
+
+
+def _names(cell: str) -> list[str]:
+    return [n for n in (part.strip() for part in re.split(r"[;|]", cell)) if n]
+
+
+def _row(line: int, record: Mapping[str, str], columns: Sequence[str], classes: Classes) -> WeakLabel:
+    """One record as a WeakLabel; ValueError says what is wrong with it."""
+    slide_id = slide_id_of(record.get("slide_id") or record.get("slide") or "")
+    if slide_id == "s":
+        raise ValueError("no slide_id")
+    if columns:
+        bad = {c: record[c] for c in columns if record[c] not in ("", "0", "1", "0.0", "1.0")}
+        if bad:
+            raise ValueError(f"{bad} should be 0 or 1")
+        names = [c for c in columns if record[c].startswith("1")]
+    else:
+        names = _names(record["label"])
+    unknown = [n for n in names if n not in classes.names]
+    if unknown:
+        raise ValueError(f"unknown class {', '.join(unknown)}; the classes are {', '.join(classes.names)}")
+    split = record.get("split", "").lower() or "train"
+    if split not in _SPLITS:
+        raise ValueError(f"split {split!r} should be one of {', '.join(_SPLITS)}")
+    box = _box(record)
+    return WeakLabel(line, slide_id, classes.multi_hot(names), box, record.get("patient_id", ""), split)
+
+
+def _box(record: Mapping[str, str]) -> tuple[float, float, float, float] | None:
+    cells = [record.get(b, "") for b in _BOX]
+    if not any(cells):
+        return None
+    try:
+        x, y, w, h = (float(c) for c in cells)
+    except ValueError:
+        raise ValueError(f"x,y,width,height = {','.join(cells)}: four numbers in level-0 px expected") from None
+    if not (w > 0 and h > 0 and x >= 0 and y >= 0 and max(x, y, w, h) < float("inf")):
+        raise ValueError(f"x,y,width,height = {','.join(cells)}: not a box of positive size inside the slide")
+    return x, y, w, h
+
+
+def _table_problems(rows: Sequence[WeakLabel]) -> list[str]:
+    """Contradictions between rows: doubles, patients or slides on both sides of a split, labels that all agree."""
+    problems: list[str] = []
+    seen: dict[tuple[str, object], int] = {}
+    for r in rows:
+        key = (r.slide_id, r.box_px0)
+        if key in seen:
+            what = "slide" if r.box_px0 is None else "region"
+            problems.append(f"lines {seen[key]} and {r.line}: {what} {r.slide_id} has two rows")
+        seen.setdefault(key, r.line)
+    for kind, name in (("patient", "patient_id"), ("slide", "slide_id")):
+        splits: dict[str, set[str]] = {}
+        for r in rows:
+            splits.setdefault(getattr(r, name), set()).add(r.split)
+        both = {i: s for i, s in splits.items() if i and len(s) > 1}
+        problems += [f"{kind} {i} is in {' and '.join(sorted(s))}: a split must not share it" for i, s in both.items()]
+    train = [r for r in rows if r.split == "train"]
+    if rows and not train:
+        problems.append("no row has split train: nothing to fit on")
+    elif train and len({r.present for r in train}) == 1:
+        problems.append(
+            f"all {len(train)} training rows say the same: both kinds are needed, rows with and rows without a class"
+        )
+    return problems
+
+
+def match_stores(table: LabelTable, store_ids: Sequence[str]) -> tuple[LabelTable, list[str]]:
+    """Match rows with stores; returns the table with store ids and the ids of stores without a row.
+
+    A slide_id may carry a file suffix (`a.svs` for store `a`). Raises LabelsError listing rows without a store.
+    """
+    known = set(store_ids)
+    rows, problems = [], []
+    for r in table.rows:
+        name = r.slide_id if r.slide_id in known else r.slide_id.rsplit(".", 1)[0]
+        if name not in known:
+            problems.append(f"line {r.line}: no store for slide {r.slide_id}; tile it first or remove the row")
+        rows.append(WeakLabel(r.line, name, r.present, r.box_px0, r.patient_id, r.split))
+    if problems:
+        raise LabelsError(table.path, problems)
+    labelled = {r.slide_id for r in rows}
+    return LabelTable(table.path, table.classes, tuple(rows)), [s for s in store_ids if s not in labelled]

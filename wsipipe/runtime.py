@@ -1,0 +1,142 @@
+"""Where and how work runs: device, precision, threads, progress, digests, and the ledger that owns the exit code."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from wsipipe.errors import ConfigError, WsipipeError
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Progress(Protocol):
+    """Told how far a named piece of long work has come; only the command line draws it."""
+
+    def __call__(self, task: str, done: int, total: int, note: str = "") -> None: ...
+
+
+def silent(task: str, done: int, total: int, note: str = "") -> None:
+    """Progress that nobody watches."""
+
+
+def device(spec: str = "auto") -> torch.device:
+    """The torch device of `spec`: `auto` (a GPU if there is one), `cpu` or `cuda:N`."""
+    import torch
+
+    if spec == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(spec)
+    except RuntimeError:
+        raise ConfigError(f"device {spec!r}: expected auto, cpu or cuda:N") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {spec}: {torch.cuda.device_count()} CUDA devices found; use --device auto")
+    return chosen
+
+
+def autocast(on: torch.device) -> AbstractContextManager[None]:
+    """bfloat16 arithmetic where the hardware has it (recent GPUs, CPUs with AVX512-BF16 or AMX), else float32."""
+    import torch
+
+    fast = torch.cuda.is_bf16_supported() if on.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.autocast(on.type, torch.bfloat16, enabled=bool(fast))
+
+
+def threads(workers: int) -> int:
+    """`workers`, or one a processor that this process may use."""
+    return workers or len(os.sched_getaffinity(0))
+
+
+def map_threads(
+    function: Callable[[T], R], items: Iterable[T], workers: int, on_done: Callable[[T, R], None] | None = None
+) -> None:
+    """Run `function` on every item in threads; at most twice `workers` items are in flight.
+
+    The first exception stops the submission of further items and is raised.
+    """
+    n = threads(workers)
+    with ThreadPoolExecutor(n) as pool:
+        flying: dict[Future[R], T] = {}
+
+        def settle(wait_all: bool) -> None:
+            while flying and (wait_all or len(flying) >= 2 * n):
+                future = next(as_completed(flying))
+                item = flying.pop(future)
+                result = future.result()
+                if on_done:
+                    on_done(item, result)
+
+        try:
+            for item in items:
+                settle(wait_all=False)
+                flying[pool.submit(function, item)] = item
+            settle(wait_all=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def digest(*parts: Any) -> str:
+    """Short SHA-256 of JSON-ready values, stable across runs and machines."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write JSON aside, then rename: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(json.dumps(data, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+@dataclass
+class Report:
+    """What became of each item of a stage: the ledger on disk, the last lines on stderr and the exit code."""
+
+    max_failed: str = "0"
+    rows: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, item: str, status: str, reason: str = "", **more: object) -> None:
+        """Record one item; `status` is done, skipped, empty or failed."""
+        self.rows.append({"item": item, "status": status, "reason": reason, **{k: str(v) for k, v in more.items()}})
+
+    def failed(self, item: str, error: WsipipeError) -> None:
+        """Record a failure with its one-line reason."""
+        self.add(item, "failed", " ".join(str(error).split()))
+
+    def of(self, status: str) -> list[dict[str, str]]:
+        """The rows with this status."""
+        return [r for r in self.rows if r["status"] == status]
+
+    @property
+    def exit_code(self) -> int:
+        """0 if the failures are within `max_failed` (N, or P% of all items), else 1."""
+        bad = len(self.of("failed"))
+        number = int(self.max_failed.removesuffix("%"))
+        allowed = number * len(self.rows) / 100 if self.max_failed.endswith("%") else number
+        return int(bad > allowed)
+
+    def write(self, path: Path) -> None:
+        """The ledger as CSV, written aside and renamed."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        columns = list(dict.fromkeys(k for r in self.rows for k in r)) or ["item", "status", "reason"]
+        aside = path.with_name(f".{path.name}.partial")
+        with aside.open("w", newline="", encoding="utf-8") as f:
+            writer = csv.DictWriter(f, columns, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(aside, path)

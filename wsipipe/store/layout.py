@@ -1,0 +1,120 @@
+"""Metadata of a store: arrays created through stock zarr, OME-Zarr 0.5 groups, and the attributes of wsipipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
+
+from wsipipe.errors import StoreError
+from wsipipe.geometry import LEVEL_FACTOR, Grid
+from wsipipe.runtime import write_json
+from wsipipe.store.codec import Jpeg
+from wsipipe.store.shards import ArraySpec, ShardedArray
+
+SCHEMA = 1
+"""Version of everything under `attributes.wsipipe`; a reader of another version says so instead of guessing."""
+
+COLOURS = ((230, 25, 75), (60, 180, 75), (255, 200, 0), (0, 130, 200), (245, 130, 48), (145, 30, 180), (70, 240, 240))
+"""Colours of mask values 1, 2, ..; far apart, and none of them a colour of H&E."""
+
+
+def create_array(path: Path, spec: ArraySpec, axes: Sequence[str]) -> ShardedArray:
+    """Create the metadata of one sharded array; the shards are written by `ShardedArray`."""
+    chain: dict[str, Any]
+    if spec.quality:
+        order = (*range(1, len(spec.shape)), 0)
+        chain = {"filters": [TransposeCodec(order=order)], "serializer": Jpeg(spec.quality), "compressors": [Crc32cCodec()]}
+    else:
+        chain = {"serializer": BytesCodec(), "compressors": [ZstdCodec(level=3), Crc32cCodec()]}
+    lead = spec.shape[:-2]
+    zarr.create_array(
+        store=str(path),
+        shape=spec.shape,
+        dtype=spec.dtype,
+        chunks=(*lead, spec.chunk_px, spec.chunk_px),
+        shards=(*lead, spec.shard_px, spec.shard_px),
+        fill_value=spec.fill,
+        dimension_names=list(axes),
+        **chain,
+    )
+    return ShardedArray(path)
+
+
+def create_table(path: Path, columns: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
+    """A group of plain one-chunk arrays, one a column."""
+    write_group(path, attributes)
+    for name, values in columns.items():
+        zarr.create_array(store=str(path / name), data=values, compressors=[ZstdCodec(level=3), Crc32cCodec()])
+
+
+def read_table(path: Path, names: Sequence[str]) -> list[Any]:
+    """The columns of a table written by `create_table`."""
+    return [zarr.open_array(str(path / n), mode="r")[...] for n in names]
+
+
+def write_group(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Write (or replace) the zarr.json of a group, atomically."""
+    write_json(path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": attributes})
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """The attributes of a group; StoreError if there is none."""
+    try:
+        meta = json.loads((path / "zarr.json").read_text())
+        return dict(meta.get("attributes", {}))
+    except FileNotFoundError:
+        raise StoreError(f"{path}: not a store (no zarr.json); make one with: wsipipe tile") from None
+    except (ValueError, AttributeError, UnicodeDecodeError):
+        raise StoreError(f"{path}/zarr.json: not readable as Zarr v3 metadata; tile this slide again") from None
+
+
+def multiscales(name: str, grid: Grid, axes: Sequence[str], stride_px: int = 1) -> dict[str, Any]:
+    """OME-Zarr 0.5 `multiscales`: levels with their um per pixel and the half-pixel shift of area means."""
+    datasets = []
+    for level in range(grid.levels):
+        f = LEVEL_FACTOR**level * stride_px
+        lead = [1.0] * (len(axes) - 2)
+        scale = [*lead, grid.mpp[1] * f, grid.mpp[0] * f]
+        shift = [*(0.0 for _ in lead), (f - 1) / 2 * grid.mpp[1], (f - 1) / 2 * grid.mpp[0]]
+        transforms = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": shift}]
+        datasets.append({"path": str(level), "coordinateTransformations": transforms})
+    kinds = {"c": {"name": "c", "type": "channel"}}
+    space = {a: {"name": a, "type": "space", "unit": "micrometer"} for a in ("y", "x")}
+    return {"name": name, "axes": [{**kinds, **space}[a] for a in axes], "datasets": datasets}
+
+
+def image_attributes(slide_id: str, grid: Grid, wsipipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes of the store's root: an RGB image."""
+    channels = [
+        {"label": n, "color": c, "active": True, "window": {"min": 0, "max": 255, "start": 0, "end": 255}}
+        for n, c in (("red", "FF0000"), ("green", "00FF00"), ("blue", "0000FF"))
+    ]
+    ome = {
+        "version": "0.5",
+        "multiscales": [multiscales(slide_id, grid, "cyx")],
+        "omero": {"channels": channels, "rdefs": {"model": "color"}},
+    }
+    return {"ome": ome, "wsipipe": dict(wsipipe)}
+
+
+def label_attributes(name: str, grid: Grid, values: Mapping[int, str], wsipipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes of `labels/<name>`: an OME-Zarr label image; `values` names its mask values."""
+    colours = []
+    for value in values:
+        rgb = (128, 128, 128) if value == 255 else COLOURS[(value - 1) % len(COLOURS)]
+        colours.append({"label-value": value, "rgba": [*rgb, 0 if value in (0, 255) else 255]})
+    ome = {
+        "version": "0.5",
+        "multiscales": [multiscales(name, grid, "yx")],
+        "image-label": {
+            "colors": colours,
+            "properties": [{"label-value": v, "name": n} for v, n in values.items()],
+            "source": {"image": "../../"},
+        },
+    }
+    return {"ome": ome, "wsipipe": dict(wsipipe)}

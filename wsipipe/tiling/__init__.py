@@ -1,0 +1,1 @@
+"""Slides to stores: plan which chunks are needed, then write them."""
