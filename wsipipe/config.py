@@ -74,6 +74,7 @@ class SegmentConfig:
     """Masks to a trained network and stitched slide maps."""
 
     labels: str = option("camel", "name of the masks to train on")
+    splits: str = option("", "CSV with slide_id and split: train on its train rows; default: what the masks record")
     name: str = option("", "name of the maps in the stores and of the run folder; default: the architecture")
     architecture: str = option("unet", "segmentation-models-pytorch architecture")
     encoder: str = option("resnet18_half", "timm name of the encoder")

@@ -75,19 +75,12 @@ def read_labels(path: Path, classes: Sequence[str] | None = None) -> LabelTable:
     column per class. Raises LabelsError with every problem found.
     """
     text = _decode(path)
-    lines = [i for i, line in enumerate(text.splitlines()) if line.strip()]
-    if not lines:
+    if not text.strip():
         raise LabelsError(path, ["the file is empty; expected a header such as slide_id,label"])
-    delimiter = max(",;\t", key=text.splitlines()[lines[0]].count)
-    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
-    header = [h.strip().strip("\ufeff").lower() if h.strip().lower() in _KNOWN else h.strip() for h in reader.fieldnames or []]
-    reader.fieldnames = header
-    problems = _header_problems(header)
+    header, raw, problems = _records(text)
     if problems:
         raise LabelsError(path, problems)
-    raw = [(reader.line_num, {k: (v or "").strip() for k, v in r.items() if isinstance(k, str)}) for r in reader]
-    raw = [(n, r) for n, r in raw if any(r.values())]
-    columns = [h for h in header if h not in _KNOWN] if "label" not in header else []
+    columns = [h for h in header if h and h not in _KNOWN] if "label" not in header else []
     used = columns or sorted({name for _, r in raw for name in _names(r["label"])})
     table = Classes(tuple(classes) if classes else tuple(used))
     rows: list[WeakLabel] = []
@@ -113,11 +106,36 @@ def _decode(path: Path) -> str:
         raise LabelsError(path, [f"not a UTF-8 text file ({error}); save it as CSV UTF-8"]) from None
 
 
+def _records(text: str) -> tuple[list[str], list[tuple[int, dict[str, str]]], list[str]]:
+    """Header, (line, cells by column) of every row that is not blank, and what is wrong with header or rows."""
+    first = next(line for line in text.splitlines() if line.strip())
+    lines = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count), skipinitialspace=True)
+    header: list[str] = []
+    rows: list[tuple[int, dict[str, str]]] = []
+    problems: list[str] = []
+    for cells in lines:
+        values = [c.strip() for c in cells]
+        if not any(values):
+            continue
+        if not header:
+            header = [v.lower() if v.lower() in _KNOWN else v for v in values]
+            problems = _header_problems(header)
+            continue
+        if any(values[len(header) :]):
+            problems.append(
+                f"line {lines.line_num}: {len(values)} cells under {len(header)} columns; "
+                "put a cell that contains the separator in quotes"
+            )
+        values += [""] * (len(header) - len(values))
+        rows.append((lines.line_num, dict(zip(header, values, strict=False))))
+    return header, rows, problems
+
+
 def _header_problems(header: Sequence[str]) -> list[str]:
-    problems = [f"column {h!r} appears twice" for h in sorted({h for h in header if header.count(h) > 1})]
+    problems = [f"column {h!r} appears twice" for h in sorted({h for h in header if h and header.count(h) > 1})]
     if "slide_id" not in header and "slide" not in header:
         problems.append(f"no column slide_id; found {', '.join(header)}")
-    if "label" not in header and not [h for h in header if h not in _KNOWN]:
+    if "label" not in header and not [h for h in header if h and h not in _KNOWN]:
         problems.append("no column label and no 0/1 column per class")
     if any(b in header for b in _BOX) and not all(b in header for b in _BOX):
         problems.append(f"a region needs all of {', '.join(_BOX)} (level-0 px)")
@@ -130,9 +148,10 @@ def _names(cell: str) -> list[str]:
 
 def _row(line: int, record: Mapping[str, str], columns: Sequence[str], classes: Classes) -> WeakLabel:
     """One record as a WeakLabel; ValueError says what is wrong with it."""
-    slide_id = slide_id_of(record.get("slide_id") or record.get("slide") or "")
-    if slide_id == "s":
+    given = record.get("slide_id") or record.get("slide") or ""
+    if not given:
         raise ValueError("no slide_id")
+    slide_id = slide_id_of(given)
     if columns:
         bad = {c: record[c] for c in columns if record[c] not in ("", "0", "1", "0.0", "1.0")}
         if bad:
@@ -201,6 +220,7 @@ def match_stores(table: LabelTable, store_ids: Sequence[str]) -> tuple[LabelTabl
         if name not in known:
             problems.append(f"line {r.line}: no store for slide {r.slide_id}; tile it first or remove the row")
         rows.append(WeakLabel(r.line, name, r.present, r.box_px0, r.patient_id, r.split))
+    problems += _table_problems(rows)  # two spellings may name one store
     if problems:
         raise LabelsError(table.path, problems)
     labelled = {r.slide_id for r in rows}

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -33,11 +34,11 @@ PX0_PER_STROMAL_NUCLEUS = 1000.0
 
 ACINUS_SPACING_PX0 = 80.0
 ACINUS_RADIUS_PX0 = 37.0
+ACINUS_LUMEN = 0.34  # of the radius
 NUCLEUS_HALF_PX0 = 15
 ACINUS_HALF_PX0 = 56
 
-HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
-EOSIN = np.array([0.10, 0.93, 0.30])
+STAINS = np.array([[0.65, 0.70, 0.29], [0.10, 0.93, 0.30]])  # haematoxylin, eosin: absorption of red, green, blue
 
 Bool = NDArray[np.bool_]
 Float = NDArray[np.float32]
@@ -92,15 +93,15 @@ def _noise(shape_px0: tuple[int, int], scale_px0: float, rng: np.random.Generato
 
     `even` takes the slow part out, so that all features come out about equally large.
     """
-    bases: list[Float] = []
+    bases: list[NDArray[Any]] = []
     for length in shape_px0:
         knots = (np.arange(int(length / scale_px0) + 6) - 2.5) * scale_px0
         bases.append(np.exp(-0.5 * ((np.arange(length)[:, None] - knots) / (0.7 * scale_px0)) ** 2).astype(np.float32))
-    coarse = rng.standard_normal((bases[0].shape[1], bases[1].shape[1])).astype(np.float32)
+    coarse = rng.standard_normal((bases[0].shape[1], bases[1].shape[1]), dtype=np.float32)
     if even:
         coarse -= ndi.gaussian_filter(coarse, 1.6)
     field: Float = bases[0] @ coarse @ bases[1].T
-    return (field - field.mean()) / field.std()
+    return np.asarray((field - field.mean()) / field.std())
 
 
 def _tissue_outline(shape_px0: tuple[int, int], rng: np.random.Generator) -> Bool:
@@ -112,15 +113,11 @@ def _tissue_outline(shape_px0: tuple[int, int], rng: np.random.Generator) -> Boo
         x = np.where(x < cut, (2 * x + 1 - cut) / (1 + cut), (2 * x - 1 - cut) / (1 - cut))
     height = 1 - (np.abs(x) ** 3 + np.abs(y) ** 3) ** (1 / 3)
     height += 0.07 * _noise(shape_px0, min(h, w) / 6, rng) + 0.02 * _noise(shape_px0, 40.0, rng)
-    height[:24] = height[-24:] = -9
-    height[:, :24] = height[:, -24:] = -9
+    height[:24] = height[-24:] = height[:, :24] = height[:, -24:] = -9
     tissue = height > np.quantile(height[::4, ::4], 1 - rng.uniform(0.54, 0.68))
-    pieces, count = ndi.label(tissue)
-    area = np.bincount(pieces.ravel(), minlength=count + 1)
-    area[0] = 0
-    large = area > 0.05 * area.sum()
-    kept: Bool = large[pieces]
-    return kept
+    pieces = ndi.label(tissue)[0]
+    area = np.bincount(pieces[tissue])
+    return np.asarray((area > 0.05 * area.sum())[pieces])
 
 
 def _lesion(tissue: Bool, lesions: int, rng: np.random.Generator) -> Bool:
@@ -157,12 +154,12 @@ def _grid(shape_px0: tuple[int, int], spacing_px0: float, jitter: float, rng: np
     turn = rng.uniform(0, np.pi)
     points = points @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     points = (points + rng.uniform(-jitter, jitter, points.shape)) * spacing_px0 + np.array(shape_px0) / 2
-    return points[((points >= 0) & (points < np.array(shape_px0))).all(1)]
+    return np.asarray(points[((points >= 0) & (points < np.array(shape_px0))).all(1)])
 
 
-def _at(mask: NDArray[np.generic], points: Points) -> NDArray[np.generic]:
-    """Values of a [h, w] map at points float [n, 2] (y, x)."""
-    return mask[points[:, 0].astype(int), points[:, 1].astype(int)]
+def _at(field: NDArray[Any], points: Points) -> NDArray[Any]:
+    """Values [n] of a [h, w] map at points float [n, 2] (y, x)."""
+    return np.asarray(field[points[:, 0].astype(int), points[:, 1].astype(int)])
 
 
 def _radius(shapes: _Shapes, half_px0: int, rng: np.random.Generator) -> Float:
@@ -174,8 +171,7 @@ def _radius(shapes: _Shapes, half_px0: int, rng: np.random.Generator) -> Float:
     phase = rng.uniform(0, 2 * np.pi, (2, len(cos), 1, 1)).astype(np.float32)
     angle = np.arctan2(v, u)
     edge = 1 + shapes.wobble * (np.cos(3 * angle + phase[0]) + np.cos(2 * angle + phase[1]))
-    radius: Float = np.hypot(u, v) / edge
-    return radius
+    return np.asarray(np.hypot(u, v) / edge)
 
 
 def _windows(shapes: _Shapes, half_px0: int, shape_px0: tuple[int, int]) -> Iterator[tuple[int, tuple[slice, slice]]]:
@@ -200,14 +196,14 @@ def _acini(allowed: Bool, rng: np.random.Generator) -> _Shapes:
 
 def _compartments(tissue: Bool, tumour: Bool, rng: np.random.Generator) -> tuple[_Tissue, _Shapes]:
     """Lay out epithelium, lumens and fibres: glands in normal tissue, irregular nests with clefts in tumour."""
-    shape = (tissue.shape[0], tissue.shape[1])
+    shape = tissue.shape
     plain = _noise(shape, 150.0, rng) > 1.5
     acini = _acini(tissue & ~tumour & ~plain, rng)
     epithelium, lumen = np.zeros_like(tissue), np.zeros_like(tissue)
     radius = _radius(acini, ACINUS_HALF_PX0, rng)
     for k, window in _windows(acini, ACINUS_HALF_PX0, shape):
         epithelium[window] |= radius[k] < 1
-        lumen[window] |= radius[k] < 0.34
+        lumen[window] |= radius[k] < ACINUS_LUMEN
     if tumour.any():
         nests = _noise(shape, 19.0, rng, even=True)
         nest_cut = np.quantile(nests[tumour], 1 - EPITHELIUM_SHARE - LUMEN_SHARE)
@@ -235,16 +231,16 @@ def _scatter(part: Bool, px0_per_nucleus: float, rng: np.random.Generator) -> Po
         return np.zeros((0, 2))
     spacing_px0 = float(np.sqrt(inside.sum() / (part.sum() / px0_per_nucleus) / np.sqrt(0.75)))
     points = _grid(part.shape, spacing_px0, 0.18, rng)
-    return points[_at(inside, points).astype(bool)]
+    return np.asarray(points[_at(inside, points)])
 
 
 def _nuclei(parts: _Tissue, acini: _Shapes, rng: np.random.Generator) -> list[_Shapes]:
     """Nuclei of every compartment: round in rings, elongated in streams in nests, spindles along the fibres."""
-    mean_px0 = np.sqrt(acini.axes_px0.prod(1))
-    count = np.rint(np.pi * mean_px0**2 * (1 - 0.34**2) / PX0_PER_EPITHELIAL_NUCLEUS).astype(int)
+    area_px0 = np.pi * acini.axes_px0.prod(1) * (1 - ACINUS_LUMEN**2)
+    count = np.rint(area_px0 / PX0_PER_EPITHELIAL_NUCLEUS).astype(int)
     gland = np.repeat(np.arange(len(count)), count)
-    turn = (np.arange(len(gland)) - np.repeat(np.cumsum(count) - count, count) + rng.uniform(-0.12, 0.12, len(gland)))
-    turn = turn * 2 * np.pi / count[gland] + acini.angle[gland]
+    turn = np.arange(len(gland)) - np.repeat(np.cumsum(count) - count, count) + rng.uniform(-0.12, 0.12, len(gland))
+    turn *= 2 * np.pi / count[gland]
     along, side = 0.73 * acini.axes_px0[gland, 0] * np.cos(turn), 0.73 * acini.axes_px0[gland, 1] * np.sin(turn)
     cos, sin = np.cos(acini.angle[gland]), np.sin(acini.angle[gland])
     ring = acini.centre_px0[gland] + np.stack([along * sin + side * cos, along * cos - side * sin], -1)
@@ -252,11 +248,11 @@ def _nuclei(parts: _Tissue, acini: _Shapes, rng: np.random.Generator) -> list[_S
     nest = _scatter(parts.epithelium & parts.tumour, PX0_PER_EPITHELIAL_NUCLEUS, rng)
     stream = 2.5 * _noise(parts.across_px0.shape, 60.0, rng)
     nuclei.append(_ellipses(nest, _at(stream, nest) + rng.normal(0, 0.2, len(nest)), (1.7, 2.5), rng))
-    slope_y, slope_x = np.gradient(parts.across_px0[::4, ::4])
+    slopes = [np.gradient(parts.across_px0[::4, ::4], axis=axis) for axis in (0, 1)]
     for zone in (parts.tumour, ~parts.tumour):
         stroma = zone & parts.tissue & ~parts.epithelium & ~parts.lumen
         spindle = _scatter(stroma, PX0_PER_STROMAL_NUCLEUS, rng)
-        normal = np.arctan2(_at(slope_y, spindle / 4.001), _at(slope_x, spindle / 4.001))
+        normal = np.arctan2(*(_at(slope, spindle / 4.001) for slope in slopes))
         nuclei.append(_ellipses(spindle, normal + np.pi / 2 + rng.normal(0, 0.15, len(normal)), (3.2, 4.2), rng))
     return nuclei
 
@@ -268,51 +264,48 @@ def _nuclear_density(shape_px0: tuple[int, int], nuclei: list[_Shapes], rng: np.
         radius = _radius(shapes, NUCLEUS_HALF_PX0, rng)
         size_px0 = np.sqrt(shapes.axes_px0.prod(1)).astype(np.float32)[:, None, None]
         amount = rng.normal(1.0, 0.13, size_px0.shape).astype(np.float32)
-        patches = amount * np.clip((1 - radius) * size_px0 / 1.6 + 0.5, 0, 1) * (0.86 + 0.14 * np.minimum(radius, 1) ** 2)
+        amount = amount * (0.86 + 0.14 * np.minimum(radius, 1) ** 2)  # the rim holds more chromatin
+        patches = amount * np.clip((1 - radius) * size_px0 / 1.6 + 0.5, 0, 1)
         for k, window in _windows(shapes, NUCLEUS_HALF_PX0, shape_px0):
             np.maximum(canvas[window], patches[k], out=canvas[window])
     return canvas
 
 
-def _tiled(shape_px0: tuple[int, int], sigma_px0: tuple[float, float], rng: np.random.Generator) -> Float:
+def _tiled(shape_px0: tuple[int, int], sigma_px0: float, rng: np.random.Generator) -> Float:
     """Periodic fine noise float32 [h, w] of unit variance."""
     bank = ndi.gaussian_filter(rng.standard_normal((512, 512)).astype(np.float32), sigma_px0, mode="wrap")
     repeats = [-(-length // 512) for length in shape_px0]
-    field: Float = np.tile(bank / bank.std(), repeats)[: shape_px0[0], : shape_px0[1]]
-    return field
+    return np.asarray(np.tile(bank / bank.std(), repeats)[: shape_px0[0], : shape_px0[1]])
 
 
 def _fibres(across_px0: Float, rng: np.random.Generator) -> Float:
     """Fibre texture float32 [h, w] that runs along the contours of the fibre coordinate."""
     line = ndi.gaussian_filter1d(rng.standard_normal(4096).astype(np.float32), 1.6, mode="wrap")
-    wave = across_px0 + 3 * _noise((across_px0.shape[0], across_px0.shape[1]), 24.0, rng)
-    field: Float = (line / line.std())[wave.astype(np.int32) % 4096]
-    return ndi.gaussian_filter(field, 0.7)
+    wave = across_px0 + 3 * _noise(across_px0.shape, 24.0, rng)
+    return np.asarray(ndi.gaussian_filter((line / line.std())[wave.astype(np.int32) % 4096], 0.7))
 
 
 def _paint(parts: _Tissue, nuclei: Float, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Stain the compartments and look at them in transmitted light: rgb uint8 [h, w, 3]."""
-    shape = (nuclei.shape[0], nuclei.shape[1])
-    soft = [ndi.gaussian_filter(m.astype(np.float32), 1.2) for m in (parts.tissue, parts.epithelium, parts.lumen)]
-    tissue, epithelium, lumen = soft
-    grain = _tiled(shape, (1.1, 1.1), rng)
+    shape = nuclei.shape
+    masks = np.stack([parts.tissue, parts.epithelium, parts.lumen]).astype(np.float32)
+    tissue, epithelium, lumen = ndi.gaussian_filter(masks, (0, 1.2, 1.2))
+    grain = _tiled(shape, 1.1, rng)
     patchy = _noise(shape, 130.0, rng)
     # Crowded-looking and washed-out spots fall on both kinds of tissue alike: they mislead colour, not shape.
     spots = np.sign(patchy) * np.clip((np.abs(patchy) - 1.0) / 0.6, 0, 1)
     stain = np.exp(0.09 * _noise(shape, 420.0, rng) + 0.22 * spots) * (1 + 0.02 * grain)
     open_px0 = tissue * (1 - lumen)
-    cytoplasm = 0.20 + 0.03 * _tiled(shape, (2.0, 2.0), rng)
-    haematoxylin = open_px0 * (0.05 + cytoplasm * epithelium) * (1 - nuclei) + nuclei * (1.0 + 0.10 * grain)
+    cytoplasm = epithelium * (0.20 + 0.03 * _tiled(shape, 2.0, rng))
+    haematoxylin = open_px0 * (0.05 + cytoplasm) * (1 - nuclei) + nuclei * (1.0 + 0.10 * grain)
     stroma = 0.44 + 0.09 * _fibres(parts.across_px0, rng)
     eosin = open_px0 * (epithelium * 0.36 + (1 - epithelium) * stroma) * (1 - 0.35 * nuclei) + 0.03 * tissue
     haematoxylin *= rng.uniform(0.85, 1.15) * stain * tissue
     eosin *= rng.uniform(0.85, 1.15) * np.exp(0.09 * _noise(shape, 420.0, rng) + 0.12 * spots)
-    vectors = np.stack([HAEMATOXYLIN, EOSIN]) + rng.normal(0, 0.025, (2, 3))
-    noise = rng.normal(0, 1.2, shape).astype(np.float32)
-    rgb = np.empty((*shape, 3), np.uint8)
-    for c, (h, e) in enumerate(vectors.T.astype(np.float32)):
-        rgb[..., c] = np.clip(np.rint(243 * np.exp(-h * haematoxylin - e * eosin) + noise), 0, 255)
-    return rgb
+    vectors = STAINS + rng.normal(0, 0.025, (2, 3))
+    noise = 1.2 * rng.standard_normal(shape, dtype=np.float32)
+    light = [243 * np.exp(-h * haematoxylin - e * eosin) + noise for h, e in vectors.T.astype(np.float32)]
+    return np.asarray(np.clip(np.rint(np.stack(light, -1)), 0, 255), np.uint8)
 
 
 def draw_slide(
@@ -335,7 +328,7 @@ def _shrink(rgb: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     """Box average uint8 [h // factor, w // factor, 3]."""
     h, w = rgb.shape[0] // factor, rgb.shape[1] // factor
     blocks = rgb[: h * factor, : w * factor].reshape(h, factor, w, factor, 3)
-    return np.rint(blocks.mean((1, 3), dtype=np.float32)).astype(np.uint8)
+    return np.asarray(np.rint(blocks.mean((1, 3), dtype=np.float32)), np.uint8)
 
 
 def _write_svs(path: Path, rgb: NDArray[np.uint8], mpp0: float) -> None:
@@ -343,23 +336,14 @@ def _write_svs(path: Path, rgb: NDArray[np.uint8], mpp0: float) -> None:
     size = f"{rgb.shape[1]}x{rgb.shape[0]}"
     about = f"Aperio Image Library v12.0.15\r\n{size} [0,0 {size}] (256x256) JPEG/RGB Q=87"
     scale = f"|AppMag = {round(10 / mpp0)}|MPP = {mpp0}"
-    # The Aperio layout keeps a striped thumbnail right behind the full image; the tiled levels follow it.
-    pages = [(rgb, True, about + scale), (_shrink(rgb, 8), False, about)]
-    pages += [(_shrink(rgb, factor), True, about) for factor in LEVEL_FACTORS]
+    jpeg: dict[str, Any] = {"compression": "jpeg", "compressionargs": {"level": 87, "outcolorspace": "ycbcr"}}
+    jpeg |= {"photometric": "rgb", "subsampling": (2, 2), "metadata": None, "software": False}
     with tifffile.TiffWriter(path, bigtiff=False) as tiff:
-        for pixels, tiled, description in pages:
-            tiff.write(
-                pixels,
-                photometric="rgb",
-                compression="jpeg",
-                compressionargs={"level": 87, "outcolorspace": "ycbcr"},
-                subsampling=(2, 2),
-                tile=(256, 256) if tiled else None,
-                rowsperstrip=None if tiled else 16,
-                description=description,
-                metadata=None,
-                software=False,
-            )
+        tiff.write(rgb, tile=(256, 256), description=about + scale, **jpeg)
+        # The Aperio layout keeps a striped thumbnail right behind the full image; the tiled levels follow it.
+        tiff.write(_shrink(rgb, 8), rowsperstrip=16, description=about, **jpeg)
+        for factor in LEVEL_FACTORS:
+            tiff.write(_shrink(rgb, factor), tile=(256, 256), description=about, **jpeg)
 
 
 def _label_rows(slide_id: str, split: str, patient: str, truth: NDArray[np.uint8], patch_px0: int) -> list[list[str]]:

@@ -53,9 +53,7 @@ class Slide(Protocol):
         ...
 
 
-def resolve_mpp(
-    found: tuple[float, float] | None, override: float, path: object
-) -> tuple[tuple[float, float], str]:
+def resolve_mpp(found: tuple[float, float] | None, override: float, path: object) -> tuple[tuple[float, float], str]:
     """The level-0 mpp (x, y) and where it came from; SlideError says how to give it where it is missing or absurd."""
     if override:
         return (override, override), "override"
@@ -64,7 +62,11 @@ def resolve_mpp(
     x, y = found
     low, high = PLAUSIBLE_MPP
     if not (low <= x <= high and low <= y <= high):
-        raise SlideError(f"{path}: resolution {x:g} x {y:g} um/px is outside {low}..{high}; correct it with --mpp-override")
+        raise SlideError(
+            f"{path}: resolution {x:g} x {y:g} um/px is outside {low}..{high}; correct it with --mpp-override"
+        )
     if abs(x / y - 1) > 0.05:
-        raise SlideError(f"{path}: resolutions along x ({x:g}) and y ({y:g} um/px) disagree; set it with --mpp-override")
+        raise SlideError(
+            f"{path}: resolutions along x ({x:g}) and y ({y:g} um/px) disagree; set it with --mpp-override"
+        )
     return (x, y), "slide"

@@ -31,7 +31,7 @@ class ImageReader:
             mpp0=mpp0,
             mpp_source=source,
         )
-        self.downsamples = (1.0,)
+        self.downsamples: tuple[float, ...] = (1.0,)
 
     def level_size(self, level: int) -> tuple[int, int]:
         """(width, height) in pixels."""
@@ -60,7 +60,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
                 raw = tiff.pages[0].asarray()
         else:
             raw = imagecodecs.imread(path)
-    except Exception as error:  # decoders raise many kinds; all mean that this file is no readable image
+    except Exception as error:  # noqa: BLE001 - decoders raise many kinds; all mean that this is no readable image
         raise SlideError(f"{path}: not a readable image ({' '.join(str(error).split())})") from None
     raw = np.asarray(raw)
     if raw.dtype != np.uint8 or raw.ndim not in (2, 3) or (raw.ndim == 3 and raw.shape[2] not in (1, 3, 4)):

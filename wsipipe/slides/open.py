@@ -37,7 +37,8 @@ def find_slides(paths: Sequence[Path]) -> dict[str, Path]:
 def _expand(given: Path) -> list[Path]:
     if given.is_file() or _is_dicom(given):
         return [given]
-    inside = [p for p in sorted(given.iterdir()) if p.suffix.lower() in SUFFIXES or (p.is_dir() and _is_dicom(p))]
+    shown = [p for p in sorted(given.iterdir()) if not p.name.startswith(".")]
+    inside = [p for p in shown if (p.is_file() and p.suffix.lower() in SUFFIXES) or _is_dicom(p)]
     if not inside:
         raise ConfigError(f"{given}: no slides in this folder; known are {', '.join(SUFFIXES)} and folders of .dcm")
     return inside

@@ -50,7 +50,9 @@ class OpenSlideReader:
             self._ycbcr = self._is_unconverted()
             if self._ycbcr:
                 log.warning("%s: tagged RGB but its pixels are YCbCr; converted on reading", path)
-        self.downsamples = tuple(_exact(d) for d in self._handle.level_downsamples)
+        self._rounded: tuple[float, ...] = self._handle.level_downsamples
+        sizes = self._handle.level_dimensions
+        self.downsamples = tuple(_exact(d, sizes[0], s) for d, s in zip(self._rounded, sizes, strict=True))
 
     def level_size(self, level: int) -> tuple[int, int]:
         """(width, height) of a level in its own pixels."""
@@ -58,9 +60,15 @@ class OpenSlideReader:
         return int(w), int(h)
 
     def read(self, xy_px0: tuple[int, int], level: int, size_level_px: tuple[int, int]) -> NDArray[np.uint8]:
-        """uint8 [h, w, 3]; transparent pixels (none scanned there) are laid on white."""
+        """uint8 [h, w, 3]; transparent pixels (none scanned there) are laid on white.
+
+        OpenSlide divides the position by its own downsample and interpolates between pixels where the result is not
+        whole, so it is given the position that its arithmetic maps to the pixel that is meant.
+        """
+        stretch = self._rounded[level] / self.downsamples[level]
+        at = (round(xy_px0[0] * stretch), round(xy_px0[1] * stretch))
         try:
-            rgba = np.asarray(self._handle.read_region(xy_px0, level, size_level_px))
+            rgba = np.asarray(self._handle.read_region(at, level, size_level_px), np.uint8)
         except openslide.OpenSlideError as error:
             raise SlideError(f"{self._path}: pixels at {xy_px0} of level {level} cannot be decoded ({error})") from None
         if self._ycbcr:
@@ -70,7 +78,7 @@ class OpenSlideReader:
             return np.ascontiguousarray(rgba[..., :3])
         rest = 255 - alpha.astype(np.uint16)
         straight = rgba[..., :3].astype(np.uint16) * alpha
-        return ((straight + 255 * rest + 127) // 255).astype(np.uint8)
+        return np.asarray((straight + 255 * rest + 127) // 255, np.uint8)
 
     def _is_unconverted(self) -> bool:
         """Whether the brightest tenth of an overview has Y high and Cb, Cr at their neutral 128.
@@ -91,7 +99,7 @@ def _rgb_of_ycbcr(ycc: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """JPEG's full-range YCbCr (ITU-R BT.601) as RGB: uint8 [h, w, 3] both."""
     y, cb, cr = (ycc[..., i].astype(np.float32) - (0, 128, 128)[i] for i in range(3))
     rgb = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1)
-    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(rgb), 0, 255), np.uint8)
 
 
 def _mpp(properties: object) -> tuple[float, float] | None:
@@ -108,6 +116,8 @@ def _fingerprint(path: Path, properties: object) -> str:
     return hashlib.sha256(f"{quick}:{path.stat().st_size}".encode()).hexdigest()[:32]
 
 
-def _exact(downsample: float) -> float:
+def _exact(downsample: float, size_px0: tuple[int, int], size_level_px: tuple[int, int]) -> float:
     """Downsamples such as 4.0003, an artefact of rounded level sizes, as the whole number that is meant."""
-    return float(round(downsample)) if abs(downsample / round(downsample) - 1) < 0.005 else float(downsample)
+    whole = round(downsample)
+    explained = all(abs(n0 / whole - n) <= 1 for n0, n in zip(size_px0, size_level_px, strict=True))
+    return float(whole) if explained and abs(downsample / whole - 1) < 0.05 else float(downsample)

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from wsipipe.geometry import Grid, Window
 from wsipipe.slides.base import Slide
 
+MOST_SOURCE_PX = 2048**2
+"""Source pixels resampled at once (float64, so about 100 MB); a larger window is read in halves."""
+
 
 def read_window(slide: Slide, grid: Grid, window: Window, factor: int = 1) -> NDArray[np.uint8]:
     """RGB of `window` at `factor` times the working mpp: uint8 [h, w, 3].
@@ -25,13 +28,25 @@ def read_window(slide: Slide, grid: Grid, window: Window, factor: int = 1) -> ND
     last = [first[0] + window.width_px * steps[0], first[1] + window.height_px * steps[1]]
     low = [math.floor(f + 1e-6) for f in first]
     high = [math.ceil(e - 1e-6) for e in last]
-    xy_px0 = (round(low[0] * down), round(low[1] * down))
-    source = slide.read(xy_px0, level, (high[0] - low[0], high[1] - low[1]))
-    if all(abs(s - 1) < 1e-6 for s in steps):
+    native = all(abs(s - 1) < 1e-6 for s in steps)
+    size = (high[0] - low[0], high[1] - low[1])
+    if not native and size[0] * size[1] > MOST_SOURCE_PX and window.width_px * window.height_px > 1:
+        return _in_halves(slide, grid, window, factor)
+    source = slide.read((round(low[0] * down), round(low[1] * down)), level, size)
+    if native:
         return source
     out = area_mean(source, first[1] - low[1], steps[1], window.height_px)
     out = area_mean(out.swapaxes(0, 1), first[0] - low[0], steps[0], window.width_px).swapaxes(0, 1)
     return np.ascontiguousarray(np.clip(np.rint(out), 0, 255).astype(np.uint8))
+
+
+def _in_halves(slide: Slide, grid: Grid, window: Window, factor: int) -> NDArray[np.uint8]:
+    x, y, w, h = window.x_px, window.y_px, window.width_px, window.height_px
+    if w >= h:
+        parts = (Window(x, y, w // 2, h), Window(x + w // 2, y, w - w // 2, h))
+    else:
+        parts = (Window(x, y, w, h // 2), Window(x, y + h // 2, w, h - h // 2))
+    return np.concatenate([read_window(slide, grid, p, factor) for p in parts], axis=int(w >= h))
 
 
 def area_mean(values: NDArray[np.generic], start: float, step: float, count: int) -> NDArray[np.float64]:

@@ -28,7 +28,11 @@ def create_array(path: Path, spec: ArraySpec, axes: Sequence[str]) -> ShardedArr
     chain: dict[str, Any]
     if spec.quality:
         order = (*range(1, len(spec.shape)), 0)
-        chain = {"filters": [TransposeCodec(order=order)], "serializer": Jpeg(spec.quality), "compressors": [Crc32cCodec()]}
+        chain = {
+            "filters": [TransposeCodec(order=order)],
+            "serializer": Jpeg(spec.quality),
+            "compressors": [Crc32cCodec()],
+        }
     else:
         chain = {"serializer": BytesCodec(), "compressors": [ZstdCodec(level=3), Crc32cCodec()]}
     lead = spec.shape[:-2]
@@ -67,7 +71,7 @@ def read_attributes(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads((path / "zarr.json").read_text())
         return dict(meta.get("attributes", {}))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{path}: not a store (no zarr.json); make one with: wsipipe tile") from None
     except (ValueError, AttributeError, UnicodeDecodeError):
         raise StoreError(f"{path}/zarr.json: not readable as Zarr v3 metadata; tile this slide again") from None

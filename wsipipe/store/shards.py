@@ -142,6 +142,7 @@ class ShardedArray:
             os.replace(aside, file)
         else:
             aside.unlink()
+            file.unlink(missing_ok=True)
         self._index.pop(shard, None)
 
     def write_blocks(self, shard: Cell, blocks: Mapping[Cell, NDArray[np.generic]]) -> None:
@@ -218,5 +219,3 @@ def _spec_of(path: Path) -> ArraySpec:
         raise StoreError(f"{path}: no array here") from None
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise StoreError(f"{path}/zarr.json: not an array written by wsipipe ({error!r})") from None
-
-

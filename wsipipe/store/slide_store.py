@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from wsipipe.errors import ConfigError, StoreError
 from wsipipe.geometry import LEVEL_FACTOR, Grid, Window
 from wsipipe.labels import IGNORE
 from wsipipe.store import layout
-from wsipipe.store.shards import SHARD_PX, ArraySpec, Cell, ShardedArray
+from wsipipe.store.shards import ArraySpec, Cell, ShardedArray
 
 KIND = "slide-store"
 GLASS = 255
@@ -54,7 +55,8 @@ class SlideStore:
             raise StoreError(f"{path}: a Zarr group, but not a store of wsipipe; make one with: wsipipe tile")
         if meta.get("schema") != layout.SCHEMA:
             raise StoreError(
-                f"{path}: written with store schema {meta.get('schema')}, this version reads {layout.SCHEMA}; tile again"
+                f"{path}: written with store schema {meta.get('schema')}, this version reads {layout.SCHEMA}; "
+                "tile again"
             )
         self.meta = meta
         self.slide_id = str(meta["slide_id"])
@@ -88,7 +90,9 @@ class SlideStore:
         grid = self.grid.with_patches(patch_px or self.grid.patch_px, stride_px or self.grid.stride_px)
         path = self.path / "patches" / f"{grid.patch_px}_{grid.stride_px}"
         if not path.exists():
-            raise StoreError(f"{self.path}: no patches of {grid.patch_px} px every {grid.stride_px} px; tile with these")
+            raise StoreError(
+                f"{self.path}: no patches of {grid.patch_px} px every {grid.stride_px} px; tile with these"
+            )
         cell, tissue, status = layout.read_table(path, ("cell", "tissue", "status"))
         return PatchTable(grid, cell, tissue, status)
 
@@ -102,7 +106,7 @@ class SlideStore:
     def names(self, kind: str) -> list[str]:
         """Complete `labels` or `scores` of this store."""
         folder = self.path / kind
-        return sorted(p.name for p in folder.iterdir() if (p / "zarr.json").exists()) if folder.is_dir() else []
+        return sorted(p.parent.name for p in folder.glob("[!.]*/zarr.json"))
 
     def attributes(self, kind: str, name: str) -> dict[str, Any]:
         """The wsipipe attributes of `labels/<name>` or `scores/<name>`; StoreError names what there is."""
@@ -149,11 +153,16 @@ class SlideStore:
         if overwrite:
             return False
         raise StoreError(
-            f"{self.path}: {kind}/{name} was made from other inputs; choose another --name, or replace it with --overwrite"
+            f"{self.path}: {kind}/{name} was made from other inputs; "
+            "choose another --name, or replace it with --overwrite"
         )
 
     def write_labels(
-        self, name: str, values: Mapping[int, str], meta: Mapping[str, Any], shards: Iterable[tuple[Cell, NDArray[np.uint8]]]
+        self,
+        name: str,
+        values: Mapping[int, str],
+        meta: Mapping[str, Any],
+        shards: Iterable[tuple[Cell, NDArray[np.uint8]]],
     ) -> None:
         """Write `labels/<name>` aside, coarser levels included, then rename.
 
@@ -169,7 +178,7 @@ class SlideStore:
                 arrays.append(layout.create_array(path / str(level), spec, "yx"))
             for shard, pixels in shards:
                 arrays[0].write_region(shard, pixels)
-            for fine, coarse in zip(arrays, arrays[1:], strict=False):
+            for fine, coarse in pairwise(arrays):
                 _decimate(fine, coarse)
 
     def write_scores(
@@ -226,9 +235,7 @@ def swap(aside: Path, final: Path) -> None:
 def check_name(name: str) -> None:
     """ConfigError unless `name` is a plain file name that wsipipe may create inside a store or a run folder."""
     plain = name and name[0].isalnum() and all(c.isalnum() or c in "._-" for c in name) and name.isascii()
-    if not plain or name == "tissue":
-        if name == "tissue":
-            return
+    if not plain or name == "zarr.json":
         raise ConfigError(f"name {name!r}: use letters, digits, '.', '_' and '-', starting with a letter or digit")
 
 
@@ -245,16 +252,21 @@ def shard_windows(spec: ArraySpec) -> Iterator[tuple[Cell, Window]]:
     height, width = spec.shape[-2:]
     for row in range(spec.shards[0]):
         for col in range(spec.shards[1]):
-            y, x = row * SHARD_PX, col * SHARD_PX
-            yield (row, col), Window(x, y, min(SHARD_PX, width - x), min(SHARD_PX, height - y))
+            y, x = row * spec.shard_px, col * spec.shard_px
+            yield (row, col), Window(x, y, min(spec.shard_px, width - x), min(spec.shard_px, height - y))
 
 
 def _decimate(fine: ShardedArray, coarse: ShardedArray) -> None:
     """Fill a coarser mask level with the pixel nearest to the centre of each square of the finer one."""
     f, n = LEVEL_FACTOR, coarse.spec.chunk_px
+    height, width = fine.spec.shape
     for shard, _ in shard_windows(coarse.spec):
         blocks = {}
         for row, col in coarse.spec.chunks_of_shard(shard):
-            source = fine.read(Window(col * n * f, row * n * f, n * f, n * f))
-            blocks[(row, col)] = source[f // 2 :: f, f // 2 :: f]
+            y, x = row * n * f, col * n * f
+            window = Window(x, y, min(n * f, width - x), min(n * f, height - y))
+            rows, cols = (
+                np.minimum(np.arange(n) * f + f // 2, size - 1) for size in (window.height_px, window.width_px)
+            )
+            blocks[(row, col)] = fine.read(window)[np.ix_(rows, cols)]
         coarse.write_blocks(shard, blocks)

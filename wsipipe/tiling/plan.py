@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from wsipipe.geometry import Grid, Window
@@ -11,14 +9,6 @@ from wsipipe.slides.tissue import TissueMask
 from wsipipe.store import PatchTable
 
 Cell = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What tiling will write: the patch table and, for every shard, the chunks that must exist."""
-
-    table: PatchTable
-    chunks: dict[Cell, list[Cell]]
 
 
 def plan_patches(grid: Grid, tissue: TissueMask, min_tissue: float) -> PatchTable:

@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +43,8 @@ def tile_slides(
     for i, (slide_id, path) in enumerate(slides.items()):
         progress("tile", i, len(slides), slide_id)
         began = time.monotonic()
-        target = Path(run.stores) / f"{slide_id}.zarr"
         try:
-            status, store = _tile_slide(slide_id, path, target, config, run, progress, overwrite)
+            status, store = _tile_slide(slide_id, path, config, run, progress=progress, overwrite=overwrite)
         except WsipipeError as error:
             log.error("%s: failed: %s", slide_id, error)
             report.failed(slide_id, error)
@@ -55,17 +54,18 @@ def tile_slides(
         if n == 0:
             log.warning("%s: no tissue (%s)", slide_id, note or "no patch holds enough of it; see --min-tissue")
             status = "empty" if status == "done" else status
-        report.add(slide_id, status, note, patches=n, seconds=f"{time.monotonic() - began:.1f}", store=target)
-        stores.append(target)
+        report.add(slide_id, status, note, patches=n, seconds=f"{time.monotonic() - began:.1f}", store=store.path)
+        stores.append(store.path)
     progress("tile", len(slides), len(slides))
     report.write(Path(run.runs) / "tile" / "tile.csv")
     return report, stores
 
 
 def _tile_slide(
-    slide_id: str, path: Path, target: Path, config: TileConfig, run: RunConfig, progress: Progress, overwrite: bool
+    slide_id: str, path: Path, config: TileConfig, run: RunConfig, *, progress: Progress, overwrite: bool
 ) -> tuple[str, SlideStore]:
     """One slide; returns the status (done or skipped) and its store."""
+    target = Path(run.stores) / f"{slide_id}.zarr"
     slide = open_slide(path, slide_id, config.mpp_override)
     try:
         stride_px = config.stride_px or config.patch_px
@@ -93,7 +93,7 @@ def _tile_slide(
         }
         try:
             store = SlideStore.create(aside, grid, config.quality if config.codec == "jpeg" else 0, meta)
-            _write(store, slide, table, tissue, run, progress)
+            _write(store, _Source(slide, grid, run.workers), table, tissue, progress)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -103,24 +103,30 @@ def _tile_slide(
         slide.close()
 
 
-def _write(
-    store: SlideStore, slide: Slide, table: PatchTable, tissue: TissueMask, run: RunConfig, progress: Progress
-) -> None:
+@dataclass(frozen=True)
+class _Source:
+    """Where pixels come from: a slide seen in the frame of `grid`, read by `workers` threads."""
+
+    slide: Slide
+    grid: Grid
+    workers: int
+
+
+def _write(store: SlideStore, source: _Source, table: PatchTable, tissue: TissueMask, progress: Progress) -> None:
     """Pixels, coarser levels, tissue mask and patch table of one slide."""
     grid = store.grid
     chunks = plan_chunks(table, CHUNK_PX, SHARD_PX)
     total = sum(map(len, chunks.values()))
     done = 0
     for shard, cells in chunks.items():
-        _write_shard(store.pixels(0), slide, grid, shard, cells, 1, run.workers)
+        _write_shard(store.pixels(0), source, shard, cells, 1)
         done += len(cells)
         progress(f"tile {store.slide_id}", done, total)
     if len(table.cell):
         for level in range(1, grid.levels):
             array = store.pixels(level)
             for shard, _ in shard_windows(array.spec):
-                factor = LEVEL_FACTOR**level
-                _write_shard(array, slide, grid, shard, array.spec.chunks_of_shard(shard), factor, run.workers)
+                _write_shard(array, source, shard, array.spec.chunks_of_shard(shard), LEVEL_FACTOR**level)
     store.write_labels(
         "tissue",
         TISSUE_VALUES,
@@ -130,19 +136,17 @@ def _write(
     store.write_patches(table)
 
 
-def _write_shard(
-    array: ShardedArray, slide: Slide, grid: Grid, shard: Cell, cells: list[Cell], factor: int, workers: int
-) -> None:
+def _write_shard(array: ShardedArray, source: _Source, shard: Cell, cells: list[Cell], factor: int) -> None:
     """Read, resample and encode the chunks of one shard in threads, then write it whole."""
     height, width = array.spec.shape[-2:]
 
     def encode(cell: Cell) -> bytes:
         y, x = cell[0] * CHUNK_PX, cell[1] * CHUNK_PX
         window = Window(x, y, min(CHUNK_PX, width - x), min(CHUNK_PX, height - y))
-        return array.spec.encode(_padded(read_window(slide, grid, window, factor)))
+        return array.spec.encode(_padded(read_window(source.slide, source.grid, window, factor)))
 
     encoded: dict[Cell, bytes] = {}
-    map_threads(encode, cells, workers, encoded.__setitem__)
+    map_threads(encode, cells, source.workers, encoded.__setitem__)
     array.write_shard(shard, sorted(encoded.items()))
 
 
@@ -158,4 +162,3 @@ def _versions() -> dict[str, str]:
 
     names = ("openslide-python", "openslide-bin", "tifffile", "imagecodecs", "zarr", "numpy")
     return {"wsipipe": wsipipe.__version__, **{n: version(n) for n in names}}
-

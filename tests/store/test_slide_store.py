@@ -1,0 +1,313 @@
+"""A store is a valid OME-Zarr image that others open, and its masks and scores come whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from numpy.typing import NDArray
+
+from wsipipe.errors import ConfigError, StoreError
+from wsipipe.geometry import Grid, Window
+from wsipipe.store import SlideStore, find_stores
+from wsipipe.store.slide_store import check_name, shard_windows, swap
+
+VALUES = {0: "none", 1: "tumour", 255: "ignore"}
+Shard = tuple[tuple[int, int], NDArray[np.uint8]]
+
+
+def striped(store: SlideStore, seed: int = 0) -> NDArray[np.uint8]:
+    width, height = store.grid.size_px
+    y, x = np.mgrid[:height, :width]
+    return ((x // 40 + y // 30 + seed) % 2).astype(np.uint8)
+
+
+def in_shards(store: SlideStore, mask: NDArray[np.uint8]) -> Iterator[Shard]:
+    for shard, w in shard_windows(store.pixels().spec):
+        yield shard, mask[w.y_px : w.y_px + w.height_px, w.x_px : w.x_px + w.width_px]
+
+
+def whole(store: SlideStore, level: int = 0) -> Window:
+    height, width = store.grid.level_shape(level)
+    return Window(0, 0, width, height)
+
+
+def files(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"}
+
+
+def empty_store(path: Path, size: tuple[int, int]) -> SlideStore:
+    grid = Grid(size, (0.5, 0.5), (1.0, 1.0), 64, 64)
+    return SlideStore.create(path, grid, 0, {"slide_id": path.stem, "pixel_digest": "d"})
+
+
+def test_a_store_is_a_valid_ome_zarr_image(tiled: Path):
+    from ome_zarr_models.v05.image import Image
+
+    image = Image.from_zarr(zarr.open_group(str(tiled), mode="r"))
+    scales = image.attributes.ome.multiscales[0]
+    assert [a.name for a in scales.axes] == ["c", "y", "x"]
+    assert [a.unit for a in scales.axes[1:]] == ["micrometer", "micrometer"]
+    assert len(scales.datasets) == SlideStore(tiled).grid.levels
+
+
+def test_masks_are_valid_ome_zarr_label_images(store: SlideStore):
+    from ome_zarr_models.v05.image_label import ImageLabel
+    from ome_zarr_models.v05.labels import Labels
+
+    store.write_labels("camel", VALUES, {"digest": "x"}, in_shards(store, striped(store)))
+    for name in ("tissue", "camel"):
+        label = ImageLabel.from_zarr(zarr.open_group(str(store.path / "labels" / name), mode="r"))
+        assert len(label.attributes.ome.multiscales[0].datasets) == store.grid.levels
+        assert label.attributes.ome.image_label.source.image == "../../"
+    listed = Labels.from_zarr(zarr.open_group(str(store.path / "labels"), mode="r"))
+    assert listed.attributes.ome.labels == ["camel", "tissue"]
+    colours = json.loads((store.path / "labels/camel/zarr.json").read_text())["attributes"]["ome"]["image-label"]
+    assert {c["label-value"]: c["rgba"][3] for c in colours["colors"]} == {0: 0, 1: 255, 255: 0}
+    assert {p["label-value"]: p["name"] for p in colours["properties"]} == VALUES
+
+
+def test_levels_of_image_and_masks_lie_on_each_other(tiled: Path):
+    def transforms(path: Path) -> list[tuple[list[float], list[float]]]:
+        scales = json.loads((path / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
+        found = []
+        for d in scales["datasets"]:
+            scale, shift = d["coordinateTransformations"]
+            found.append((scale["scale"][-2:], shift["translation"][-2:]))
+        return found
+
+    image = transforms(tiled)
+    assert image == transforms(tiled / "labels" / "tissue")
+    assert image[0] == ([0.5, 0.5], [0, 0])
+    assert image[1] == ([2.0, 2.0], [0.75, 0.75])  # the centre of the first 4 x 4 px is 1.5 px from the first centre
+
+
+def test_a_fresh_python_reads_the_pixels_with_stock_zarr_alone(tiled: Path, tmp_path: Path):
+    code = (
+        "import sys, numpy, zarr\n"
+        "group = zarr.open_group(sys.argv[1], mode='r')\n"
+        "numpy.save(sys.argv[2], group['0'][:, 300:500, 500:700])\n"
+        "numpy.save(sys.argv[3], group['labels/tissue/0'][...])\n"
+    )
+    paths = [str(tmp_path / "a.npy"), str(tmp_path / "b.npy")]
+    subprocess.run([sys.executable, "-c", code, str(tiled), *paths], check=True, cwd=tmp_path)
+    store = SlideStore(tiled)
+    np.testing.assert_array_equal(np.moveaxis(np.load(paths[0]), 0, -1), store.read(Window(500, 300, 200, 200)))
+    np.testing.assert_array_equal(np.load(paths[1]), store.labels("tissue").read(whole(store)))
+
+
+def test_what_is_known_of_the_slide_is_kept(tiled: Path, svs_path: Path):
+    store = SlideStore(tiled)
+    assert store.slide_id == "blob"
+    assert store.grid == Grid((1200, 900), (0.5, 0.5), (1.0, 1.0), 128, 128)
+    assert store.meta["slide"]["path"] == str(svs_path.resolve())
+    assert store.meta["slide"]["mpp_source"] == "slide"
+    assert {"kind", "schema", "pixel_digest", "versions", "tile"} <= set(store.meta)
+    assert store.names("labels") == ["tissue"]
+    assert store.names("scores") == []
+
+
+def test_patches_are_a_table_that_stock_zarr_reads(tiled: Path):
+    table = SlideStore(tiled).patches()
+    group = zarr.open_group(str(tiled / "patches" / "128_128"), mode="r")
+    np.testing.assert_array_equal(group["cell"][...], table.cell)
+    assert (table.cell.dtype, table.tissue.dtype, table.status.dtype) == (np.int32, np.float32, np.uint8)
+    assert len(table.windows) == len(table.cell) > 10
+
+
+def test_patches_of_another_lattice_are_added_and_a_missing_one_is_named(store: SlideStore):
+    from wsipipe.store import PatchTable
+
+    with pytest.raises(StoreError, match="no patches of 64 px every 32 px; tile with these"):
+        store.patches(64, 32)
+    grid = store.grid.with_patches(64, 32)
+    table = PatchTable(grid, np.array([[1, 2], [3, 4]], np.int32), np.array([0.5, 1], np.float32), np.array([0, 2], np.uint8))
+    store.write_patches(table)
+    found = store.patches(64, 32)
+    assert found.grid == grid
+    np.testing.assert_array_equal(found.cell, table.cell)
+    assert found.windows == [Window(64, 32, 64, 64)]  # status 2 is left out
+
+
+def test_other_things_are_no_store(tmp_path: Path, tiled: Path):
+    with pytest.raises(StoreError, match=r"none\.zarr: not a store \(no zarr\.json\); make one with: wsipipe tile"):
+        SlideStore(tmp_path / "none.zarr")
+    (tmp_path / "file.zarr").touch()
+    with pytest.raises(StoreError, match="not a store"):
+        SlideStore(tmp_path / "file.zarr")
+    with pytest.raises(StoreError, match="a Zarr group, but not a store of wsipipe"):
+        SlideStore(tiled / "labels")
+    (tmp_path / "zarr.json").write_text("not json")
+    with pytest.raises(StoreError, match="not readable as Zarr v3 metadata; tile this slide again"):
+        SlideStore(tmp_path)
+
+
+def test_another_schema_says_so(store: SlideStore):
+    meta = json.loads((store.path / "zarr.json").read_text())
+    meta["attributes"]["wsipipe"]["schema"] = 99
+    (store.path / "zarr.json").write_text(json.dumps(meta))
+    with pytest.raises(StoreError, match="written with store schema 99, this version reads 1; tile again"):
+        SlideStore(store.path)
+
+
+def test_written_labels_are_read_back_at_every_level(tmp_path: Path):
+    store = empty_store(tmp_path / "a.zarr", (1501, 1203))
+    mask = striped(store)
+    store.write_labels("camel", VALUES, {"digest": "x"}, in_shards(store, mask))
+    assert store.names("labels") == ["camel"]
+    assert store.attributes("labels", "camel") == {"kind": "labels", "digest": "x"}
+    np.testing.assert_array_equal(store.labels("camel").read(whole(store)), mask)
+    assert store.grid.levels == 2
+    rows, cols = (np.minimum(np.arange(n) * 4 + 2, m - 1) for n, m in zip(store.grid.level_shape(1), mask.shape, strict=True))
+    np.testing.assert_array_equal(store.labels("camel", 1).read(whole(store, 1)), mask[np.ix_(rows, cols)])
+    with pytest.raises(StoreError):
+        store.labels("camel", 2)
+
+
+def test_shards_that_were_not_given_are_ignore_or_glass_for_tissue(store: SlideStore):
+    store.write_labels("camel", VALUES, {}, [])
+    store.write_labels("tissue", VALUES, {}, [])
+    assert (store.labels("camel").read(whole(store)) == 255).all()
+    assert (store.labels("tissue").read(whole(store)) == 0).all()
+
+
+def test_rewritten_labels_replace_the_old_ones(store: SlideStore):
+    for seed in (0, 1):
+        store.write_labels("camel", VALUES, {"digest": str(seed)}, in_shards(store, striped(store, seed)))
+        np.testing.assert_array_equal(store.labels("camel").read(whole(store)), striped(store, seed))
+    assert store.attributes("labels", "camel")["digest"] == "1"
+    assert not [f for f in files(store.path.parent) if ".old" in f or ".partial" in f]
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_crash_while_writing_labels_leaves_nothing_behind(store: SlideStore, existing: bool):
+    if existing:
+        store.write_labels("camel", VALUES, {"digest": "old"}, in_shards(store, striped(store)))
+    before = files(store.path.parent)
+
+    def crash() -> Iterator[Shard]:
+        yield next(in_shards(store, striped(store, 1)))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.write_labels("camel", VALUES, {"digest": "new"}, crash())
+    assert files(store.path.parent) == before
+    assert ("camel" in store.names("labels")) == existing
+    if existing:
+        np.testing.assert_array_equal(store.labels("camel").read(whole(store)), striped(store))
+
+
+def test_what_a_killed_run_left_is_cleared_and_never_listed(store: SlideStore):
+    (store.path / "labels" / ".camel.old").mkdir()
+    (store.path / "labels" / ".camel.old" / "zarr.json").write_text("{}")
+    aside = store.path.with_name(f".{store.path.name}.labels.camel.partial")
+    aside.mkdir()
+    (aside / "junk").touch()
+    assert store.names("labels") == ["tissue"]
+    store.write_labels("camel", VALUES, {}, in_shards(store, striped(store)))
+    assert store.names("labels") == ["camel", "tissue"]
+    assert not aside.exists()
+    assert not (store.path / "labels" / "camel" / "junk").exists()
+    assert find_stores(store.path.parent) == [store.path]
+
+
+def test_scores_are_written_at_their_own_stride(store: SlideStore):
+    height, width = -(-900 // 16), -(-1200 // 16)
+    values = np.random.default_rng(0).integers(0, 256, (2, height, width), np.uint8)
+    store.write_scores("camel", 16, {"classes": ["x", "y"], "digest": "d"}, [((0, 0), values)])
+    assert store.scores("camel").spec.shape == (2, height, width)
+    np.testing.assert_array_equal(store.scores("camel").read(Window(0, 0, width, height)), values)
+    found = store.attributes("scores", "camel")
+    assert (found["stride_px"], found["classes"], found["digest"]) == (16, ["x", "y"], "d")
+    np.testing.assert_array_equal(zarr.open_group(str(store.path / "scores/camel"), mode="r")["0"][...], values)
+    ome = json.loads((store.path / "scores/camel/zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
+    assert ome["datasets"][0]["coordinateTransformations"][0]["scale"] == [1, 8, 8]
+    assert store.names("scores") == ["camel"]
+    assert store.names("labels") == ["tissue"]
+
+
+def test_a_missing_name_says_what_there_is(store: SlideStore):
+    with pytest.raises(StoreError, match="no labels/camel; found tissue"):
+        store.labels("camel")
+    with pytest.raises(StoreError, match="no scores/camel; found none"):
+        store.scores("camel")
+
+
+def test_current_tells_same_inputs_from_others(store: SlideStore):
+    assert not store.current("labels", "camel", "x", overwrite=False)
+    store.write_labels("camel", VALUES, {"digest": "x"}, [])
+    assert store.current("labels", "camel", "x", overwrite=False)
+    assert store.current("labels", "camel", "x", overwrite=True)
+    assert not store.current("labels", "camel", "y", overwrite=True)
+    with pytest.raises(StoreError, match=r"labels/camel was made from other inputs; choose another --name, .* --overwrite"):
+        store.current("labels", "camel", "y", overwrite=False)
+
+
+@pytest.mark.parametrize("cell", [8, 10, 15])
+@pytest.mark.parametrize("size", [(300, 200), (301, 217)])
+def test_tissue_grid_agrees_with_counting_pixels(tmp_path: Path, cell: int, size: tuple[int, int]):
+    store = empty_store(tmp_path / "a.zarr", size)
+    mask = (np.random.default_rng(0).random((size[1], size[0])) < 0.4).astype(np.uint8)
+    mask[:50, :70] = 255
+    store.write_labels("tissue", VALUES, {}, in_shards(store, mask))
+    found = store.tissue_grid(cell)
+    rows, cols = -(-size[1] // cell), -(-size[0] // cell)
+    padded = np.zeros((rows * cell, cols * cell))
+    padded[: size[1], : size[0]] = mask == 1
+    np.testing.assert_allclose(found, padded.reshape(rows, cell, cols, cell).mean((1, 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize("cell", [16, 32, 50, 64])
+def test_tissue_grid_from_a_coarser_level_is_close(tiled: Path, cell: int):
+    store = SlideStore(tiled)
+    mask = store.labels("tissue").read(whole(store)) == 1
+    rows, cols = -(-900 // cell), -(-1200 // cell)
+    padded = np.zeros((rows * cell, cols * cell))
+    padded[:900, :1200] = mask
+    expected = padded.reshape(rows, cell, cols, cell).mean((1, 3))
+    found = store.tissue_grid(cell)
+    assert (found.shape, found.dtype) == (expected.shape, np.float32)
+    assert found.max() <= 1
+    assert np.abs(found - expected).max() < 0.2
+    assert np.abs(found - expected).mean() < 0.03
+
+
+@pytest.mark.parametrize("name", ["camel", "a", "9", "UNet_v2.1-x", "tissue"])
+def test_plain_names_are_accepted(name: str):
+    check_name(name)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", ".a", "_a", "-a", "a b", "é", "a\n", "a:b", "zarr.json"])
+def test_names_that_could_leave_the_store_or_hide_are_refused(store: SlideStore, name: str):
+    with pytest.raises(ConfigError, match="use letters, digits, '.', '_' and '-', starting with a letter or digit"):
+        check_name(name)
+    before = files(store.path.parent)
+    with pytest.raises(ConfigError):
+        store.write_labels(name, VALUES, {}, [])
+    assert files(store.path.parent) == before
+
+
+def test_find_stores_lists_complete_stores_by_name(tmp_path: Path):
+    for name in ("b.zarr", "a.zarr", ".c.zarr.partial", ".d.zarr", "notes.txt"):
+        (tmp_path / name).mkdir()
+    assert [p.name for p in find_stores(tmp_path)] == ["a.zarr", "b.zarr"]
+    with pytest.raises(ConfigError, match="no stores here; make them with: wsipipe tile SLIDES --stores"):
+        find_stores(tmp_path / "notes.txt")
+    with pytest.raises(ConfigError, match="no stores here"):
+        find_stores(tmp_path / "missing")
+
+
+def test_swap_replaces_a_folder_and_leaves_one(tmp_path: Path):
+    for name in ("new", "old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    swap(tmp_path / "new", tmp_path / "old")
+    assert os.listdir(tmp_path) == ["old"]
+    assert os.listdir(tmp_path / "old") == ["new"]

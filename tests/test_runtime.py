@@ -1,0 +1,193 @@
+"""Threads, digests, atomic files, and the ledger that owns the exit code."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from wsipipe import runtime
+from wsipipe.errors import ConfigError, SlideError
+from wsipipe.runtime import Report, digest, map_threads, threads, write_json
+
+
+def report(max_failed: str, failed: int, total: int) -> Report:
+    ledger = Report(max_failed)
+    for i in range(total):
+        ledger.add(f"s{i}", "failed" if i < failed else "done")
+    return ledger
+
+
+@pytest.mark.parametrize(
+    ("max_failed", "failed", "total", "code"),
+    [
+        ("0", 0, 5, 0), ("0", 1, 5, 1), ("2", 2, 5, 0), ("2", 3, 5, 1),
+        ("0%", 0, 5, 0), ("0%", 1, 5, 1), ("20%", 1, 5, 0), ("20%", 2, 5, 1), ("19%", 1, 5, 1), ("100%", 5, 5, 0),
+        ("0", 0, 0, 0), ("5%", 0, 0, 0),
+    ],
+)  # fmt: skip
+def test_exit_code_allows_a_number_or_a_share_of_failures(max_failed: str, failed: int, total: int, code: int):
+    assert report(max_failed, failed, total).exit_code == code
+
+
+def test_skipped_and_empty_items_are_no_failures():
+    ledger = Report()
+    ledger.add("a", "skipped")
+    ledger.add("b", "empty", "no tissue")
+    assert ledger.exit_code == 0
+    assert [r["item"] for r in ledger.of("empty")] == ["b"]
+
+
+def test_ledger_is_a_csv_of_all_items_and_columns(tmp_path: Path):
+    ledger = Report()
+    ledger.add("a", "done", patches=12, seconds="0.5")
+    ledger.failed("b", SlideError("cannot,\n   be read"))
+    path = tmp_path / "new" / "tile.csv"
+    ledger.write(path)
+    with path.open(newline="", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    assert rows == [
+        {"item": "a", "status": "done", "reason": "", "patches": "12", "seconds": "0.5"},
+        {"item": "b", "status": "failed", "reason": "cannot, be read", "patches": "", "seconds": ""},
+    ]
+    assert [p.name for p in path.parent.iterdir()] == ["tile.csv"]
+
+
+def test_an_empty_ledger_has_its_header(tmp_path: Path):
+    Report().write(tmp_path / "x.csv")
+    assert (tmp_path / "x.csv").read_text().strip() == "item,status,reason"
+
+
+def test_digest_tells_values_apart_and_forgets_only_the_order_of_keys():
+    assert digest({"a": 1, "b": (2.5, None)}) == digest({"b": [2.5, None], "a": 1})
+    assert len({digest(1), digest("1"), digest(1, 2), digest([1, 2]), digest(), digest({"a": 1})}) == 6
+    assert len(digest("x")) == 32
+
+
+def test_digest_is_the_same_in_every_process_and_version():
+    assert digest("tile", {"mpp": 0.5}) == "91e18aa105ea8de8cf71787f44620630"
+    code = "from wsipipe.runtime import digest; print(digest('tile', {'mpp': 0.5}))"
+    for seed in ("0", "1"):
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )
+        assert run.stdout.strip() == digest("tile", {"mpp": 0.5})
+
+
+def test_map_threads_gives_each_result_with_its_item_whatever_the_order():
+    done: dict[int, int] = {}
+
+    def slow_first(i: int) -> int:
+        time.sleep(0.002 * (i % 3 == 0))
+        return i * i
+
+    map_threads(slow_first, range(40), 4, done.__setitem__)
+    assert done == {i: i * i for i in range(40)}
+
+
+def test_map_threads_calls_back_from_the_calling_thread():
+    callers = set()
+    map_threads(lambda i: i, range(20), 4, lambda i, r: callers.add(threading.get_ident()))
+    assert callers == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_map_threads_bounds_what_is_in_flight(workers: int):
+    taken, settled, most = 0, 0, 0
+
+    def items():
+        nonlocal taken, most
+        for i in range(60):
+            taken += 1
+            most = max(most, taken - settled)
+            yield i
+
+    def on_done(item: int, result: int) -> None:
+        nonlocal settled
+        settled += 1
+
+    map_threads(lambda i: i, items(), workers, on_done)
+    assert settled == 60
+    assert most <= 2 * workers + 1  # the one just taken from the iterator is not yet submitted
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_map_threads_raises_the_first_error_and_submits_no_more(workers: int):
+    begun = []
+
+    def work(i: int) -> int:
+        begun.append(i)
+        if i == 3:
+            raise SlideError("slide 3")
+        return i
+
+    with pytest.raises(SlideError, match="slide 3"):
+        map_threads(work, range(10_000), workers)
+    assert len(begun) < 3 + 6 * workers
+    count = len(begun)
+    time.sleep(0.01)
+    assert len(begun) == count  # nothing runs on behind the error
+
+
+def test_map_threads_of_nothing_does_nothing():
+    map_threads(lambda i: i, [], 2)
+
+
+def test_threads_counts_the_processors_this_process_may_use():
+    assert threads(3) == 3
+    assert threads(0) == len(os.sched_getaffinity(0))
+
+
+def test_write_json_replaces_the_file_and_leaves_no_partial(tmp_path: Path):
+    path = tmp_path / "deep" / "a.json"
+    write_json(path, {"b": 1, "a": [1, 2]})
+    write_json(path, {"b": 2})
+    assert json.loads(path.read_text()) == {"b": 2}
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_write_json_that_fails_keeps_the_old_file(tmp_path: Path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    loop: list[object] = []
+    loop.append(loop)
+    with pytest.raises(ValueError, match="Circular"):
+        write_json(path, loop)
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_device_auto_and_cpu():
+    assert runtime.device("cpu").type == "cpu"
+    assert runtime.device("auto").type in ("cpu", "cuda")
+
+
+def test_an_unknown_device_says_what_is_expected():
+    with pytest.raises(ConfigError, match="device 'gpu': expected auto, cpu or cuda:N"):
+        runtime.device("gpu")
+
+
+def test_a_missing_gpu_says_how_many_there_are():
+    with pytest.raises(ConfigError, match=r"device cuda:99: \d+ CUDA devices found; use --device auto"):
+        runtime.device("cuda:99")
+
+
+def test_autocast_changes_no_result_by_much():
+    import torch
+
+    on = runtime.device("cpu")
+    a = torch.linspace(-1, 1, 64).reshape(8, 8)
+    with runtime.autocast(on):
+        product = a @ a
+    torch.testing.assert_close(product.float(), a @ a, atol=0.05, rtol=0.05)

@@ -1,0 +1,109 @@
+"""Write masks that a user already has into the stores, as labels like any other."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from wsipipe.config import RunConfig, check
+from wsipipe.errors import ConfigError, StoreError, WsipipeError
+from wsipipe.labels import IGNORE, Classes
+from wsipipe.runtime import Progress, Report, digest, silent
+from wsipipe.slides.mask import ValueMap, find_masks, read_mask
+from wsipipe.store import SlideStore
+from wsipipe.store.slide_store import check_name, shard_windows
+
+log = logging.getLogger(__name__)
+
+
+def import_masks(
+    stores: Sequence[Path],
+    spec: str,
+    value_map_text: str,
+    classes: tuple[str, ...],
+    name: str,
+    *,
+    run: RunConfig,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> tuple[Report, list[Path]]:
+    """Write the mask of every store that has one into `labels/<name>`; returns the ledger and the stores that hold it.
+
+    `spec` says where the masks are (see `find_masks`), `value_map_text` what their values mean, e.g.
+    `1=stroma,2=tumour`; empty: values are class indices. A store that holds the same already is skipped, one that
+    fails is recorded and costs only itself. The ledger goes to `<run.runs>/<name>/import.csv`. Raises ConfigError for
+    bad names, classes or values, and if there is no mask for any store.
+    """
+    _check(classes, name)
+    meaning = ValueMap.parse(value_map_text, classes, "--map")
+    report = Report(run.max_failed)
+    opened = _open(stores, report)
+    masks = find_masks(spec, [s.slide_id for s in opened]) if opened else {}
+    written: list[Path] = []
+    chosen = [s for s in opened if s.slide_id in masks]
+    if len(chosen) < len(opened):
+        log.info("%d of %d stores have no mask at %s", len(opened) - len(chosen), len(opened), spec)
+    for i, store in enumerate(chosen):
+        progress("import", i, len(chosen), store.slide_id)
+        mask = masks[store.slide_id]
+        try:
+            done = _import(store, mask, meaning, classes, name, overwrite=overwrite)
+        except ConfigError:
+            raise  # the meaning of the values is wrong for all slides alike
+        except WsipipeError as error:
+            log.error("%s: failed: %s", store.slide_id, error)
+            report.failed(store.slide_id, error)
+            continue
+        report.add(store.slide_id, "done" if done else "skipped", mask=mask)
+        written.append(store.path)
+    progress("import", len(chosen), len(chosen))
+    report.write(Path(run.runs) / name / "import.csv")
+    return report, written
+
+
+def _check(classes: Sequence[str], name: str) -> None:
+    """ConfigError unless the names can be used."""
+    check_name(name)
+    check(name != "tissue", "name 'tissue': it is the tissue mask of the store; choose another --name")
+    check(len(classes) > 0, "no classes given; name them in mask order, e.g. --classes stroma,tumour")
+    check(len(set(classes)) == len(classes), f"classes {', '.join(classes)}: a name is given twice")
+    check("ignore" not in classes, "class 'ignore': this word means value 255; choose another name")
+    Classes(tuple(classes))
+
+
+def _open(stores: Sequence[Path], report: Report) -> list[SlideStore]:
+    """The stores that can be opened; the others are reported."""
+    opened = []
+    for path in stores:
+        try:
+            opened.append(SlideStore(path))
+        except StoreError as error:
+            log.error("%s: failed: %s", path.stem, error)
+            report.failed(path.stem, error)
+    return opened
+
+
+def _import(
+    store: SlideStore, path: Path, meaning: ValueMap, classes: tuple[str, ...], name: str, *, overwrite: bool
+) -> bool:
+    """Write the mask of one store; False if it is there already."""
+    with path.open("rb") as f:
+        sha256 = hashlib.file_digest(f, "sha256").hexdigest()
+    made_of = digest(sha256, meaning.pairs, classes, store.pixel_digest)
+    if store.current("labels", name, made_of, overwrite):
+        return False
+    mask = read_mask(path, store.grid)
+    values = {0: "none", **dict(enumerate(classes, start=1)), IGNORE: "ignore"}
+    meta = {"classes": list(classes), "source": str(path.resolve()), "digest": made_of}
+    store.write_labels(
+        name,
+        values,
+        meta,
+        (
+            (shard, meaning.apply(mask[w.y_px : w.y_px + w.height_px, w.x_px : w.x_px + w.width_px], path))
+            for shard, w in shard_windows(store.pixels().spec)
+        ),
+    )
+    return True

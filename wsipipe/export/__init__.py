@@ -1,0 +1,1 @@
+"""Maps for other programs and for people: one file a format."""

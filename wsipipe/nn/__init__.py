@@ -1,0 +1,1 @@
+"""Networks: encoders and segmenters by name, augmentation, the one training loop, checkpoints."""

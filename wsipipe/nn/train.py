@@ -1,0 +1,93 @@
+"""The one training loop: AdamW, warm-up and cosine decay, batches made ahead in a thread, a stop on non-finite loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from wsipipe.errors import CheckpointError
+from wsipipe.runtime import Progress, autocast
+
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to learn; `lr` is reached after `warmup` (share of steps), then falls to 0 as a cosine."""
+
+    steps: int
+    lr: float
+    weight_decay: float = 1e-4
+    warmup: float = 0.1
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step."""
+        rising = max(1, int(self.steps * self.warmup))
+        if step < rising:
+            return self.lr * (step + 1) / rising
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))
+
+
+def fit(
+    model: nn.Module,
+    batch: Callable[[int], B],
+    loss: Callable[[B], Tensor],
+    schedule: Schedule,
+    on: torch.device,
+    progress: Progress,
+    task: str,
+) -> list[float]:
+    """Train the parameters of `model` that want a gradient; returns the loss of every step.
+
+    `batch(step)` must depend on nothing but `step` (it is called ahead, in a thread); `loss(batch)` runs the model
+    under mixed precision. Raises CheckpointError when the loss is not finite; the caller's last saved weights stand.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
+    model.to(on).train()
+    losses: list[float] = []
+    for step, item in enumerate(_ahead(batch, schedule.steps)):
+        for group in optimiser.param_groups:
+            group["lr"] = schedule.rate(step)
+        with autocast(on):
+            value = loss(item)
+        if not torch.isfinite(value):
+            raise CheckpointError(f"{task}: the loss is {value.item()} at step {step}; try a lower learning rate")
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimiser.step()
+        losses.append(float(value.detach()))
+        recent = losses[-20:]
+        progress(task, step + 1, schedule.steps, f"loss {sum(recent) / len(recent):.3f}")
+    model.eval()
+    return losses
+
+
+def _ahead(batch: Callable[[int], B], steps: int, depth: int = 2) -> Iterator[B]:
+    """batch(0), batch(1), .., made up to `depth` steps ahead in one thread."""
+    with ThreadPoolExecutor(1) as pool:
+        queue = [pool.submit(batch, s) for s in range(min(depth, steps))]
+        try:
+            for step in range(steps):
+                item = queue.pop(0).result()
+                if step + depth < steps:
+                    queue.append(pool.submit(batch, step + depth))
+                yield item
+        finally:
+            for future in queue:
+                future.cancel()
+
+
+def generator(*parts: int) -> torch.Generator:
+    """A CPU generator seeded by a few integers, such as (seed, stage, step)."""
+    seed = 0
+    for p in parts:
+        seed = (seed * 1_000_003 + p + 0x9E3779B9) % (2**63)
+    return torch.Generator().manual_seed(seed)

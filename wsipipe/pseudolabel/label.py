@@ -1,0 +1,292 @@
+"""The stage: fit a method on the training bags, then score every store and write its masks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from wsipipe.config import PseudolabelConfig, RunConfig, build
+from wsipipe.errors import ConfigError, StoreError, WsipipeError
+from wsipipe.labels import IGNORE, Classes, match_stores, read_labels
+from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, save_weights
+from wsipipe.nn.encoders import MEAN, STD, create_encoder
+from wsipipe.nn.train import Schedule
+from wsipipe.pseudolabel.bags import Bag, make_bags
+from wsipipe.pseudolabel.lattice import Lattice
+from wsipipe.pseudolabel.method import Fitting, Method, ScoreMap, load
+from wsipipe.pseudolabel.pretrain import patch_pool, pretrain
+from wsipipe.runtime import Progress, Report, device, digest, silent, write_json
+from wsipipe.store import SlideStore
+from wsipipe.store.shards import ArraySpec, Cell
+from wsipipe.store.slide_store import check_name, shard_windows
+
+log = logging.getLogger(__name__)
+
+PRETRAIN_LR = 2e-3
+
+
+def pseudolabel(
+    store_paths: Sequence[Path],
+    config: PseudolabelConfig,
+    method_values: Mapping[str, Any],
+    run: RunConfig,
+    progress: Progress = silent,
+    overwrite: bool = False,
+) -> tuple[Report, list[Path]]:
+    """Fit (or load the fit of the same inputs) and write `scores/<name>` and `labels/<name>` into every store.
+
+    Returns the ledger and the stores that hold the masks. Everything is checked before any work starts.
+    """
+    stage = Stage(store_paths, config, method_values, run)
+    model = stage.fitted(progress, overwrite)
+    report = Report(run.max_failed)
+    done: list[Path] = []
+    for i, (slide_id, store) in enumerate(stage.stores.items()):
+        progress("score", i, len(stage.stores), slide_id)
+        try:
+            status = stage.apply(model, store, overwrite)
+        except WsipipeError as error:
+            log.error("%s: failed: %s", slide_id, error)
+            report.failed(slide_id, error)
+            continue
+        report.add(slide_id, status, store=store.path)
+        done.append(store.path)
+    progress("score", len(stage.stores), len(stage.stores))
+    report.write(stage.folder / "pseudolabel.csv")
+    return report, done
+
+
+class Stage:
+    """One pseudolabel run: inputs checked on construction, then fitted, then applied store by store."""
+
+    def __init__(
+        self, store_paths: Sequence[Path], config: PseudolabelConfig, method_values: Mapping[str, Any], run: RunConfig
+    ) -> None:
+        self.config, self.run = config, run
+        self.method: Method = load(config.method)
+        self.params = build(self.method.Params, method_values, f"pseudolabel.{config.method}")
+        self.name = config.name or config.method
+        check_name(self.name)
+        self.folder = Path(run.runs) / self.name
+        opened = [SlideStore(p) for p in store_paths]
+        self.stores = {s.slide_id: s for s in opened}
+        table = read_labels(Path(config.labels), config.classes or None)
+        self.table, unlabelled = match_stores(table, list(self.stores))
+        if unlabelled:
+            log.info("%d stores have no row in %s: scored, not trained on", len(unlabelled), config.labels)
+        self.train_ids = sorted({r.slide_id for r in self.table.of_split("train")})
+        self.grid = _common_grid([self.stores[i] for i in self.train_ids])
+        self.lattice: Lattice = self.method.lattice(self.grid[1], self.params)
+        self.device = device(run.device)
+        self.bags, notes = self._bags()
+        for note in notes:
+            log.warning("%s", note)
+        self.digest = self._digest()
+
+    def _bags(self) -> tuple[list[Bag], list[str]]:
+        min_tissue = float(getattr(self.params, "min_tissue", 0.5))
+        rows = self.table.of_split("train")
+        bags, notes = make_bags(self.table, rows, self.stores, self.lattice, min_tissue)
+        for k, name in enumerate(self.table.classes.names):
+            if len({b.label[k] for b in bags}) < 2:
+                raise ConfigError(f"class {name}: after leaving out empty bags all training bags say the same")
+        return bags, notes
+
+    def _digest(self) -> str:
+        """Key of the fit: labels, training stores, parameters, encoder and seed."""
+        rows = [asdict(r) | {"line": 0} for r in self.table.of_split("train")]
+        c = self.config
+        weights = Path(c.weights).read_bytes() if c.weights and Path(c.weights).is_file() else b""
+        made_of = {
+            "rows": rows,
+            "classes": self.table.classes.names,
+            "stores": [self.stores[i].pixel_digest for i in self.train_ids],
+            "method": (c.method, asdict(self.params)),
+            "encoder": (c.encoder, digest(weights.hex()), c.pretrain, c.pretrain_steps, c.self_train),
+            "seed": self.run.seed,
+        }
+        return digest(made_of)
+
+    def fitted(self, progress: Progress, overwrite: bool) -> nn.Module:
+        """The fit of these inputs: loaded if `runs/<name>/` holds it, made and saved otherwise."""
+        path = self.folder / "fit.json"
+        if path.exists():
+            found = json.loads(path.read_text()).get("digest")
+            if found == self.digest:
+                log.info("%s: fitted before with the same inputs", self.folder)
+                return self._loaded()
+            if not overwrite:
+                raise StoreError(
+                    f"{self.folder}: holds a fit of other inputs; choose another --name, or replace it with --overwrite"
+                )
+            shutil.rmtree(self.folder)
+        run = Fitting(
+            self.table.classes, self._encoder_maker(progress), self.config.self_train, self.run.seed, self.device, progress
+        )
+        model = self.method.fit(self.bags, self.lattice, self.params, run)
+        self._save(model, path)
+        return model
+
+    def _encoder_maker(self, progress: Progress):  # type: ignore[no-untyped-def]
+        """A function that makes the starting encoder: from a file, pretrained here (once), or from scratch."""
+        weights = Path(self.config.weights) if self.config.weights else None
+        if weights is None and self.config.pretrain:
+            weights = self._pretrained(progress)
+
+        def make() -> nn.Module:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.run.seed)
+                return create_encoder(self.config.encoder, weights)
+
+        return make
+
+    def _pretrained(self, progress: Progress) -> Path:
+        """`runs/<name>/encoder.safetensors`, made by self-supervision unless it is there with the same inputs."""
+        path = self.folder / "encoder.safetensors"
+        note = path.with_suffix(".json")
+        if path.exists() and note.exists() and json.loads(note.read_text()).get("digest") == self.digest:
+            return path
+        held_out = {r.slide_id for r in self.table.rows if r.split != "train"}
+        pool = patch_pool([s for i, s in self.stores.items() if i not in held_out], self.lattice, self.run.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.run.seed)
+            encoder = create_encoder(self.config.encoder)
+        schedule = Schedule(self.config.pretrain_steps, PRETRAIN_LR)
+        losses = pretrain(encoder, pool, self.lattice.input_px, schedule, self.run.seed, self.device, progress)
+        save_weights(path, encoder)
+        write_json(note, {"digest": self.digest, "encoder": self.config.encoder, "patches": len(pool), "loss": losses})
+        return path
+
+    def _save(self, model: nn.Module, path: Path) -> None:
+        """Weights, the labels that they were fitted on, and last the key that makes them count."""
+        mpp, patch_px = self.grid
+        Checkpoint(
+            network=self.config.method,
+            encoder=self.config.encoder,
+            classes=self.table.classes.names,
+            mpp=mpp,
+            patch_px=patch_px,
+            digest=self.digest,
+            mean=MEAN,
+            std=STD,
+            settings=asdict(self.params),
+        ).save(self.folder, model)
+        shutil.copyfile(self.table.path, self.folder / "labels.csv")
+        write_json(path, {"digest": self.digest, "config": asdict(self.config), "run": asdict(self.run)})
+
+    def _loaded(self) -> nn.Module:
+        encoder = create_encoder(self.config.encoder)
+        model = self.method.build(self.table.classes, encoder, self.lattice)
+        load_weights_of(self.folder, model)
+        return model.to(self.device).eval()
+
+    def apply(self, model: nn.Module, store: SlideStore, overwrite: bool) -> str:
+        """Score one store and paint its mask; returns done or skipped."""
+        allowed = self._painted_rules(store.slide_id)
+        key = digest(self.digest, store.pixel_digest, allowed)
+        if store.current("labels", self.name, key, overwrite) and store.current("scores", self.name, key, overwrite):
+            return "skipped"
+        _check_mpp(store, self.grid[0])
+        scores = self.method.score(model, store, self.lattice, self.params, self.device)
+        gated = gate(scores, allowed, self.lattice.instance_px, store)
+        mask = self.method.refine(gated, self.params)
+        classes = self.table.classes
+        split = "train" if store.slide_id in self.train_ids else ""
+        meta = {
+            "digest": key,
+            "classes": list(classes.names),
+            "method": self.config.method,
+            "fit": self.digest,
+            "split": split,
+        }
+        stored = np.nan_to_num(np.rint(gated.values * 255), nan=0).astype(np.uint8)
+        store.write_scores(self.name, scores.stride_px, meta, _as_shards(stored))
+        store.write_labels(self.name, mask_values(classes), meta, painted(mask, scores.stride_px, store))
+        return "done"
+
+    def _painted_rules(self, slide_id: str) -> list[tuple[tuple[int, ...], tuple[float, ...] | None]]:
+        """(label, box) of the training rows of a slide: a class absent from a bag's label is never painted in it."""
+        return [(r.present, r.box_px0) for r in self.table.of_split("train") if r.slide_id == slide_id]
+
+
+def _common_grid(stores: Sequence[SlideStore]) -> tuple[float, int]:
+    """(mpp, patch_px) shared by all training stores; ConfigError if they differ."""
+    mpps = {s.slide_id: sum(s.grid.mpp) / 2 for s in stores}
+    patches = {s.grid.patch_px for s in stores}
+    low, high = min(mpps, key=mpps.__getitem__), max(mpps, key=mpps.__getitem__)
+    if mpps[high] / mpps[low] > 1.05 or len(patches) > 1:
+        raise ConfigError(
+            f"training stores differ: {mpps[low]:g}..{mpps[high]:g} um/px ({low}, {high}), patches of {sorted(patches)} px; "
+            "tile them alike"
+        )
+    return float(np.mean(list(mpps.values()))), patches.pop()
+
+
+def _check_mpp(store: SlideStore, mpp: float) -> None:
+    own = sum(store.grid.mpp) / 2
+    if abs(own / mpp - 1) > 0.05:
+        raise StoreError(f"{store.path}: is at {own:g} um/px, the fit at {mpp:g}; tile it with --mpp {mpp:g}")
+
+
+def gate(
+    scores: ScoreMap,
+    rules: Sequence[tuple[tuple[int, ...], tuple[float, ...] | None]],
+    instance_px: int,
+    store: SlideStore,
+) -> ScoreMap:
+    """Scores with a class set to 0 wherever a training label says that it is absent.
+
+    A row of the whole slide gates all of it, a region or patch row only the instances whose centre lies in its box.
+    """
+    values = scores.values.copy()
+    rows, cols = values.shape[1:]
+    centre = (np.arange(max(rows, cols)) + 0.5) * instance_px
+    for label, box in rules:
+        inside = np.ones((rows, cols), bool)
+        if box is not None:
+            w = store.grid.window_of_px0((box[0], box[1], box[2], box[3]))
+            in_y = (centre[:rows] >= w.y_px) & (centre[:rows] < w.y_px + w.height_px)
+            in_x = (centre[:cols] >= w.x_px) & (centre[:cols] < w.x_px + w.width_px)
+            inside = in_y[:, None] & in_x[None, :]
+        for k, present in enumerate(label):
+            if not present:
+                values[k][inside & ~np.isnan(values[k])] = 0
+    return ScoreMap(values, scores.stride_px)
+
+
+def painted(mask: NDArray[np.uint8], stride_px: int, store: SlideStore) -> Iterator[tuple[Cell, NDArray[np.uint8]]]:
+    """The mask at full resolution, shard by shard: cells enlarged, glass 0, invalid pixels 255."""
+    tissue = store.labels("tissue")
+    for shard, window in shard_windows(tissue.spec):
+        rows = (window.y_px + np.arange(window.height_px)) // stride_px
+        cols = (window.x_px + np.arange(window.width_px)) // stride_px
+        full = mask[np.ix_(rows, cols)]
+        what = tissue.read(window)
+        full[what == 0] = 0
+        full[what == IGNORE] = IGNORE
+        yield shard, full
+
+
+def mask_values(classes: Classes) -> dict[int, str]:
+    """Mask value -> name, as `image-label` properties want it."""
+    return {0: "none", **{k + 1: n for k, n in enumerate(classes.names)}, IGNORE: "ignore"}
+
+
+def _as_shards(values: NDArray[np.uint8]) -> Iterator[tuple[Cell, NDArray[np.uint8]]]:
+    """A whole [K, h, w] array, shard by shard."""
+
+
+    for shard, w in shard_windows(ArraySpec(values.shape, "uint8", 0)):
+        yield shard, values[:, w.y_px : w.y_px + w.height_px, w.x_px : w.x_px + w.width_px]
+
+

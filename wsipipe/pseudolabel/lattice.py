@@ -1,0 +1,89 @@
+"""The lattice of instances: small squares of a slide that each get a score, and the pixels a classifier sees of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsipipe.errors import ConfigError
+from wsipipe.geometry import Window
+from wsipipe.store import SlideStore
+
+BLOCK_PX = 1024
+"""Crops are cut from blocks of about this side, so that neighbours share what is decoded."""
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Geometry of instances.
+
+    instance_px: side of the square that a score is for. seen_px: side of the square around it that the classifier
+    sees (equal to instance_px in the published methods). shrink: working px per input px of the classifier.
+    """
+
+    instance_px: int
+    seen_px: int
+    shrink: int
+
+    def __post_init__(self) -> None:
+        margin = self.seen_px - self.instance_px
+        if self.instance_px < 8 or margin < 0 or margin % 2 or self.seen_px % self.shrink or self.instance_px % self.shrink:
+            raise ConfigError(
+                f"instances of {self.instance_px} px seen as {self.seen_px} px at 1/{self.shrink}: the patch must "
+                "divide into instances of at least 8 px, and both sizes by the shrink factor; change patch or lattice"
+            )
+        if (margin // 2) % self.shrink:
+            raise ConfigError(f"half of the context, {margin // 2} px, does not divide by the shrink factor {self.shrink}")
+
+    @property
+    def input_px(self) -> int:
+        """Side of the classifier's input in its own pixels."""
+        return self.seen_px // self.shrink
+
+    def cells(self, store: SlideStore, min_tissue: float) -> NDArray[np.int32]:
+        """Instances of a slide: cells (row, col) inside a usable patch with enough tissue: int32 [M, 2], row-major."""
+        m = self.instance_px
+        tissue = store.tissue_grid(m)
+        wanted = np.zeros(tissue.shape, bool)
+        for w in store.patches().windows:
+            wanted[w.y_px // m : -(-(w.y_px + w.height_px) // m), w.x_px // m : -(-(w.x_px + w.width_px) // m)] = True
+        return np.argwhere(wanted & (tissue >= min_tissue)).astype(np.int32)
+
+
+def read_crops(
+    store: SlideStore, xy_px: NDArray[np.int32], lattice: Lattice, bounds: Window | None = None
+) -> NDArray[np.uint8]:
+    """What the classifier sees of the instances at `xy_px` (top left, int [M, 2] as x, y): uint8 [M, 3, s, s].
+
+    Inside `bounds` the seen squares are shifted so as not to reach over it: a patch label says nothing of the pixels
+    beside the patch.
+    """
+    n, f = lattice.seen_px, lattice.shrink
+    corner = xy_px.astype(np.int64) - (lattice.seen_px - lattice.instance_px) // 2
+    if bounds is not None:
+        low = np.array([bounds.x_px, bounds.y_px])
+        high = np.maximum(low + [bounds.width_px - n, bounds.height_px - n], low)
+        corner = np.clip(corner, low, high)
+    out = np.empty((len(xy_px), 3, lattice.input_px, lattice.input_px), np.uint8)
+    blocks = corner // BLOCK_PX
+    for block in np.unique(blocks, axis=0):
+        inside = np.flatnonzero((blocks == block).all(1))
+        x1, y1 = corner[inside].min(0)
+        x2, y2 = corner[inside].max(0) + n
+        x2, y2 = x2 + (x1 - x2) % f, y2 + (y1 - y2) % f
+        small = shrunk(store.read(Window(int(x1), int(y1), int(x2 - x1), int(y2 - y1))), f)
+        for i in inside:
+            x, y = (corner[i] - [x1, y1]) // f
+            out[i] = small[y : y + lattice.input_px, x : x + lattice.input_px].transpose(2, 0, 1)
+    return out
+
+
+def shrunk(rgb: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Means over factor x factor squares: uint8 [h, w, 3] -> uint8 [h / factor, w / factor, 3]."""
+    if factor == 1:
+        return rgb
+    h, w = rgb.shape[0] // factor, rgb.shape[1] // factor
+    tiles = rgb[: h * factor, : w * factor].reshape(h, factor, w, factor, 3)
+    return (tiles.astype(np.uint16).sum((1, 3)) / factor**2 + 0.5).astype(np.uint8)

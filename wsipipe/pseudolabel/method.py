@@ -1,0 +1,81 @@
+"""What a method is: a module of `methods/` that fits bags, scores stores and turns scores into masks."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from wsipipe.errors import ConfigError
+from wsipipe.labels import Classes
+from wsipipe.pseudolabel.bags import Bag
+from wsipipe.pseudolabel.lattice import Lattice
+from wsipipe.runtime import Progress
+from wsipipe.store import SlideStore
+
+
+@dataclass(frozen=True)
+class ScoreMap:
+    """values: float32 [K, rows, cols] 0..1, one cell every `stride_px` working px; nan where nothing was scored."""
+
+    values: NDArray[np.float32]
+    stride_px: int
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What a method is given beside bags and parameters; `encoder()` makes a fresh encoder, pretrained if so asked."""
+
+    classes: Classes
+    encoder: Callable[[], nn.Module]
+    self_train: bool
+    seed: int
+    device: torch.device
+    progress: Progress
+
+
+class Method(Protocol):
+    """The contract of a module of `methods/`."""
+
+    Params: type[Any]
+
+    def lattice(self, patch_px: int, params: Any) -> Lattice:
+        """Geometry of the instances for patches of `patch_px`."""
+        ...
+
+    def build(self, classes: Classes, encoder: nn.Module, lattice: Lattice) -> nn.Module:
+        """The untrained scoring network, into which the weights of a fit can be loaded."""
+        ...
+
+    def fit(self, bags: Sequence[Bag], lattice: Lattice, params: Any, run: Fitting) -> nn.Module:
+        """Learn a scoring network from bags."""
+        ...
+
+    def score(self, model: nn.Module, store: SlideStore, lattice: Lattice, params: Any, on: torch.device) -> ScoreMap:
+        """Scores of a whole slide."""
+        ...
+
+    def refine(self, scores: ScoreMap, params: Any) -> NDArray[np.uint8]:
+        """Mask values of each cell of a score map: uint8 [rows, cols] (0 none, k + 1 class k, 255 uncertain)."""
+        ...
+
+
+def names() -> list[str]:
+    """The methods that there are: the files of `methods/`. Nothing is imported."""
+    folder = Path(__file__).with_name("methods")
+    return sorted(m.name for m in pkgutil.iter_modules([str(folder)]))
+
+
+def load(name: str) -> Method:
+    """The module of a method."""
+    if name not in names():
+        raise ConfigError(f"method {name!r} is not known; choose one of {', '.join(names())}")
+    return importlib.import_module(f"wsipipe.pseudolabel.methods.{name}")  # type: ignore[return-value]

@@ -1,0 +1,115 @@
+"""Instance classifiers: an encoder with one sigmoid a class, trained on crops with known or masked targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from wsipipe.nn.augment import blur, dihedral, random_dihedral, stain_jitter
+from wsipipe.nn.encoders import normalise
+from wsipipe.nn.train import Schedule, fit, generator
+from wsipipe.runtime import Progress, autocast
+
+
+class Head(nn.Module):
+    """Logits [B, K] of features [B, D]: standardised by fixed statistics, then linear."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+        self.linear = nn.Linear(width, classes)
+
+    def standardise(self, features: Tensor) -> None:
+        """Take mean and deviation from features float [N, D]."""
+        self.mean.copy_(features.mean(0))
+        self.std.copy_(features.std(0).clamp(min=1e-3))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """float [B, D] -> logits float [B, K]."""
+        out: Tensor = self.linear((features - self.mean) / self.std)
+        return out
+
+
+class InstanceClassifier(nn.Module):
+    """Crops (normalised) float [B, 3, s, s] -> logits float [B, K]."""
+
+    def __init__(self, encoder: nn.Module, width: int, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = Head(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of independent classes: several, one or none may hold."""
+        out: Tensor = self.head(self.encoder(x))
+        return out
+
+
+def width_of(encoder: nn.Module, input_px: int) -> int:
+    """Length D of an encoder's features."""
+    encoder.eval()
+    with torch.inference_mode():
+        return int(encoder(torch.zeros(1, 3, input_px, input_px)).shape[1])
+
+
+def apply_in_batches(model: nn.Module, crops: NDArray[np.uint8], on: torch.device, views: int = 1) -> Tensor:
+    """model(crops) without gradient, averaged over the first `views` symmetries: uint8 [M, 3, s, s] -> float32 [M, ..]."""
+    model.to(on).eval()
+    parts: list[Tensor] = []
+    with torch.inference_mode(), autocast(on):
+        for batch in _batches(crops):
+            x = normalise(batch.to(on))
+            y = torch.stack([model(dihedral(x, torch.full((len(x),), v))).float() for v in range(views)])
+            parts.append(y.mean(0).cpu())
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def _batches(crops: NDArray[np.uint8], size: int = 256) -> Iterator[Tensor]:
+    for i in range(0, len(crops), size):
+        yield torch.from_numpy(crops[i : i + size])
+
+
+def train_classifier(
+    model: nn.Module,
+    crops: NDArray[np.uint8],
+    targets: Tensor,
+    schedule: Schedule,
+    batch: int,
+    seed: int,
+    on: torch.device,
+    progress: Progress,
+    task: str,
+) -> list[float]:
+    """Binary cross-entropy a class over crops uint8 [M, 3, s, s] with targets float [M, K]; nan targets are not scored.
+
+    Each step draws positives and negatives of every class in equal numbers, under dihedral and stain augmentation.
+    """
+    pools = [p for k in range(targets.shape[1]) for v in (1.0, 0.0) if len(p := torch.nonzero(targets[:, k] == v).ravel())]
+
+    def draw(step: int) -> tuple[Tensor, Tensor]:
+        g = generator(seed, 2, step)
+        share = -(-batch // len(pools))
+        chosen = torch.cat([p[torch.randint(0, len(p), (share,), generator=g)] for p in pools])
+        x = torch.from_numpy(crops[chosen.numpy()]).float() / 255
+        x = dihedral(x, random_dihedral(g, len(x)))
+        return blur(stain_jitter(x, 0.2, g), 0.2, g), targets[chosen]
+
+    def loss(item: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = item[0].to(on), item[1].to(on)
+        return masked_bce(model(normalise(x)).float(), y)
+
+    return fit(model, draw, loss, schedule, on, progress, task)
+
+
+def masked_bce(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean binary cross-entropy over the entries whose target is a number: float [M, K] both."""
+    known = ~torch.isnan(targets)
+    return F.binary_cross_entropy_with_logits(logits[known], targets[known])

@@ -1,0 +1,42 @@
+"""Rules that pick, from the scores of a bag's instances, those that the bag's label is believed of.
+
+A rule maps scores float [M] of one class and the bag's label (0 or 1) to the indices of the chosen instances; their
+target is the label. Ties go to the first index. Bags hold no instance without tissue (see `make_bags`), so every
+score is valid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Rule = Callable[[Tensor, int], Tensor]
+
+
+def max_max(scores: Tensor, label: int) -> Tensor:
+    """CAMEL, Max-Max: the most positive instance, whatever the label (the hardest negative of a negative bag)."""
+    return scores.argmax().view(1)
+
+
+def max_min(scores: Tensor, label: int) -> Tensor:
+    """CAMEL, Max-Min: the most positive instance of a positive bag, the least positive of a negative one."""
+    return (scores.argmax() if label else scores.argmin()).view(1)
+
+
+def prevalence(scores: Tensor, label: int, ratio: float) -> Tensor:
+    """CAMEL2: all instances of a negative bag; of a positive bag the top max(1, ceil(ratio M) - 1).
+
+    A positive bag is assumed to hold at least the share `ratio` of positive instances.
+    """
+    if not label:
+        return torch.arange(len(scores))
+    return torch.sort(scores, descending=True, stable=True).indices[: trusted(len(scores), ratio)]
+
+
+def trusted(count: int, ratio: float) -> int:
+    """How many instances of a positive bag the prevalence rule trusts."""
+    exact = count * ratio
+    ceiling = int(-(-exact // 1)) if exact - round(exact) > 1e-9 else round(exact)
+    return max(1, ceiling - 1)

@@ -1,0 +1,1 @@
+"""Masks to a trained network, and the network's stitched maps of whole slides."""

@@ -1,0 +1,36 @@
+"""The stage: train unless a checkpoint is given, then stitch if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from wsipipe.config import RunConfig, SegmentConfig
+from wsipipe.runtime import Progress, Report, silent
+from wsipipe.segment.predict import predict_stores
+from wsipipe.segment.train import train
+from wsipipe.store import SlideStore
+from wsipipe.store.slide_store import check_name
+
+
+def segment(
+    store_paths: Sequence[Path],
+    config: SegmentConfig,
+    run: RunConfig,
+    stitch: bool = False,
+    checkpoint: Path | None = None,
+    progress: Progress = silent,
+    overwrite: bool = False,
+) -> tuple[Report, list[Path]]:
+    """Train on `labels/<config.labels>` (or take `checkpoint`) and, with `stitch`, map every store.
+
+    Returns the ledger and what was made: the checkpoint's JSON, or the stores that hold the maps.
+    """
+    check_name(config.name or config.architecture)
+    stores = [SlideStore(p) for p in store_paths]
+    path = checkpoint or train(stores, config, run, progress, overwrite)
+    if not stitch:
+        report = Report(run.max_failed)
+        report.add(str(path), "done")
+        return report, [path]
+    return predict_stores(stores, path, config, run, progress, overwrite)

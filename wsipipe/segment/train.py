@@ -1,0 +1,158 @@
+"""Train a segmentation network on `labels/<name>` of the training stores."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from wsipipe.config import RunConfig, SegmentConfig
+from wsipipe.errors import CheckpointError, ConfigError, StoreError
+from wsipipe.labels import IGNORE, slide_id_of
+from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, read_checkpoint
+from wsipipe.nn.encoders import MEAN, STD, normalise
+from wsipipe.nn.segmenters import create_segmenter, encoder_of
+from wsipipe.nn.train import Schedule, fit
+from wsipipe.runtime import Progress, device, digest
+from wsipipe.segment.data import Batches, find_samples
+from wsipipe.store import SlideStore
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    stores: Sequence[SlideStore], config: SegmentConfig, run: RunConfig, progress: Progress, overwrite: bool
+) -> Path:
+    """Train and save `runs/<name>/model.{safetensors,json}`; returns the JSON. The same inputs are not trained twice."""
+    chosen = training_stores(stores, config)
+    classes = _classes(chosen, config.labels)
+    folder = Path(run.runs) / (config.name or config.architecture)
+    key = digest(
+        [s.attributes("labels", config.labels)["digest"] for s in chosen],
+        {k: v for k, v in asdict(config).items() if k not in ("window_px", "overlap", "score_stride_px")},
+        run.seed,
+    )
+    path = folder / "model.json"
+    if path.exists():
+        if read_checkpoint(path).digest == key:
+            log.info("%s: trained before on the same masks", path)
+            return path
+        if not overwrite:
+            raise CheckpointError(
+                f"{path}: trained on other masks or settings; choose another --name, or replace it with --overwrite"
+            )
+    samples = find_samples(chosen, config.labels, len(classes))
+    log.info("training on %d patches of %d slides, labels/%s", len(samples), len(chosen), config.labels)
+    on = device(run.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        model = create_segmenter(config.architecture, config.encoder, len(classes) + 1)
+    _start_from(model, Path(run.runs) / config.labels, config.encoder)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        return segmentation_loss(model(normalise(batch[0].to(on))).float(), batch[1].to(on))
+
+    batches = Batches(samples, config.labels, config.batch, run.seed)
+    fit(model, batches, loss, Schedule(config.steps, config.lr), on, progress, "train")
+    grid = chosen[0].grid
+    checkpoint = Checkpoint(
+        network=config.architecture,
+        encoder=config.encoder,
+        classes=classes,
+        mpp=sum(grid.mpp) / 2,
+        patch_px=grid.patch_px,
+        digest=key,
+        mean=MEAN,
+        std=STD,
+        settings=asdict(config),
+    )
+    return checkpoint.save(folder, model)
+
+
+def load(path: Path) -> tuple[Checkpoint, nn.Module]:
+    """The network of a checkpoint, ready to predict."""
+    checkpoint = read_checkpoint(path)
+    model = create_segmenter(checkpoint.network, checkpoint.encoder, len(checkpoint.classes) + 1)
+    load_weights_of(path, model)
+    return checkpoint, model.eval()
+
+
+def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy plus soft Dice over the pixels that are not 255: logits [B, C, H, W], mask int64 [B, H, W].
+
+    Dice loss: 1 - mean over classes of 2 sum(p y) / (sum(p) + sum(y)), pooled over the batch.
+    """
+    known = mask != IGNORE
+    if not known.any():
+        return logits.sum() * 0
+    entropy = F.cross_entropy(logits, mask, ignore_index=IGNORE)
+    target = F.one_hot(mask.where(known, 0), logits.shape[1]).movedim(-1, 1) * known.unsqueeze(1)
+    p = logits.softmax(1) * known.unsqueeze(1)
+    overlap, total = (p * target).sum((0, 2, 3)), (p + target).sum((0, 2, 3))
+    return entropy + 1 - ((2 * overlap + 1) / (total + 1)).mean()
+
+
+def training_stores(stores: Sequence[SlideStore], config: SegmentConfig) -> list[SlideStore]:
+    """The stores to train on: split `train` of `config.splits` if given, else of the masks' own record, else all.
+
+    Raises ConfigError or StoreError where nothing is left.
+    """
+    having = [s for s in stores if config.labels in s.names("labels")]
+    if not having:
+        raise StoreError(
+            f"no store has labels/{config.labels}; make it with: wsipipe pseudolabel, or: wsipipe labels import"
+        )
+    if config.splits:
+        wanted = _train_ids(Path(config.splits))
+        having = [s for s in having if s.slide_id in wanted]
+    else:
+        splits = {s.slide_id: s.attributes("labels", config.labels).get("split") for s in having}
+        if any(v is not None for v in splits.values()):
+            having = [s for s in having if splits[s.slide_id] == "train"]
+    having = [s for s in having if len(s.patches().cell)]
+    if not having:
+        raise ConfigError(f"no training slide has labels/{config.labels} and tissue; check the splits")
+    if len({s.grid.patch_px for s in having}) > 1:
+        raise ConfigError("the training stores have patches of different sizes; tile them alike")
+    return having
+
+
+def _train_ids(path: Path) -> set[str]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as f:
+            rows = list(csv.DictReader(f))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); give the CSV with --splits") from None
+    if not rows or "split" not in rows[0] or not {"slide_id", "slide"} & set(rows[0]):
+        raise ConfigError(f"{path}: expected columns slide_id and split")
+    return {slide_id_of(r.get("slide_id") or r["slide"]) for r in rows if (r["split"] or "train").strip() == "train"}
+
+
+def _classes(stores: Sequence[SlideStore], labels: str) -> tuple[str, ...]:
+    found = {tuple(s.attributes("labels", labels)["classes"]) for s in stores}
+    if len(found) > 1:
+        raise ConfigError(f"labels/{labels} names different classes in different stores: {sorted(found)}")
+    return found.pop()
+
+
+def _start_from(model: nn.Module, folder: Path, encoder: str) -> None:
+    """Start the encoder from the one fitted with the pseudo-labels, if it is of the same kind."""
+    weights, note = folder / "model.safetensors", folder / "model.json"
+    if not (weights.exists() and note.exists() and json.loads(note.read_text()).get("encoder") == encoder):
+        return
+    inner = encoder_of(model)
+    wanted = inner.state_dict()
+    state = {k.removeprefix("encoder."): v for k, v in load_file(weights).items() if k.startswith("encoder.")}
+    fitting = {k: v for k, v in state.items() if k in wanted and v.shape == wanted[k].shape}
+    if len(fitting) == len(wanted):
+        inner.load_state_dict(fitting)
+        log.info("the encoder starts from %s", weights)
