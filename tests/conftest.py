@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import settings
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -19,6 +21,9 @@ from wsipipe.tiling.tile import tile_slides
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 GLASS_GREY = 243
+
+settings.register_profile("wsipipe", deadline=None)  # a busy machine is no failure
+settings.load_profile("wsipipe")
 
 
 class ArraySlide:
@@ -149,8 +154,6 @@ def tiled(tmp_path_factory: pytest.TempPathFactory, svs_path: Path) -> Path:
 @pytest.fixture
 def store(tmp_path: Path, tiled: Path) -> SlideStore:
     """A copy of the tiled store that a test may write to."""
-    import shutil
-
     return SlideStore(Path(shutil.copytree(tiled, tmp_path / "stores" / tiled.name)))
 
 

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from wsipipe.config import SECTIONS, EvaluateConfig, PseudolabelConfig, RunConfig, SegmentConfig, TileConfig, build, read_yaml
+from wsipipe.config import (
+    SECTIONS,
+    EvaluateConfig,
+    PseudolabelConfig,
+    RunConfig,
+    SegmentConfig,
+    TileConfig,
+    build,
+    read_yaml,
+)
 from wsipipe.errors import ConfigError
 
 
@@ -24,7 +33,9 @@ def sections(tmp_path: Path):
 
 
 def test_sections_are_read_and_become_options(sections):
-    data = sections("tile:\n  mpp: 1\n  patch_px: 128\nrun:\n  max_failed: 5%\npseudolabel:\n  classes: [a, b]\nsegment:\n")
+    data = sections(
+        "tile:\n  mpp: 1\n  patch_px: 128\nrun:\n  max_failed: 5%\npseudolabel:\n  classes: [a, b]\nsegment:\n"
+    )
     assert build(TileConfig, data["tile"], "tile") == TileConfig(mpp=1.0, patch_px=128)
     assert isinstance(build(TileConfig, data["tile"], "tile").mpp, float)
     assert build(RunConfig, data["run"], "run").max_failed == "5%"

@@ -78,7 +78,7 @@ def test_a_joined_label_is_quoted_where_the_separator_is_a_semicolon(table):
 
 
 def test_an_unquoted_separator_in_a_label_is_an_error_not_a_lost_class(table):
-    with pytest.raises(LabelsError, match="line 2: 3 cells under 2 columns; put a cell .* in quotes"):
+    with pytest.raises(LabelsError, match=r"line 2: 3 cells under 2 columns; put a cell .* in quotes"):
         table("slide_id;label\na;x;y\nb;x\n")
 
 
@@ -134,11 +134,23 @@ def test_regions_patients_and_splits(table):
             None,
             "slide a is in train and val: a split must not share it",
         ),
-        ("slide_id,label,split\na,x,train\nb,,training\nc,,train\n", None, "line 3: split 'training' should be one of train, val, test"),
-        ("slide_id,label,x,y,width,height\na,t,0,0,9,9\nb,,0,0,-9,9\n", None, "line 3: x,y,width,height = 0,0,-9,9: not a box of positive size"),
+        (
+            "slide_id,label,split\na,x,train\nb,,training\nc,,train\n",
+            None,
+            "line 3: split 'training' should be one of train, val, test",
+        ),
+        (
+            "slide_id,label,x,y,width,height\na,t,0,0,9,9\nb,,0,0,-9,9\n",
+            None,
+            "line 3: x,y,width,height = 0,0,-9,9: not a box of positive size",
+        ),
         ("slide_id,label,x,y,width,height\na,t,0,0,9,9\nb,,0,0,inf,9\n", None, "not a box of positive size"),
         ("slide_id,label,x,y,width,height\na,t,0,0,9,9\nb,,0,0,nan,9\n", None, "not a box of positive size"),
-        ("slide_id,label,x,y,width,height\na,t,0,0,9,9\nb,,0,0,,9\n", None, "line 3: x,y,width,height = 0,0,,9: four numbers in level-0 px expected"),
+        (
+            "slide_id,label,x,y,width,height\na,t,0,0,9,9\nb,,0,0,,9\n",
+            None,
+            "line 3: x,y,width,height = 0,0,,9: four numbers in level-0 px expected",
+        ),
         ("slide_id,label,x,y,width,height\na,t,0,0,9,9\nb,,zero,0,9,9\n", None, "four numbers in level-0 px expected"),
         ("slide_id,label\na,x\nb,x\n", None, "all 2 training rows say the same: both kinds are needed"),
         ("slide_id,label,split\na,x,train\nb,x,train\nc,,test\n", None, "all 2 training rows say the same"),
@@ -149,7 +161,7 @@ def test_regions_patients_and_splits(table):
         ("", None, "the file is empty; expected a header such as slide_id,label"),
         ("\ufeff \n\n", None, "the file is empty"),
     ],
-)  # fmt: skip
+)
 def test_each_problem_is_named(table, text: str, classes: list[str] | None, message: str):
     with pytest.raises(LabelsError) as caught:
         table(text, classes)
@@ -192,7 +204,7 @@ def test_a_long_list_of_problems_is_cut_in_the_message_only():
 
 
 def test_a_missing_file_says_how_to_give_it(tmp_path: Path):
-    with pytest.raises(LabelsError, match="no such file; give the labels with --labels labels.csv"):
+    with pytest.raises(LabelsError, match=r"no such file; give the labels with --labels labels\.csv"):
         read_labels(tmp_path / "none.csv")
     with pytest.raises(LabelsError, match="not a UTF-8 text file"):
         read_labels(tmp_path)

@@ -36,7 +36,9 @@ class TileConfig:
     min_tissue: float = option(0.25, "least share of tissue (0..1) in a patch that is kept")
     codec: str = option("jpeg", "pixel codec: jpeg (small) or zstd (lossless)")
     quality: int = option(90, "JPEG quality, 1..100")
-    mpp_override: float = option(0.0, "um/px of level 0 for slides that do not say it (or say it wrong); 0: trust the slide")
+    mpp_override: float = option(
+        0.0, "um/px of level 0 for slides that do not say it (or say it wrong); 0: trust the slide"
+    )
     tissue_mpp: float = option(8.0, "um/px at which tissue is told from glass")
     min_area_um2: float = option(10_000.0, "tissue pieces and holes smaller than this (um2) are ignored")
 
@@ -97,15 +99,19 @@ class EvaluateConfig:
     """Maps against truth."""
 
     labels: str = option("unet", "name of the masks or maps to judge")
-    truth: str = option("", "folder with <slide_id>.png or .tif masks in the level-0 frame, or a pattern with {slide_id}")
+    truth: str = option(
+        "", "folder with <slide_id>.png or .tif masks in the level-0 frame, or a pattern with {slide_id}"
+    )
+    labels_csv: str = option("", "CSV with slide_id and split, needed for --split")
     truth_map: str = option("", "what the mask values mean, e.g. 0=ignore,1=0,2=tumour; default: class indices")
-    split: str = option("", "judge only the slides of this split of the labels file; default: all that have a truth")
+    split: str = option("", "judge only the slides of this split; default: all that have a truth")
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """What all stages share."""
 
+    slides: tuple[str, ...] = option((), "slides, folders of slides or patterns, for `wsipipe run`")
     stores: str = option("stores", "folder of the stores")
     runs: str = option("runs", "folder of fits, checkpoints, ledgers and figures")
     device: str = option("auto", "auto, cpu or cuda:N")
@@ -170,6 +176,14 @@ def read_yaml(path: Path) -> dict[str, dict[str, Any]]:
         if section is not None and not isinstance(section, dict):
             raise ConfigError(f"{path}: {name}: expected keys below it, found {section!r}")
     return {name: section or {} for name, section in data.items()}
+
+
+def scalar(text: str) -> Any:
+    """A value given on the command line, read as pipeline.yaml would read it."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str, nested: tuple[str, ...] = ()) -> T:

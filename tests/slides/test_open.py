@@ -23,7 +23,9 @@ def touch(*paths: Path) -> None:
 
 def test_files_folders_and_dicom_folders_are_found(tmp_path: Path):
     touch(tmp_path / "in/b.svs", tmp_path / "in/a.TIFF", tmp_path / "in/notes.txt", tmp_path / "in/dcm/1.dcm")
-    touch(tmp_path / "in/.hidden.svs", tmp_path / "in/folder.svs/x.txt", tmp_path / "c (1).ndpi", tmp_path / "d.ome.tif")
+    touch(
+        tmp_path / "in/.hidden.svs", tmp_path / "in/folder.svs/x.txt", tmp_path / "c (1).ndpi", tmp_path / "d.ome.tif"
+    )
     found = find_slides([tmp_path / "in", tmp_path / "c (1).ndpi", tmp_path / "d.ome.tif"])
     assert {k: v.name for k, v in found.items()} == {
         "a": "a.TIFF", "b": "b.svs", "dcm": "dcm", "c_1_": "c (1).ndpi", "d.ome": "d.ome.tif",
@@ -88,7 +90,9 @@ def test_outside_an_svs_is_white(svs_path: Path):
     slide.close()
 
 
-def test_the_override_replaces_the_resolution_and_fingerprints_tell_files_apart(svs_path: Path, tmp_path: Path, svs_writer, tissue_rgb):
+def test_the_override_replaces_the_resolution_and_fingerprints_tell_files_apart(
+    svs_path: Path, tmp_path: Path, svs_writer, tissue_rgb
+):
     one, other = open_slide(svs_path, "blob"), open_slide(svs_path, "blob", 0.25)
     assert (other.info.mpp0, other.info.mpp_source) == ((0.25, 0.25), "override")
     assert one.info.fingerprint == other.info.fingerprint
@@ -96,7 +100,9 @@ def test_the_override_replaces_the_resolution_and_fingerprints_tell_files_apart(
     assert open_slide(tmp_path / "b.svs", "blob").info.fingerprint != one.info.fingerprint
 
 
-def test_levels_of_uneven_size_have_whole_downsamples_and_read_where_they_are(tmp_path: Path, svs_writer, tissue_drawer):
+def test_levels_of_uneven_size_have_whole_downsamples_and_read_where_they_are(
+    tmp_path: Path, svs_writer, tissue_drawer
+):
     rgb, _ = tissue_drawer((1203, 903), seed=3)
     svs_writer(tmp_path / "odd.svs", rgb)
     slide = open_slide(tmp_path / "odd.svs", "odd")
@@ -127,7 +133,9 @@ def test_several_threads_may_read_one_slide(svs_path: Path):
     ("0.001", "resolution 0.001 x 0.001 um/px is outside 0.05..20.0; correct it with --mpp-override"),
     ("1000", "is outside 0.05..20.0; correct it with --mpp-override"),
 ])  # fmt: skip
-def test_a_missing_or_absurd_resolution_is_an_error_that_the_override_cures(tmp_path, svs_writer, tissue_rgb, mpp, message):
+def test_a_missing_or_absurd_resolution_is_an_error_that_the_override_cures(
+    tmp_path, svs_writer, tissue_rgb, mpp, message
+):
     path = tmp_path / "a.svs"
     svs_writer(path, tissue_rgb[0][:300, :300], mpp=mpp, factors=())
     with pytest.raises(SlideError) as caught:
@@ -146,7 +154,9 @@ def test_resolutions_that_disagree_are_an_error():
 
 
 def test_a_plain_image_needs_its_resolution(png_path: Path, tissue_rgb):
-    with pytest.raises(SlideError, match=r"image\.png: the file does not say its resolution; give it with --mpp-override"):
+    with pytest.raises(
+        SlideError, match=r"image\.png: the file does not say its resolution; give it with --mpp-override"
+    ):
         open_slide(png_path, "image")
     slide = open_slide(png_path, "image", 0.5)
     assert (slide.info.vendor, slide.info.size_px0, slide.downsamples) == ("image", (400, 300), (1.0,))
@@ -192,7 +202,9 @@ def test_a_broken_image_is_a_slide_error(tmp_path: Path, name: str):
 
 def test_an_unknown_format_and_an_empty_folder_are_slide_errors(tmp_path: Path):
     (tmp_path / "a.svs").write_bytes(b"nothing")
-    with pytest.raises(SlideError, match="neither OpenSlide nor the image reader knows this format; is the file complete"):
+    with pytest.raises(
+        SlideError, match="neither OpenSlide nor the image reader knows this format; is the file complete"
+    ):
         open_slide(tmp_path / "a.svs", "a")
     (tmp_path / "empty").mkdir()
     with pytest.raises(SlideError, match="a folder without DICOM files"):

@@ -42,7 +42,7 @@ def frame(rgb: NDArray[np.uint8], scale: tuple[float, float]) -> Grid:
     return Grid((rgb.shape[1], rgb.shape[0]), mpp, scale, 16, 16)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.tuples(st.floats(1, 5), st.floats(1, 5)),
     st.tuples(st.integers(-3, 9), st.integers(-3, 9)),
@@ -91,7 +91,7 @@ def test_the_nearest_finer_level_is_the_source(array_slide):
     assert slide.levels[0].shape == (512, 512, 3)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(0.3, 5), st.integers(0, 255), st.tuples(st.integers(0, 3), st.integers(0, 3)))
 def test_a_constant_stays_constant(array_slide, scale: float, value: int, at: tuple[int, int]):
     rgb = np.full((64, 64, 3), value, np.uint8)

@@ -26,7 +26,10 @@ def test_the_blob_is_found(array_slide, tissue_drawer, mpp: float, tissue_mpp: f
     tissue = find_tissue(slide, grid, tissue_mpp, 10_000)
     width, height = grid.size_px
     found = tissue.pixels(Window(0, 0, width, height)).astype(bool)
-    y, x = (np.minimum(((np.arange(n) + 0.5) * s).astype(int), m - 1) for n, s, m in zip((height, width), grid.scale, truth.shape, strict=True))
+    y, x = (
+        np.minimum(((np.arange(n) + 0.5) * s).astype(int), m - 1)
+        for n, s, m in zip((height, width), grid.scale, truth.shape, strict=True)
+    )
     expected = truth[np.ix_(y, x)]
     assert tissue.note == ""
     assert (found & expected).sum() / (found | expected).sum() > 0.9
@@ -103,7 +106,7 @@ def test_a_tiny_slide_is_no_accident(array_slide, size: tuple[int, int]):
     assert tissue.note
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 9),
     st.integers(1, 30),

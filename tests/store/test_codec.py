@@ -50,7 +50,12 @@ def test_zarr_finds_the_codec_by_its_name():
 
 def test_stock_zarr_writes_and_reads_with_it():
     array = zarr.create_array(
-        store=zarr.storage.MemoryStore(), shape=(64, 48, 3), chunks=(64, 48, 3), dtype="uint8", serializer=Jpeg(90), compressors=None
+        store=zarr.storage.MemoryStore(),
+        shape=(64, 48, 3),
+        chunks=(64, 48, 3),
+        dtype="uint8",
+        serializer=Jpeg(90),
+        compressors=None,
     )
     array[...] = photo()
     np.testing.assert_array_equal(array[...], jpeg_decode(jpeg_encode(photo(), 90)))

@@ -77,5 +77,3 @@ def load_weights_of(path: Path, model: nn.Module) -> None:
         raise CheckpointError(f"{path}: the weights do not fit ({str(error).splitlines()[0]})") from None
     except Exception as error:  # safetensors raises its own kind for damaged files
         raise CheckpointError(f"{path}: damaged ({error})") from None
-
-

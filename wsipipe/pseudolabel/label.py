@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from wsipipe.nn.encoders import MEAN, STD, create_encoder
 from wsipipe.nn.train import Schedule
 from wsipipe.pseudolabel.bags import Bag, make_bags
 from wsipipe.pseudolabel.lattice import Lattice
-from wsipipe.pseudolabel.method import Fitting, Method, ScoreMap, load
+from wsipipe.pseudolabel.method import Fitting, Method, ScoreMap
 from wsipipe.pseudolabel.pretrain import patch_pool, pretrain
+from wsipipe.pseudolabel.registry import load
 from wsipipe.runtime import Progress, Report, device, digest, silent, write_json
 from wsipipe.store import SlideStore
 from wsipipe.store.shards import ArraySpec, Cell
@@ -131,13 +132,18 @@ class Stage:
                 )
             shutil.rmtree(self.folder)
         run = Fitting(
-            self.table.classes, self._encoder_maker(progress), self.config.self_train, self.run.seed, self.device, progress
+            self.table.classes,
+            self._encoder_maker(progress),
+            self.config.self_train,
+            self.run.seed,
+            self.device,
+            progress,
         )
         model = self.method.fit(self.bags, self.lattice, self.params, run)
         self._save(model, path)
         return model
 
-    def _encoder_maker(self, progress: Progress):  # type: ignore[no-untyped-def]
+    def _encoder_maker(self, progress: Progress) -> Callable[[], nn.Module]:
         """A function that makes the starting encoder: from a file, pretrained here (once), or from scratch."""
         weights = Path(self.config.weights) if self.config.weights else None
         if weights is None and self.config.pretrain:
@@ -285,8 +291,5 @@ def mask_values(classes: Classes) -> dict[int, str]:
 def _as_shards(values: NDArray[np.uint8]) -> Iterator[tuple[Cell, NDArray[np.uint8]]]:
     """A whole [K, h, w] array, shard by shard."""
 
-
     for shard, w in shard_windows(ArraySpec(values.shape, "uint8", 0)):
         yield shard, values[:, w.y_px : w.y_px + w.height_px, w.x_px : w.x_px + w.width_px]
-
-

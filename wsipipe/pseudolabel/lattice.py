@@ -29,13 +29,21 @@ class Lattice:
 
     def __post_init__(self) -> None:
         margin = self.seen_px - self.instance_px
-        if self.instance_px < 8 or margin < 0 or margin % 2 or self.seen_px % self.shrink or self.instance_px % self.shrink:
+        if (
+            self.instance_px < 8
+            or margin < 0
+            or margin % 2
+            or self.seen_px % self.shrink
+            or self.instance_px % self.shrink
+        ):
             raise ConfigError(
                 f"instances of {self.instance_px} px seen as {self.seen_px} px at 1/{self.shrink}: the patch must "
                 "divide into instances of at least 8 px, and both sizes by the shrink factor; change patch or lattice"
             )
         if (margin // 2) % self.shrink:
-            raise ConfigError(f"half of the context, {margin // 2} px, does not divide by the shrink factor {self.shrink}")
+            raise ConfigError(
+                f"half of the context, {margin // 2} px, does not divide by the shrink factor {self.shrink}"
+            )
 
     @property
     def input_px(self) -> int:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from wsipipe.errors import ConfigError
 from wsipipe.labels import Classes
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.lattice import Lattice
@@ -66,16 +62,3 @@ class Method(Protocol):
     def refine(self, scores: ScoreMap, params: Any) -> NDArray[np.uint8]:
         """Mask values of each cell of a score map: uint8 [rows, cols] (0 none, k + 1 class k, 255 uncertain)."""
         ...
-
-
-def names() -> list[str]:
-    """The methods that there are: the files of `methods/`. Nothing is imported."""
-    folder = Path(__file__).with_name("methods")
-    return sorted(m.name for m in pkgutil.iter_modules([str(folder)]))
-
-
-def load(name: str) -> Method:
-    """The module of a method."""
-    if name not in names():
-        raise ConfigError(f"method {name!r} is not known; choose one of {', '.join(names())}")
-    return importlib.import_module(f"wsipipe.pseudolabel.methods.{name}")  # type: ignore[return-value]

@@ -61,5 +61,3 @@ class Batches:
         x = dihedral(torch.from_numpy(np.ascontiguousarray(rgb)).float() / 255, element)
         y = dihedral(torch.from_numpy(mask).unsqueeze(1), element).squeeze(1)
         return blur(stain_jitter(x, 0.2, g), 0.2, g), y.long()
-
-

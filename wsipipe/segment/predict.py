@@ -174,4 +174,6 @@ class _Bands:
         row = (y_px + np.arange(p.shape[1])) // s
         first = np.flatnonzero(np.diff(row, prepend=-1))
         self._sum[:, row[first]] += np.add.reduceat(np.add.reduceat(p, columns, axis=2), first, axis=1)
-        self._count[row[first]] += np.add.reduceat(np.add.reduceat(known, columns, axis=1, dtype=np.float32), first, axis=0)
+        self._count[row[first]] += np.add.reduceat(
+            np.add.reduceat(known, columns, axis=1, dtype=np.float32), first, axis=0
+        )

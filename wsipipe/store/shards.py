@@ -94,6 +94,8 @@ class ShardedArray:
         out = np.full((*spec.shape[:-2], window.height_px, window.width_px), spec.fill, spec.dtype)
         height, width = spec.shape[-2:]
         y2, x2 = min(window.y_px + window.height_px, height), min(window.x_px + window.width_px, width)
+        if window.y_px >= height or window.x_px >= width:
+            return out
         for r in range(max(window.y_px, 0) // n, -(-y2 // n)):
             for c in range(max(window.x_px, 0) // n, -(-x2 // n)):
                 chunk = self.chunk((r, c))

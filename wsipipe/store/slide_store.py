@@ -133,12 +133,18 @@ class SlideStore:
         rows, cols = -(-self.grid.size_px[1] // cell_px), -(-self.grid.size_px[0] // cell_px)
         out = np.zeros((rows, cols), np.float32)
         array = self.labels("tissue", level)
-        edges_x = np.minimum((np.arange(cols + 1) * side).astype(int), width)
-        for row in range(rows):
-            y1, y2 = int(row * side), min(int((row + 1) * side), height)
-            strip = (array.read(Window(0, y1, width, max(1, y2 - y1))) == 1).sum(0)
-            sums = np.concatenate([[0], np.cumsum(strip)])
-            out[row] = (sums[edges_x[1:]] - sums[edges_x[:-1]]) / side**2
+        edges_y, edges_x = (
+            np.minimum((np.arange(n + 1) * side).astype(int), size) for n, size in ((rows, height), (cols, width))
+        )
+        band = max(
+            1, int(4 * array.spec.chunk_px / side)
+        )  # rows of cells read at once: each chunk is decoded about once
+        for first in range(0, rows, band):
+            last = min(first + band, rows)
+            y1, y2 = int(edges_y[first]), int(edges_y[last])
+            tissue = array.read(Window(0, y1, width, y2 - y1)) == 1
+            by_row = np.add.reduceat(tissue, edges_y[first:last] - y1, axis=0, dtype=np.int32)
+            out[first:last] = np.add.reduceat(by_row, edges_x[:-1], axis=1) / side**2
         return np.clip(out, 0, 1)
 
     def current(self, kind: str, name: str, digest: str, overwrite: bool) -> bool:
@@ -208,7 +214,7 @@ class SlideStore:
             shutil.rmtree(aside, ignore_errors=True)
             raise
         final = self.path / kind / name
-        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+        with FileLock(lock_file(self.path)):
             swap(aside, final)
             if kind == "labels":
                 listed = {"version": "0.5", "labels": self.names("labels")}
@@ -220,6 +226,11 @@ class SlideStore:
         if key not in self._arrays:
             self._arrays[key] = ShardedArray(self.path / key)
         return self._arrays[key]
+
+
+def lock_file(path: Path) -> Path:
+    """The file that writers of the store at `path` lock while its shared lists change."""
+    return path.with_name(f".{path.name}.lock")
 
 
 def swap(aside: Path, final: Path) -> None:

@@ -22,7 +22,7 @@ from wsipipe.slides.resample import read_window
 from wsipipe.slides.tissue import TissueMask, find_tissue
 from wsipipe.store import PatchTable, SlideStore
 from wsipipe.store.shards import CHUNK_PX, SHARD_PX, Cell, ShardedArray
-from wsipipe.store.slide_store import shard_windows, swap
+from wsipipe.store.slide_store import lock_file, shard_windows, swap
 from wsipipe.tiling.plan import plan_chunks, plan_patches
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,8 @@ def _tile_slide(
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
+        finally:
+            lock_file(aside).unlink(missing_ok=True)
         swap(aside, target)
         return "done", SlideStore(target)
     finally:

@@ -69,7 +69,9 @@ class Params:
 def lattice(patch_px: int, params: Params) -> Lattice:
     """Instances of patch_px / N px, seen with their context."""
     m = patch_px // params.lattice
-    check(m * params.lattice == patch_px, f"camel.lattice: a patch of {patch_px} px does not split into {params.lattice}")
+    check(
+        m * params.lattice == patch_px, f"camel.lattice: a patch of {patch_px} px does not split into {params.lattice}"
+    )
     return Lattice(m, round(m * params.context), params.shrink)
 
 
@@ -180,7 +182,9 @@ def _instance_set(
         crops.append(read_crops(bag.store, bag.xy_px[of_bag], lattice, bag.bounds))
         for i in of_bag:
             known = wanted[(b, i)]
-            targets.append([float(known[k]) if k in known else (0.0 if not y else float("nan")) for k, y in enumerate(bag.label)])
+            targets.append(
+                [float(known[k]) if k in known else (0.0 if not y else float("nan")) for k, y in enumerate(bag.label)]
+            )
     return np.concatenate(crops), torch.tensor(targets)
 
 
@@ -225,5 +229,3 @@ def refine(scores: ScoreMap, params: Params) -> NDArray[np.uint8]:
     unsure = np.abs(top - 0.5) < params.uncertain
     mask[unsure | np.isnan(scores.values).all(0)] = IGNORE
     return mask
-
-

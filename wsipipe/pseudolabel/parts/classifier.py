@@ -92,7 +92,9 @@ def train_classifier(
 
     Each step draws positives and negatives of every class in equal numbers, under dihedral and stain augmentation.
     """
-    pools = [p for k in range(targets.shape[1]) for v in (1.0, 0.0) if len(p := torch.nonzero(targets[:, k] == v).ravel())]
+    pools = [
+        p for k in range(targets.shape[1]) for v in (1.0, 0.0) if len(p := torch.nonzero(targets[:, k] == v).ravel())
+    ]
 
     def draw(step: int) -> tuple[Tensor, Tensor]:
         g = generator(seed, 2, step)

@@ -1,0 +1,367 @@
+"""The command line: options from the configuration, paths on stdout, progress and log on stderr, exit codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import sys
+import time
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+import wsipipe
+from wsipipe.config import SECTIONS, EvaluateConfig, scalar
+from wsipipe.errors import ConfigError, WsipipeError
+from wsipipe.pipeline import Settings, expand, read_settings, run_chain
+from wsipipe.pseudolabel.registry import names
+from wsipipe.runtime import Progress, Report
+
+log = logging.getLogger("wsipipe")
+
+F = typing.TypeVar("F", bound=Callable[..., Any])
+
+_SHORT = {"patch_px": "patch", "stride_px": "stride", "window_px": "window", "score_stride_px": "score-stride"}
+_STORES_ARGUMENT = click.argument("store", nargs=-1, type=click.Path(path_type=Path))
+
+
+def options(section: str, *skip: str) -> Callable[[F], F]:
+    """Click options for every field of a section's dataclass; what is not given stays out of the call."""
+    config = SECTIONS[section]
+    hints = typing.get_type_hints(config)
+
+    def decorate(function: F) -> F:
+        for field in reversed(dataclasses.fields(config)):
+            if field.name not in skip:
+                function = _option(section, field, hints[field.name])(function)
+        return function
+
+    return decorate
+
+
+def _option(section: str, field: dataclasses.Field[Any], kind: Any) -> Callable[[F], F]:
+    flag = _SHORT.get(field.name, field.name.replace("_um2", "").replace("_", "-"))
+    help = field.metadata["help"]
+    if field.default not in ("", (), 0, 0.0) and kind is not bool:
+        help += f"  [default: {field.default}]"
+    name = f"{section}__{field.name}"
+    if kind is bool:
+        help += f"  [default: {'on' if field.default else 'off'}]"
+        return click.option(f"--{flag}/--no-{flag}", name, default=None, help=help)
+    if kind in (int, float):
+        return click.option(f"--{flag}", name, type=kind, default=None, help=help)
+    if field.name == "method":
+        return click.option(f"--{flag}", name, type=click.Choice(names()), default=None, help=help)
+    if typing.get_origin(kind) is tuple:
+        return click.option(f"--{flag}", name, multiple=True, default=None, help=help + " (repeat the option)")
+    return click.option(f"--{flag}", name, default=None, help=help)
+
+
+def common(function: F) -> F:
+    """Options that every command has."""
+    function = click.option("--overwrite", is_flag=True, help="replace what was made from other inputs")(function)
+    function = click.option("--quiet", "-q", is_flag=True, help="only warnings and errors on stderr")(function)
+    function = click.option(
+        "--config", type=click.Path(path_type=Path), default=None, help="YAML file instead of ./pipeline.yaml"
+    )(function)
+    return options("run", "slides")(function)
+
+
+def settings_of(call: dict[str, Any], **more: dict[str, Any]) -> Settings:
+    """Settings from the parameters of a command call, the YAML file and `more` values."""
+    flags: dict[str, dict[str, Any]] = {s: {} for s in SECTIONS}
+    for key, value in call.items():
+        section, _, name = key.partition("__")
+        if name and value is not None and value != ():
+            flags[section][name] = value
+    for section, values in more.items():
+        flags[section].update(values)
+    return read_settings(call.get("config"), flags)
+
+
+class _Commands(click.Group):
+    """A group whose commands end expected errors as one line and the right exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except WsipipeError as error:
+            click.echo(f"wsipipe: error: {' '.join(str(error).split())}", err=True)
+            sys.exit(error.exit_code)
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("wsipipe: interrupted; run the same command again to continue", err=True)
+            sys.exit(130)
+        except BrokenPipeError:
+            sys.exit(0)
+        except OSError as error:
+            click.echo(f"wsipipe: error: {error}", err=True)
+            sys.exit(1)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(wsipipe.__version__, prog_name="wsipipe")
+def main() -> None:
+    """Weak labels on whole-slide images in, pixel maps out.
+
+    \b
+    wsipipe tile slides/*.svs                  slides -> stores
+    wsipipe pseudolabel --labels labels.csv    weak labels -> patch-level masks
+    wsipipe segment --stitch                   masks -> network -> slide maps
+
+    Every option may also stand in ./pipeline.yaml; a flag wins over the file. Made paths go to stdout, everything else
+    to stderr. Exit codes: 0 done, 1 something failed, 2 bad usage, configuration or labels.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+@main.command()
+@click.argument("slide", nargs=-1, required=True)
+@options("tile")
+@common
+def tile(slide: tuple[str, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
+    """Turn slides (files, DICOM folders, folders of slides) into stores of patches."""
+    from wsipipe.slides import find_slides
+    from wsipipe.tiling.tile import tile_slides
+
+    settings = settings_of(call)
+    with reporting(quiet) as progress:
+        report, stores = tile_slides(find_slides(expand(slide)), settings.tile, settings.run, progress, overwrite)
+    finish(report, stores)
+
+
+@main.command()
+@_STORES_ARGUMENT
+@options("pseudolabel")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="a parameter of the method (repeat)")
+@common
+def pseudolabel(
+    store: tuple[Path, ...], assignments: tuple[str, ...], overwrite: bool, quiet: bool, **call: Any
+) -> None:
+    """Turn weak labels into patch-level masks: labels/<name> and scores/<name> of STOREs (default: all)."""
+    settings = settings_of(call)
+    method = settings.pseudolabel.method
+    settings = settings_of(call, pseudolabel={method: _assigned(assignments)})
+    from wsipipe.pseudolabel.label import pseudolabel as stage
+
+    with reporting(quiet) as progress:
+        paths = _stores(store, settings)
+        values = settings.method_values()
+        report, stores = stage(paths, settings.pseudolabel, values, settings.run, progress, overwrite)
+    finish(report, stores)
+
+
+@main.command()
+@_STORES_ARGUMENT
+@options("segment")
+@click.option("--stitch", is_flag=True, help="map every slide after training")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="predict with this model.json; nothing is trained")
+@common
+def segment(
+    store: tuple[Path, ...], stitch: bool, checkpoint: Path | None, overwrite: bool, quiet: bool, **call: Any
+) -> None:
+    """Train a network on labels/<labels> and stitch its maps over STOREs (default: all)."""
+    settings = settings_of(call)
+    if checkpoint and not stitch:
+        raise ConfigError("--checkpoint without --stitch leaves nothing to do; add --stitch to map the slides")
+    from wsipipe.segment.segment import segment as stage
+
+    with reporting(quiet) as progress:
+        paths = _stores(store, settings)
+        report, made = stage(paths, settings.segment, settings.run, stitch, checkpoint, progress, overwrite)
+    finish(report, made)
+
+
+@main.command()
+@_STORES_ARGUMENT
+@options("evaluate")
+@common
+def evaluate(store: tuple[Path, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
+    """Compare labels/<labels> of STOREs (default: all) with truth masks; prints a table, writes CSV and JSON."""
+    from wsipipe.evaluate.judge import judge
+    from wsipipe.evaluate.tables import text_table, write_tables
+
+    settings = settings_of(call)
+    config = settings.evaluate
+    split = _splits(config, settings)
+    with reporting(quiet) as progress:
+        result = judge(_stores(store, settings), config, settings.run, split, progress)
+        write_tables(result, Path(settings.run.runs) / config.labels)
+    click.echo(text_table(result))
+    sys.exit(result.report.exit_code)
+
+
+@main.group()
+def labels() -> None:
+    """Masks that a user has."""
+
+
+@labels.command("import")
+@_STORES_ARGUMENT
+@click.option("--masks", required=True, help="folder with <slide_id>.png or .tif, or a pattern with {slide_id}")
+@click.option("--map", "value_map", default="", help="what the values mean, e.g. 0=ignore,1=0,2=tumour")
+@click.option("--class", "classes", multiple=True, required=True, help="class name, in mask order (repeat)")
+@click.option("--name", required=True, help="name of the masks in the stores: labels/<name>")
+@common
+def import_(
+    store: tuple[Path, ...],
+    masks: str,
+    value_map: str,
+    classes: tuple[str, ...],
+    name: str,
+    overwrite: bool,
+    quiet: bool,
+    **call: Any,
+) -> None:
+    """Write masks (PNG or TIFF in the slide's own frame) into labels/<name> of STOREs (default: all)."""
+    from wsipipe.annotations import import_masks
+
+    settings = settings_of(call)
+    with reporting(quiet) as progress:
+        paths = _stores(store, settings)
+        report, stores = import_masks(
+            paths, masks, value_map, classes, name, run=settings.run, overwrite=overwrite, progress=progress
+        )
+    finish(report, stores)
+
+
+@main.command()
+@click.argument("slide", nargs=-1)
+@common
+def run(slide: tuple[str, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
+    """Run the whole chain of pipeline.yaml: tile, pseudolabel, segment --stitch. Everything is checked first."""
+    settings = settings_of(call, run={"slides": slide} if slide else {})
+    with reporting(quiet) as progress:
+        report, stores = run_chain(settings, progress, overwrite)
+    finish(report, stores)
+
+
+@main.command()
+@click.argument("store", type=click.Path(path_type=Path))
+def info(store: Path) -> None:
+    """Say what a store holds."""
+    from wsipipe.store.info import describe
+
+    click.echo(describe(store))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path), default="demo")
+@click.option("--quiet", "-q", is_flag=True, help="only warnings and errors on stderr")
+def demo(folder: Path, quiet: bool) -> None:
+    """Make a small cohort of procedural slides, run the chain on it in FOLDER and judge the maps."""
+    from wsipipe.demo.demo import run_demo
+
+    with reporting(quiet) as progress:
+        table = run_demo(folder, progress)
+    click.echo(table)
+
+
+def _assigned(assignments: tuple[str, ...]) -> dict[str, Any]:
+    """KEY=VALUE texts as values, each read as YAML would."""
+    values = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {text}: expected KEY=VALUE, such as --set prevalence=0.2")
+        values[key.strip()] = scalar(value)
+    return values
+
+
+def _stores(given: tuple[Path, ...], settings: Settings) -> list[Path]:
+    from wsipipe.store import find_stores
+
+    return list(given) or find_stores(Path(settings.run.stores))
+
+
+def _splits(config: EvaluateConfig, settings: Settings) -> dict[str, str] | None:
+    """slide_id -> split, read only if a split is asked for."""
+    if not config.split:
+        return None
+    from wsipipe.labels import read_labels
+
+    path = Path(config.labels_csv or settings.pseudolabel.labels)
+    return {r.slide_id: r.split for r in read_labels(path).rows}
+
+
+def finish(report: Report, made: list[Path]) -> None:
+    """Paths on stdout, failures on stderr, and the exit code."""
+    for path in made:
+        click.echo(path)
+    failed = report.of("failed")
+    if failed:
+        click.echo(f"wsipipe: {len(failed)} of {len(report.rows)} failed (allowed: {report.max_failed}):", err=True)
+        for row in failed:
+            click.echo(f"  {row['item']}: {row['reason']}", err=True)
+    sys.exit(report.exit_code)
+
+
+@contextmanager
+def reporting(quiet: bool) -> Iterator[Progress]:
+    """Log to stderr, and progress as bars on a terminal or as a line now and then elsewhere."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    console = Console(stderr=True)
+    root = logging.getLogger("wsipipe")
+    root.setLevel(logging.WARNING if quiet else logging.INFO)
+    if console.is_terminal:
+        handler: logging.Handler = RichHandler(console=console, show_path=False, show_level=True, markup=False)
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    root.addHandler(handler)
+    try:
+        if quiet:
+            yield lambda task, done, total, note="": None
+        elif console.is_terminal:
+            with _bars(console) as progress:
+                yield progress
+        else:
+            yield _lines()
+    finally:
+        root.removeHandler(handler)
+
+
+@contextmanager
+def _bars(console: Any) -> Iterator[Progress]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Bars(*columns, console=console) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(task: str, done: int, total: int, note: str = "") -> None:
+            if task not in tasks or done < bars.tasks[tasks[task]].completed:
+                tasks[task] = bars.add_task(task, total=total, note=note)
+            bars.update(tasks[task], completed=done, total=total, note=note)
+
+        yield show
+
+
+def _lines(every_s: float = 30.0) -> Progress:
+    """Progress as log lines: the start and end of each task, and one line every `every_s` seconds between."""
+    last: dict[str, float] = {}
+
+    def show(task: str, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        if done == total or now - last.get(task, -1e9) >= every_s:
+            last[task] = now
+            log.info("%s %d/%d %s", task, done, total, note)
+
+    return show

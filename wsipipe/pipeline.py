@@ -1,0 +1,121 @@
+"""The whole chain: everything is checked first, then the stages run one after the other."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from wsipipe.config import (
+    SECTIONS,
+    EvaluateConfig,
+    PseudolabelConfig,
+    RunConfig,
+    SegmentConfig,
+    TileConfig,
+    build,
+    read_yaml,
+)
+from wsipipe.errors import ConfigError
+from wsipipe.pseudolabel.registry import names
+from wsipipe.runtime import Progress, Report, silent
+
+T = TypeVar("T")
+Values = Mapping[str, Mapping[str, Any]]
+DEFAULT_FILE = Path("pipeline.yaml")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of all stages; `methods` holds the raw section of each method that has one."""
+
+    run: RunConfig
+    tile: TileConfig
+    pseudolabel: PseudolabelConfig
+    segment: SegmentConfig
+    evaluate: EvaluateConfig
+    methods: Mapping[str, Mapping[str, Any]]
+
+    def method_values(self) -> Mapping[str, Any]:
+        """Parameters given for the chosen method."""
+        return self.methods.get(self.pseudolabel.method, {})
+
+
+def read_settings(file: Path | None, flags: Values) -> Settings:
+    """Options from a YAML file (default: ./pipeline.yaml if there is one) with `flags` over them.
+
+    `flags` maps section -> field -> value; parameters of a method stand under pseudolabel -> method name -> mapping.
+    """
+    if file is None and DEFAULT_FILE.exists():
+        file = DEFAULT_FILE
+    given = read_yaml(file) if file else {}
+    merged = {s: {**given.get(s, {}), **flags.get(s, {})} for s in SECTIONS}
+    methods: dict[str, Mapping[str, Any]] = {}
+    for name in names():
+        section = {**(given.get("pseudolabel", {}).get(name) or {}), **flags.get("pseudolabel", {}).get(name, {})}
+        if section:
+            methods[name] = section
+    try:
+        parts: dict[str, Any] = {s: build(c, merged[s], s, tuple(names())) for s, c in SECTIONS.items()}
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}" if file else str(error)) from None
+    return Settings(methods=methods, **parts)
+
+
+def expand(patterns: tuple[str, ...]) -> list[Path]:
+    """Paths of files, folders and patterns; a pattern that matches nothing is an error."""
+    paths: list[Path] = []
+    for pattern in patterns:
+        found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) and not Path(pattern).exists() else [pattern]
+        if not found:
+            raise ConfigError(f"{pattern}: matches no file")
+        paths += [Path(p) for p in found]
+    return paths
+
+
+def check_all(settings: Settings) -> dict[str, Path]:
+    """Check every stage's options, the labels and the slides against each other; returns the slides by id."""
+    from wsipipe.labels import match_stores, read_labels
+    from wsipipe.nn.encoders import check_encoder
+    from wsipipe.nn.segmenters import create_segmenter
+    from wsipipe.pseudolabel.registry import load
+    from wsipipe.runtime import device
+    from wsipipe.slides import find_slides
+
+    if not settings.run.slides:
+        raise ConfigError("no slides; name them after the command, or as run.slides in pipeline.yaml")
+    device(settings.run.device)
+    method = load(settings.pseudolabel.method)
+    params = build(method.Params, settings.method_values(), f"pseudolabel.{settings.pseudolabel.method}")
+    method.lattice(settings.tile.patch_px, params)
+    check_encoder(settings.pseudolabel.encoder)
+    create_segmenter(settings.segment.architecture, settings.segment.encoder, 2)
+    slides = find_slides(expand(settings.run.slides))
+    match_stores(read_labels(Path(settings.pseudolabel.labels), settings.pseudolabel.classes or None), list(slides))
+    return slides
+
+
+def run_chain(settings: Settings, progress: Progress = silent, overwrite: bool = False) -> tuple[Report, list[Path]]:
+    """tile, pseudolabel, segment with stitching; returns the ledger of all slides and the stores that hold maps.
+
+    A slide that fails is left out of the later stages; beyond `run.max_failed` the chain stops there.
+    """
+    from wsipipe.pseudolabel.label import pseudolabel
+    from wsipipe.segment.segment import segment
+    from wsipipe.tiling.tile import tile_slides
+
+    slides = check_all(settings)
+    report, stores = tile_slides(slides, settings.tile, settings.run, progress, overwrite)
+    if report.exit_code or not stores:
+        return report, stores
+    labelled, stores = pseudolabel(
+        stores, settings.pseudolabel, settings.method_values(), settings.run, progress, overwrite
+    )
+    report.rows += labelled.of("failed")
+    if report.exit_code:
+        return report, stores
+    mapped, stores = segment(stores, settings.segment, settings.run, True, None, progress, overwrite)
+    report.rows += mapped.of("failed")
+    return report, stores
