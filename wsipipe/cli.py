@@ -109,7 +109,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(wsipipe.__version__, prog_name="wsipipe")
 def main() -> None:
-    """Weak labels on whole-slide images in, pixel maps out.
+    r"""Weak labels on whole-slide images in, pixel maps out.
 
     \b
     wsipipe tile slides/*.svs                  slides -> stores
@@ -120,6 +120,8 @@ def main() -> None:
     to stderr. Exit codes: 0 done, 1 something failed, 2 bad usage, configuration or labels.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # threads that wait asleep: on a shared machine a spinning one holds up all others (20 times slower was measured)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @main.command()
@@ -175,7 +177,15 @@ def segment(
 
     with reporting(quiet) as progress:
         paths = _stores(store, settings)
-        report, made = stage(paths, settings.segment, settings.run, stitch, checkpoint, progress, overwrite)
+        report, made = stage(
+            paths,
+            settings.segment,
+            settings.run,
+            stitch=stitch,
+            checkpoint=checkpoint,
+            progress=progress,
+            overwrite=overwrite,
+        )
     finish(report, made)
 
 

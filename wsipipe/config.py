@@ -5,6 +5,7 @@ Sections of pipeline.yaml are command names, keys are field names. A flag wins o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -48,6 +49,9 @@ class TileConfig:
         check(self.stride_px >= 0, f"tile.stride_px: {self.stride_px} is negative; 0 means the patch size")
         check(0 <= self.min_tissue <= 1, f"tile.min_tissue: {self.min_tissue} is not a share between 0 and 1")
         check(self.codec in ("jpeg", "zstd"), f"tile.codec: {self.codec!r} is not jpeg or zstd")
+        check(self.stride_px <= self.patch_px, f"tile.stride_px: {self.stride_px} leaves gaps between patches")
+        check(0 < self.tissue_mpp <= 64, f"tile.tissue_mpp: {self.tissue_mpp} um/px is outside 0..64")
+        check(self.min_area_um2 >= 0, f"tile.min_area_um2: {self.min_area_um2} is negative")
         check(1 <= self.quality <= 100, f"tile.quality: {self.quality} is outside 1..100")
         override_ok = self.mpp_override == 0 or 0.05 <= self.mpp_override <= 20
         check(override_ok, f"tile.mpp_override: {self.mpp_override} um/px is outside 0.05..20")
@@ -121,7 +125,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         number = self.max_failed.removesuffix("%")
-        check(number.isdigit(), f"run.max_failed: {self.max_failed!r} is neither a number nor a percentage such as 5%")
+        check(
+            number.isdecimal(), f"run.max_failed: {self.max_failed!r} is neither a number nor a percentage such as 5%"
+        )
         check(self.workers >= 0, f"run.workers: {self.workers} is negative; 0 means one a processor")
 
 
@@ -144,12 +150,12 @@ class _StrictLoader(yaml.SafeLoader):
     """Safe YAML without aliases and without silent overwriting of a repeated key."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
             raise ConfigError("YAML aliases (*name) are not accepted; write the value out")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(k, deep=True) for k, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(k, deep=True) for k, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
                 raise ConfigError(f"{key}: given twice (line {node.start_mark.line + 1})")
@@ -220,6 +226,9 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
         raise TypeError(f"{where}: union types are not supported in options")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-3, without a point, as text
+        with contextlib.suppress(ValueError):
+            return float(value)
     if kind is str and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

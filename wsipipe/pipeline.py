@@ -116,6 +116,8 @@ def run_chain(settings: Settings, progress: Progress = silent, overwrite: bool =
     report.rows += labelled.of("failed")
     if report.exit_code:
         return report, stores
-    mapped, stores = segment(stores, settings.segment, settings.run, True, None, progress, overwrite)
+    mapped, stores = segment(
+        stores, settings.segment, settings.run, stitch=True, progress=progress, overwrite=overwrite
+    )
     report.rows += mapped.of("failed")
     return report, stores

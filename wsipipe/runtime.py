@@ -25,11 +25,21 @@ R = TypeVar("R")
 class Progress(Protocol):
     """Told how far a named piece of long work has come; only the command line draws it."""
 
-    def __call__(self, task: str, done: int, total: int, note: str = "") -> None: ...
+    def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` steps of `task` are done; `note` is what a person wants to see beside it."""
 
 
 def silent(task: str, done: int, total: int, note: str = "") -> None:
     """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where to compute, from which seed, and who is told how far it has come."""
+
+    device: torch.device
+    seed: int = 0
+    progress: Progress = silent
 
 
 def device(spec: str = "auto") -> torch.device:
@@ -42,6 +52,8 @@ def device(spec: str = "auto") -> torch.device:
         chosen = torch.device(spec)
     except RuntimeError:
         raise ConfigError(f"device {spec!r}: expected auto, cpu or cuda:N") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {spec!r}: expected auto, cpu or cuda:N")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {spec}: {torch.cuda.device_count()} CUDA devices found; use --device auto")
     return chosen

@@ -376,13 +376,16 @@ def _plan(config: CohortConfig) -> list[tuple[str, str, str, int]]:
 
 
 def make_cohort(
-    folder: Path, config: CohortConfig = CohortConfig(), on_done: Callable[[str, int, int], None] | None = None
+    folder: Path,
+    config: CohortConfig = CohortConfig(),
+    on_done: Callable[[str, int, int], None] | None = None,
+    truth_dir: Path | None = None,
 ) -> Cohort:
-    """Write slides/<id>.svs, truth/<id>.png (uint8 as in `draw_slide`) and labels.csv under `folder`.
+    """Write slides/<id>.svs and labels.csv under `folder`, and <id>.png (as in `draw_slide`) under `truth_dir`.
 
     Train slides carry patch labels, test slides one slide label; `on_done(slide_id, done, total)` follows each slide.
     """
-    slides, truth_dir = folder / "slides", folder / "truth"
+    slides, truth_dir = folder / "slides", truth_dir or folder / "truth"
     slides.mkdir(parents=True, exist_ok=True)
     truth_dir.mkdir(parents=True, exist_ok=True)
     plan = _plan(config)

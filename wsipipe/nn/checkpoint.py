@@ -7,6 +7,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -75,5 +76,5 @@ def load_weights_of(path: Path, model: nn.Module) -> None:
         raise CheckpointError(f"{path}: the weights are missing beside their JSON") from None
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: the weights do not fit ({str(error).splitlines()[0]})") from None
-    except Exception as error:  # safetensors raises its own kind for damaged files
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged ({error})") from None

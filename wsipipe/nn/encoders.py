@@ -7,6 +7,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import register_model
 from torch import Tensor, nn
@@ -29,13 +30,13 @@ def _narrow(width: int, **kwargs: Any) -> nn.Module:
     return model
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def resnet18_half(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-18 of half width: 2.8 million weights, four times as fast as the whole on a CPU."""
     return _narrow(32, **kwargs)
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def resnet18_quarter(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-18 of quarter width, for tests and very small machines."""
     return _narrow(16, **kwargs)
@@ -66,7 +67,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         state = load_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such weights file") from None
-    except Exception as error:  # safetensors raises its own kind for anything unreadable
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error}); convert it first") from None
     wanted = model.state_dict()
     missing = [k for k in wanted if k not in state]

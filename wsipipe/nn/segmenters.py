@@ -28,9 +28,12 @@ def create_segmenter(architecture: str, encoder: str, classes: int) -> nn.Module
         widest = smp.encoders.get_encoder(f"tu-{encoder}", weights=None).out_channels[-1]
         options["decoder_channels"] = [max(8, min(c, c * widest // 512)) for c in _FULL_WIDTH]
     try:
-        return smp.create_model(architecture, f"tu-{encoder}", encoder_weights=None, classes=classes, **options)
+        model: nn.Module = smp.create_model(
+            architecture, f"tu-{encoder}", encoder_weights=None, classes=classes, **options
+        )
     except (ValueError, RuntimeError, KeyError) as error:
         raise ConfigError(f"{architecture} cannot be built on encoder {encoder}: {error}") from None
+    return model
 
 
 def encoder_of(model: nn.Module) -> nn.Module:

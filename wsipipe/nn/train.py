@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wsipipe.errors import CheckpointError
-from wsipipe.runtime import Progress, autocast
+from wsipipe.runtime import Compute, autocast
 
 B = TypeVar("B")
 
@@ -39,9 +39,8 @@ def fit(
     batch: Callable[[int], B],
     loss: Callable[[B], Tensor],
     schedule: Schedule,
-    on: torch.device,
-    progress: Progress,
     task: str,
+    compute: Compute,
 ) -> list[float]:
     """Train the parameters of `model` that want a gradient; returns the loss of every step.
 
@@ -50,6 +49,7 @@ def fit(
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
+    on = compute.device
     model.to(on).train()
     losses: list[float] = []
     for step, item in enumerate(_ahead(batch, schedule.steps)):
@@ -65,7 +65,7 @@ def fit(
         optimiser.step()
         losses.append(float(value.detach()))
         recent = losses[-20:]
-        progress(task, step + 1, schedule.steps, f"loss {sum(recent) / len(recent):.3f}")
+        compute.progress(task, step + 1, schedule.steps, f"loss {sum(recent) / len(recent):.3f}")
     model.eval()
     return losses
 

@@ -26,7 +26,7 @@ from wsipipe.pseudolabel.lattice import Lattice
 from wsipipe.pseudolabel.method import Fitting, Method, ScoreMap
 from wsipipe.pseudolabel.pretrain import patch_pool, pretrain
 from wsipipe.pseudolabel.registry import load
-from wsipipe.runtime import Progress, Report, device, digest, silent, write_json
+from wsipipe.runtime import Compute, Progress, Report, device, digest, silent, write_json
 from wsipipe.store import SlideStore
 from wsipipe.store.shards import ArraySpec, Cell
 from wsipipe.store.slide_store import check_name, shard_windows
@@ -132,16 +132,14 @@ class Stage:
                 )
             shutil.rmtree(self.folder)
         run = Fitting(
-            self.table.classes,
-            self._encoder_maker(progress),
-            self.config.self_train,
-            self.run.seed,
-            self.device,
-            progress,
+            self.table.classes, self._encoder_maker(progress), self.config.self_train, self._compute(progress)
         )
         model = self.method.fit(self.bags, self.lattice, self.params, run)
         self._save(model, path)
         return model
+
+    def _compute(self, progress: Progress) -> Compute:
+        return Compute(self.device, self.run.seed, progress)
 
     def _encoder_maker(self, progress: Progress) -> Callable[[], nn.Module]:
         """A function that makes the starting encoder: from a file, pretrained here (once), or from scratch."""
@@ -168,7 +166,7 @@ class Stage:
             torch.manual_seed(self.run.seed)
             encoder = create_encoder(self.config.encoder)
         schedule = Schedule(self.config.pretrain_steps, PRETRAIN_LR)
-        losses = pretrain(encoder, pool, self.lattice.input_px, schedule, self.run.seed, self.device, progress)
+        losses = pretrain(encoder, pool, self.lattice.input_px, schedule, self._compute(progress))
         save_weights(path, encoder)
         write_json(note, {"digest": self.digest, "encoder": self.config.encoder, "patches": len(pool), "loss": losses})
         return path
@@ -232,8 +230,8 @@ def _common_grid(stores: Sequence[SlideStore]) -> tuple[float, int]:
     low, high = min(mpps, key=mpps.__getitem__), max(mpps, key=mpps.__getitem__)
     if mpps[high] / mpps[low] > 1.05 or len(patches) > 1:
         raise ConfigError(
-            f"training stores differ: {mpps[low]:g}..{mpps[high]:g} um/px ({low}, {high}), patches of {sorted(patches)} px; "
-            "tile them alike"
+            f"training stores differ: {mpps[low]:g}..{mpps[high]:g} um/px ({low}, {high}), "
+            f"patches of {sorted(patches)} px; tile them alike"
         )
     return float(np.mean(list(mpps.values()))), patches.pop()
 
@@ -290,6 +288,5 @@ def mask_values(classes: Classes) -> dict[int, str]:
 
 def _as_shards(values: NDArray[np.uint8]) -> Iterator[tuple[Cell, NDArray[np.uint8]]]:
     """A whole [K, h, w] array, shard by shard."""
-
     for shard, w in shard_windows(ArraySpec(values.shape, "uint8", 0)):
         yield shard, values[:, w.y_px : w.y_px + w.height_px, w.x_px : w.x_px + w.width_px]

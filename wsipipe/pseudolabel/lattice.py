@@ -1,4 +1,4 @@
-"""The lattice of instances: small squares of a slide that each get a score, and the pixels a classifier sees of them."""
+"""The lattice of instances: small squares of a slide that each get a score, and what a classifier sees of them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def read_crops(
     corner = xy_px.astype(np.int64) - (lattice.seen_px - lattice.instance_px) // 2
     if bounds is not None:
         low = np.array([bounds.x_px, bounds.y_px])
-        high = np.maximum(low + [bounds.width_px - n, bounds.height_px - n], low)
+        high = np.maximum(low + np.array([bounds.width_px, bounds.height_px]) - n, low)
         corner = np.clip(corner, low, high)
     out = np.empty((len(xy_px), 3, lattice.input_px, lattice.input_px), np.uint8)
     blocks = corner // BLOCK_PX
@@ -94,4 +94,4 @@ def shrunk(rgb: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
         return rgb
     h, w = rgb.shape[0] // factor, rgb.shape[1] // factor
     tiles = rgb[: h * factor, : w * factor].reshape(h, factor, w, factor, 3)
-    return (tiles.astype(np.uint16).sum((1, 3)) / factor**2 + 0.5).astype(np.uint8)
+    return np.asarray(tiles.sum((1, 3), dtype=np.float32) / factor**2 + 0.5, np.uint8)

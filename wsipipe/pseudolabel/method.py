@@ -14,7 +14,7 @@ from torch import nn
 from wsipipe.labels import Classes
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.lattice import Lattice
-from wsipipe.runtime import Progress
+from wsipipe.runtime import Compute
 from wsipipe.store import SlideStore
 
 
@@ -33,9 +33,7 @@ class Fitting:
     classes: Classes
     encoder: Callable[[], nn.Module]
     self_train: bool
-    seed: int
-    device: torch.device
-    progress: Progress
+    compute: Compute
 
 
 class Method(Protocol):

@@ -14,7 +14,7 @@ from wsipipe.nn.augment import blur, dihedral, random_crop, random_dihedral, sta
 from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import Schedule, fit, generator
 from wsipipe.pseudolabel.lattice import Lattice, shrunk
-from wsipipe.runtime import Progress
+from wsipipe.runtime import Compute
 from wsipipe.store import SlideStore
 
 BATCH = 128
@@ -50,9 +50,8 @@ def patch_pool(stores: Sequence[SlideStore], lattice: Lattice, seed: int) -> NDA
     patches = []
     for store in stores:
         windows = store.patches().windows
-        chosen = rng.choice(len(windows), min(each, len(windows)), replace=False) if windows else []
-        for i in sorted(chosen):
-            w = windows[int(i)]
+        for i in sorted(rng.permutation(len(windows))[:each].tolist()):
+            w = windows[i]
             spare = max(0, w.width_px - side_px)
             for dy in {0, spare}:
                 for dx in {0, spare}:
@@ -67,9 +66,7 @@ def pretrain(
     pool: NDArray[np.uint8],
     input_px: int,
     schedule: Schedule,
-    seed: int,
-    on: torch.device,
-    progress: Progress,
+    compute: Compute,
 ) -> list[float]:
     """Train `encoder` in place on two random views of each patch of `pool`; returns the loss of every step.
 
@@ -77,23 +74,23 @@ def pretrain(
     density, a slight blur. The expander (two layers of 512) is thrown away.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(compute.seed)
         width = int(encoder(torch.zeros(2, 3, input_px, input_px)).shape[1])
         expander = nn.Sequential(nn.Linear(width, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 512))
     model = nn.Sequential(encoder, expander)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
-        g = generator(seed, 1, step)
+        g = generator(compute.seed, 1, step)
         chosen = torch.randint(0, len(pool), (BATCH,), generator=g).numpy()
         x = torch.from_numpy(pool[chosen]).float() / 255
         return view(x, input_px, g), view(x, input_px, g)
 
     def loss(views: tuple[Tensor, Tensor]) -> Tensor:
-        x = normalise(torch.cat(views).to(on))
+        x = normalise(torch.cat(views).to(compute.device))
         a, b = model(x).float().chunk(2)
         return vicreg_loss(a, b)
 
-    return fit(model, batch, loss, schedule, on, progress, "pretrain")
+    return fit(model, batch, loss, schedule, "pretrain", compute)
 
 
 def view(x: Tensor, input_px: int, g: torch.Generator) -> Tensor:

@@ -23,4 +23,4 @@ def load(name: str) -> Method:
     """The module of a method; ConfigError names those that there are."""
     if name not in names():
         raise ConfigError(f"method {name!r} is not known; choose one of {', '.join(names())}")
-    return importlib.import_module(f"wsipipe.pseudolabel.methods.{name}")  # type: ignore[return-value]
+    return importlib.import_module(f"wsipipe.pseudolabel.methods.{name}")

@@ -38,7 +38,7 @@ def predict_stores(
     """Write `labels/<name>` and `scores/<name>` of every store; returns the ledger and the stores that hold them."""
     checkpoint, model = load(checkpoint_path)
     on = device(run.device)
-    model.to(on).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(on).to(memory_format=torch.channels_last)
     name = config.name or checkpoint.network
     report, done = Report(run.max_failed), []
     for i, store in enumerate(stores):
@@ -76,15 +76,15 @@ def _predict_store(
     own = sum(store.grid.mpp) / 2
     if abs(own / checkpoint.mpp - 1) > 0.05:
         raise StoreError(
-            f"{store.path}: is at {own:g} um/px, the network at {checkpoint.mpp:g}; tile it with --mpp {checkpoint.mpp:g}"
+            f"{store.path}: is at {own:g} um/px, the network at {checkpoint.mpp:g}; tile with --mpp {checkpoint.mpp:g}"
         )
     bands = _Bands(store, len(checkpoint.classes), config.score_stride_px)
     predict = predictor(model, store, device(run.device), threads(run.workers))
     wanted = on_patches(store)
-    maps = stitch(predict, store.grid.size_px, len(checkpoint.classes) + 1, window_px, stride_px, wanted)
+    maps = stitch(predict, store.grid.size_px, len(checkpoint.classes) + 1, window_px, stride_px, wanted=wanted)
     meta = {"digest": key, "classes": list(checkpoint.classes), "checkpoint": checkpoint.digest}
     values = {0: "none", **{k + 1: n for k, n in enumerate(checkpoint.classes)}, IGNORE: "not predicted"}
-    store.write_labels(name, values, meta, bands.labels((b.values for b in maps)))
+    store.write_labels(name, values, meta, bands.labels(b.values for b in maps))
     store.write_scores(name, config.score_stride_px, meta, bands.scores())
     return "done"
 

@@ -17,6 +17,7 @@ def segment(
     store_paths: Sequence[Path],
     config: SegmentConfig,
     run: RunConfig,
+    *,
     stitch: bool = False,
     checkpoint: Path | None = None,
     progress: Progress = silent,

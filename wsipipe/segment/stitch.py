@@ -26,6 +26,7 @@ def stitch(
     channels: int,
     window_px: int,
     stride_px: int,
+    *,
     wanted: Callable[[Window], bool] = lambda w: True,
 ) -> Iterator[Band]:
     """Yield the map of `size_px` (w, h) from top to bottom.

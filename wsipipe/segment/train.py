@@ -21,7 +21,7 @@ from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, read_checkpoint
 from wsipipe.nn.encoders import MEAN, STD, normalise
 from wsipipe.nn.segmenters import create_segmenter, encoder_of
 from wsipipe.nn.train import Schedule, fit
-from wsipipe.runtime import Progress, device, digest
+from wsipipe.runtime import Compute, Progress, device, digest
 from wsipipe.segment.data import Batches, find_samples
 from wsipipe.store import SlideStore
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 def train(
     stores: Sequence[SlideStore], config: SegmentConfig, run: RunConfig, progress: Progress, overwrite: bool
 ) -> Path:
-    """Train and save `runs/<name>/model.{safetensors,json}`; returns the JSON. The same inputs are not trained twice."""
+    """Train and save `runs/<name>/model.*`; returns the path of its JSON. The same inputs are not trained twice."""
     chosen = training_stores(stores, config)
     classes = _classes(chosen, config.labels)
     folder = Path(run.runs) / (config.name or config.architecture)
@@ -56,13 +56,13 @@ def train(
         torch.manual_seed(run.seed)
         model = create_segmenter(config.architecture, config.encoder, len(classes) + 1)
     _start_from(model, Path(run.runs) / config.labels, config.encoder)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last)
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
         return segmentation_loss(model(normalise(batch[0].to(on))).float(), batch[1].to(on))
 
     batches = Batches(samples, config.labels, config.batch, run.seed)
-    fit(model, batches, loss, Schedule(config.steps, config.lr), on, progress, "train")
+    fit(model, batches, loss, Schedule(config.steps, config.lr), "train", Compute(on, run.seed, progress))
     grid = chosen[0].grid
     checkpoint = Checkpoint(
         network=config.architecture,

@@ -12,7 +12,7 @@ independent sigmoids; one round of self-training follows the retraining.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from wsipipe.config import check, option
 from wsipipe.labels import IGNORE, Classes
-from wsipipe.nn.train import Schedule, fit as train, generator
+from wsipipe.nn.train import Schedule, generator
+from wsipipe.nn.train import fit as train
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.lattice import Lattice, read_crops
 from wsipipe.pseudolabel.method import Fitting, ScoreMap
@@ -85,24 +86,26 @@ def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> 
     encoder = run.encoder()
     features = []
     for i, bag in enumerate(bags):
-        features.append(apply_in_batches(encoder, read_crops(bag.store, bag.xy_px, lattice, bag.bounds), run.device))
-        run.progress("embed", i + 1, len(bags))
+        features.append(
+            apply_in_batches(encoder, read_crops(bag.store, bag.xy_px, lattice, bag.bounds), run.compute.device)
+        )
+        run.compute.progress("embed", i + 1, len(bags))
     labels = torch.tensor([b.label for b in bags])
     chosen: list[tuple[int, int, int, int]] = []
     for s, patch_rule in enumerate((max_max, max_min)):
         rules = [patch_rule if b.patch else partial(prevalence, ratio=params.prevalence) for b in bags]
-        head = _train_selector(features, labels, rules, params, run, seed=run.seed + s)
+        head = _train_selector(features, labels, rules, params, run, seed=run.compute.seed + s)
         chosen += _collect(head, features, labels, rules)
     model = build(run.classes, encoder, lattice)
-    crops, targets = _instance_set(bags, lattice, chosen, params.max_instances, run.seed)
+    crops, targets = _instance_set(bags, lattice, chosen, params.max_instances, run.compute.seed)
     model.head.standardise(torch.cat(features))  # type: ignore[operator,union-attr]
     schedule = Schedule(params.retrain_steps, params.lr)
-    train_classifier(model, crops, targets, schedule, params.batch, run.seed, run.device, run.progress, "retrain")
+    train_classifier(model, crops, targets, schedule, "retrain", run.compute, params.batch)
     if run.self_train:
         crops, targets = _own_answers(model, bags, lattice, params, run)
         schedule = Schedule(params.self_train_steps, params.lr / 2)
         train_classifier(
-            model, crops, targets, schedule, params.batch, run.seed + 1, run.device, run.progress, "self-train"
+            model, crops, targets, schedule, "self-train", replace(run.compute, seed=run.compute.seed + 1), params.batch
         )
     return model
 
@@ -126,7 +129,7 @@ def _train_selector(
         return torch.stack([bag_loss(head(features[b]), labels[b], rules[b]) for b in bag_ids]).mean()
 
     schedule = Schedule(params.selector_steps, params.selector_lr, weight_decay=1e-2)
-    train(head, draw, loss, schedule, torch.device("cpu"), run.progress, "select")
+    train(head, draw, loss, schedule, "select", replace(run.compute, device=torch.device("cpu")))
     return head
 
 
@@ -195,14 +198,14 @@ def _own_answers(
     chosen: list[tuple[int, int, int, int]] = []
     for b, bag in enumerate(bags):
         crops = read_crops(bag.store, bag.xy_px, lattice, bag.bounds)
-        p = apply_in_batches(model, crops, run.device, params.views).sigmoid()
+        p = apply_in_batches(model, crops, run.compute.device, params.views).sigmoid()
         for k, y in enumerate(bag.label):
             sure_one = (p[:, k] >= params.confident) & bool(y)
             sure_zero = (p[:, k] <= 1 - params.confident) | (not y)
             chosen += [(b, i, k, 1) for i in torch.nonzero(sure_one).ravel().tolist()]
             chosen += [(b, i, k, 0) for i in torch.nonzero(sure_zero & ~sure_one).ravel().tolist()]
-        run.progress("believe", b + 1, len(bags))
-    return _instance_set(bags, lattice, chosen, params.max_instances, run.seed)
+        run.compute.progress("believe", b + 1, len(bags))
+    return _instance_set(bags, lattice, chosen, params.max_instances, run.compute.seed)
 
 
 def score(model: nn.Module, store: SlideStore, lattice: Lattice, params: Params, on: torch.device) -> ScoreMap:
@@ -210,7 +213,8 @@ def score(model: nn.Module, store: SlideStore, lattice: Lattice, params: Params,
     cells = lattice.cells(store, params.min_tissue)
     m = lattice.instance_px
     rows, cols = (-(-n // m) for n in (store.grid.size_px[1], store.grid.size_px[0]))
-    classes = model.head.linear.out_features  # type: ignore[union-attr]
+    assert isinstance(model, InstanceClassifier)
+    classes = model.head.linear.out_features
     values = np.full((classes, rows, cols), np.nan, np.float32)
     for i in range(0, len(cells), 4096):
         part = cells[i : i + 4096]

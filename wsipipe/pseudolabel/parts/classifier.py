@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wsipipe.nn.augment import blur, dihedral, random_dihedral, stain_jitter
 from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import Schedule, fit, generator
-from wsipipe.runtime import Progress, autocast
+from wsipipe.runtime import Compute, autocast
 
 
 class Head(nn.Module):
@@ -34,7 +34,7 @@ class Head(nn.Module):
         self.std.copy_(features.std(0).clamp(min=1e-3))
 
     def forward(self, features: Tensor) -> Tensor:
-        """float [B, D] -> logits float [B, K]."""
+        """Float [B, D] -> logits float [B, K]."""
         out: Tensor = self.linear((features - self.mean) / self.std)
         return out
 
@@ -61,7 +61,7 @@ def width_of(encoder: nn.Module, input_px: int) -> int:
 
 
 def apply_in_batches(model: nn.Module, crops: NDArray[np.uint8], on: torch.device, views: int = 1) -> Tensor:
-    """model(crops) without gradient, averaged over the first `views` symmetries: uint8 [M, 3, s, s] -> float32 [M, ..]."""
+    """model(crops) without gradient, averaged over `views` symmetries: uint8 [M, 3, s, s] -> float32 [M, ..]."""
     model.to(on).eval()
     parts: list[Tensor] = []
     with torch.inference_mode(), autocast(on):
@@ -82,11 +82,9 @@ def train_classifier(
     crops: NDArray[np.uint8],
     targets: Tensor,
     schedule: Schedule,
-    batch: int,
-    seed: int,
-    on: torch.device,
-    progress: Progress,
     task: str,
+    compute: Compute,
+    batch: int = 64,
 ) -> list[float]:
     """Binary cross-entropy a class over crops uint8 [M, 3, s, s] with targets float [M, K]; nan targets are not scored.
 
@@ -97,7 +95,7 @@ def train_classifier(
     ]
 
     def draw(step: int) -> tuple[Tensor, Tensor]:
-        g = generator(seed, 2, step)
+        g = generator(compute.seed, 2, step)
         share = -(-batch // len(pools))
         chosen = torch.cat([p[torch.randint(0, len(p), (share,), generator=g)] for p in pools])
         x = torch.from_numpy(crops[chosen.numpy()]).float() / 255
@@ -105,10 +103,10 @@ def train_classifier(
         return blur(stain_jitter(x, 0.2, g), 0.2, g), targets[chosen]
 
     def loss(item: tuple[Tensor, Tensor]) -> Tensor:
-        x, y = item[0].to(on), item[1].to(on)
+        x, y = item[0].to(compute.device), item[1].to(compute.device)
         return masked_bce(model(normalise(x)).float(), y)
 
-    return fit(model, draw, loss, schedule, on, progress, task)
+    return fit(model, draw, loss, schedule, task, compute)
 
 
 def masked_bce(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,0 +1,103 @@
+"""The demonstration: a small cohort with known truth, the whole chain on it, one table and a picture per slide."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from wsipipe.config import EvaluateConfig
+from wsipipe.demo.cohort import Cohort, CohortConfig, make_cohort
+from wsipipe.demo.trivial import TrivialAnswer, best_colour_threshold, histogram_classifier
+from wsipipe.errors import WsipipeError
+from wsipipe.evaluate.judge import Evaluation, judge
+from wsipipe.evaluate.tables import text_table, write_tables
+from wsipipe.export.overlay import overlay
+from wsipipe.labels import read_labels
+from wsipipe.pipeline import Settings, read_settings, run_chain
+from wsipipe.runtime import Progress
+from wsipipe.slides import open_slide
+from wsipipe.slides.mask import read_mask
+from wsipipe.store import SlideStore
+
+TRUTH_MAP = "0=ignore,1=0,2=tumour"
+
+PIPELINE = """\
+# Settings of the demonstration: the defaults with less training, for two processors and a few minutes.
+# In this folder, `wsipipe run` repeats it.
+run: {slides: [slides]}
+pseudolabel:
+  labels: labels.csv
+  pretrain_steps: 120
+  camel: {selector_steps: 300, retrain_steps: 200, self_train_steps: 200}
+segment: {steps: 250}
+"""
+
+
+def run_demo(folder: Path, progress: Progress) -> str:
+    """Make the cohort in `folder`, run the chain with the truth out of reach, judge it; returns the table as text.
+
+    The truth is written to a temporary folder and moved to `folder`/truth only when every map is finished.
+    """
+    began = time.monotonic()
+    settings = _settings(folder)
+    with tempfile.TemporaryDirectory() as hidden:
+        shutil.rmtree(folder / "truth", ignore_errors=True)
+        cohort = make_cohort(
+            folder, CohortConfig(), lambda name, done, total: progress("draw", done, total, name), Path(hidden)
+        )
+        report, stores = run_chain(settings, progress)
+        if report.exit_code:
+            raise WsipipeError(f"the chain failed on its own cohort: {report.of('failed')}")
+        shutil.copytree(hidden, folder / "truth")
+    splits = {r.slide_id: r.split for r in read_labels(cohort.labels_csv).rows}
+    text = _judged(folder, settings, stores, splits)
+    text += _trivial(cohort, stores, folder / "truth", splits)
+    for i, path in enumerate(stores):
+        store = SlideStore(path)
+        overlay(store, settings.segment.architecture, folder / "pictures" / f"{store.slide_id}.png")
+        progress("draw maps", i + 1, len(stores), store.slide_id)
+    minutes = (time.monotonic() - began) / 60
+    return f"{text}\npictures of all maps: {folder / 'pictures'}\nfinished in {minutes:.1f} minutes"
+
+
+def _settings(folder: Path) -> Settings:
+    """Write `PIPELINE` into `folder` and read it back, with every path inside `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "pipeline.yaml"
+    file.write_text(PIPELINE, encoding="utf-8")
+    paths = {"slides": (str(folder / "slides"),), "stores": str(folder / "stores"), "runs": str(folder / "runs")}
+    return read_settings(file, {"run": paths, "pseudolabel": {"labels": str(folder / "labels.csv")}})
+
+
+def _judged(folder: Path, settings: Settings, stores: list[Path], splits: dict[str, str]) -> str:
+    """Tables of the pseudo-masks and of the final maps on the slides that nothing was trained on."""
+    parts = []
+    for title, name, split in (
+        ("pseudo-masks, training slides (their patch labels are known)", "camel", "train"),
+        ("pseudo-masks, test slides", "camel", "test"),
+        ("final maps, test slides", settings.segment.architecture, "test"),
+    ):
+        config = EvaluateConfig(labels=name, truth=str(folder / "truth"), truth_map=TRUTH_MAP, split=split)
+        result: Evaluation = judge(stores, config, settings.run, splits)
+        write_tables(result, Path(settings.run.runs) / name / split)
+        parts.append(f"== {title}\n{text_table(result)}")
+    return "\n\n".join(parts)
+
+
+def _trivial(cohort: Cohort, stores: list[Path], truth: Path, splits: dict[str, str]) -> str:
+    """What colour alone reaches, although it is given the truth to tune itself on."""
+    pixels, masks = {}, {}
+    for path, store in ((p, SlideStore(s)) for p in cohort.slides for s in stores if s.stem == p.stem):
+        slide = open_slide(path, store.slide_id)
+        pixels[store.slide_id] = slide.read((0, 0), 0, store.grid.size_px0)
+        masks[store.slide_id] = read_mask(truth / f"{store.slide_id}.png", store.grid)
+        slide.close()
+    train, test = ([i for i in pixels if splits[i] == s] for s in ("train", "test"))
+    answers: list[TrivialAnswer] = [
+        best_colour_threshold([pixels[i] for i in test], [masks[i] for i in test]),
+        histogram_classifier(*([d[i] for i in ids] for ids in (train, test) for d in (pixels, masks))),
+    ]
+    lines = [f"{a.name}: Dice {a.dice:.3f}" for a in answers]
+    return "\n\n== trivial answers on the test slides, tuned on the truth\n" + "\n".join(lines)
