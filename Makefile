@@ -1,0 +1,34 @@
+# Everything a fresh machine needs: `make demo`, `make test`. Both create .venv on their first run.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test test-slow check format clean
+
+demo: $(STAMP)
+	$(BIN)/wsipipe demo demo
+
+test: $(STAMP) check
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+check: $(STAMP)
+	$(BIN)/ruff check wsipipe tests
+	$(BIN)/ruff format --check wsipipe tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix wsipipe tests
+	$(BIN)/ruff format wsipipe tests
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -c "import torchvision.ops"  # a torch and torchvision that do not match fail here, not later
+	touch $(STAMP)
+
+clean:
+	rm -rf .venv demo
