@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import glob
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,11 +19,14 @@ from wsipipe.config import (
     SegmentConfig,
     TileConfig,
     build,
+    check,
     read_yaml,
 )
 from wsipipe.errors import ConfigError
 from wsipipe.pseudolabel.registry import names
 from wsipipe.runtime import Progress, Report, silent
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Values = Mapping[str, Mapping[str, Any]]
@@ -54,7 +60,9 @@ def read_settings(file: Path | None, flags: Values) -> Settings:
     merged = {s: {**given.get(s, {}), **flags.get(s, {})} for s in SECTIONS}
     methods: dict[str, Mapping[str, Any]] = {}
     for name in names():
-        section = {**(given.get("pseudolabel", {}).get(name) or {}), **flags.get("pseudolabel", {}).get(name, {})}
+        below = given.get("pseudolabel", {}).get(name) or {}
+        check(isinstance(below, dict), f"{file}: pseudolabel.{name}: expected keys below it, found {below!r}")
+        section = {**below, **flags.get("pseudolabel", {}).get(name, {})}
         if section:
             methods[name] = section
     try:
@@ -82,6 +90,7 @@ def check_all(settings: Settings) -> dict[str, Path]:
     from wsipipe.nn.segmenters import create_segmenter
     from wsipipe.pseudolabel.registry import load
     from wsipipe.runtime import device
+    from wsipipe.segment.train import check_side
     from wsipipe.slides import find_slides
 
     if not settings.run.slides:
@@ -91,16 +100,34 @@ def check_all(settings: Settings) -> dict[str, Path]:
     params = build(method.Params, settings.method_values(), f"pseudolabel.{settings.pseudolabel.method}")
     method.lattice(settings.tile.patch_px, params)
     check_encoder(settings.pseudolabel.encoder)
+    _check_names(settings)
+    check_side(settings.segment.window_px or settings.tile.patch_px)
     create_segmenter(settings.segment.architecture, settings.segment.encoder, 2)
     slides = find_slides(expand(settings.run.slides))
     match_stores(read_labels(Path(settings.pseudolabel.labels), settings.pseudolabel.classes or None), list(slides))
     return slides
 
 
+def _check_names(settings: Settings) -> None:
+    """What pseudolabel makes is what segment trains on, and the two do not take each other's place."""
+    from wsipipe.store.slide_store import check_name
+
+    masks = settings.pseudolabel.name or settings.pseudolabel.method
+    maps = settings.segment.name or settings.segment.architecture
+    for name in (masks, maps):
+        check_name(name)
+        check(name != "tissue", "name 'tissue': it is the tissue mask of the stores; choose another name")
+    check(masks != maps, f"segment.name: {maps!r} is the name of the pseudo-masks too; choose another")
+    check(
+        settings.segment.labels == masks,
+        f"segment.labels: {settings.segment.labels!r}, but pseudolabel makes {masks!r}; set segment.labels to {masks}",
+    )
+
+
 def run_chain(settings: Settings, progress: Progress = silent, overwrite: bool = False) -> tuple[Report, list[Path]]:
     """tile, pseudolabel, segment with stitching; returns the ledger of all slides and the stores that hold maps.
 
-    A slide that fails is left out of the later stages; beyond `run.max_failed` the chain stops there.
+    A slide that fails is left out of the later stages, its labels too; beyond `run.max_failed` the chain stops there.
     """
     from wsipipe.pseudolabel.label import pseudolabel
     from wsipipe.segment.segment import segment
@@ -110,14 +137,60 @@ def run_chain(settings: Settings, progress: Progress = silent, overwrite: bool =
     report, stores = tile_slides(slides, settings.tile, settings.run, progress, overwrite)
     if report.exit_code or not stores:
         return report, stores
-    labelled, stores = pseudolabel(
-        stores, settings.pseudolabel, settings.method_values(), settings.run, progress, overwrite
-    )
-    report.rows += labelled.of("failed")
-    if report.exit_code:
+    config = without_labels_of([r["item"] for r in report.of("failed")], settings.pseudolabel, settings.run)
+    labelled, stores = pseudolabel(stores, config, settings.method_values(), settings.run, progress, overwrite)
+    _take_failures(report, labelled)
+    if report.exit_code or not stores:
         return report, stores
     mapped, stores = segment(
         stores, settings.segment, settings.run, stitch=True, progress=progress, overwrite=overwrite
     )
-    report.rows += mapped.of("failed")
+    _take_failures(report, mapped)
     return report, stores
+
+
+def _take_failures(report: Report, later: Report) -> None:
+    """A slide that failed in a later stage has failed; each slide keeps one row, so that shares count slides."""
+    failed = {r["item"]: r for r in later.of("failed")}
+    report.rows = [failed.get(r["item"], r) for r in report.rows]
+
+
+def without_labels_of(slide_ids: Collection[str], config: PseudolabelConfig, run: RunConfig) -> PseudolabelConfig:
+    """`config` with labels that do not speak of these slides: a reduced copy, `<run.runs>/tile/labels.csv`, if needed.
+
+    Slides that could not be tiled have no store, and labels without a store are refused.
+    """
+    from wsipipe.labels import read_labels
+
+    if not slide_ids:
+        return config
+    table = read_labels(Path(config.labels), config.classes or None)
+    kept = [r for r in table.rows if not {r.slide_id, r.slide_id.rsplit(".", 1)[0]} & set(slide_ids)]
+    lost = len(table.rows) - len(kept)
+    if not lost:
+        return config
+    log.warning("%s: %d of %d rows left out: their slides could not be tiled", config.labels, lost, len(table.rows))
+    path = Path(run.runs) / "tile" / "labels.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.partial")
+    named = not any(set(";|") & set(n) for n in table.classes.names)  # else one 0/1 column per class
+    with aside.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f)
+        columns = ["label"] if named else table.classes.names
+        writer.writerow(["slide_id", "x", "y", "width", "height", "patient_id", "split", *columns])
+        for r in kept:
+            present = [n for n, y in zip(table.classes.names, r.present, strict=True) if y]
+            label = ["|".join(present)] if named else list(r.present)
+            writer.writerow([r.slide_id, *(r.box_px0 or [""] * 4), r.patient_id, r.split, *label])
+    os.replace(aside, path)
+    return replace(config, labels=str(path), classes=table.classes.names)
+
+
+def untiled(run: RunConfig, stores: Collection[Path]) -> list[str]:
+    """Ids of the slides that the last `tile` names as failed in its ledger and that are not among `stores`."""
+    ledger = Path(run.runs) / "tile" / "tile.csv"
+    if not ledger.is_file():
+        return []
+    with ledger.open(newline="", encoding="utf-8") as f:
+        failed = [r.get("item", "") for r in csv.DictReader(f) if r.get("status") == "failed"]
+    return [i for i in failed if i not in {p.name.removesuffix(".zarr") for p in stores}]

@@ -53,7 +53,7 @@ def test_two_slides_of_one_id_are_refused(tmp_path: Path):
     touch(tmp_path / "x/a.svs", tmp_path / "y/a.svs")
     with pytest.raises(ConfigError, match="would both be called a; rename one or tile them apart"):
         find_slides([tmp_path / "x", tmp_path / "y"])
-    touch(tmp_path / "x/a.png")
+    touch(tmp_path / "x/a.ndpi")
     with pytest.raises(ConfigError, match="would both be called a"):
         find_slides([tmp_path / "x"])
 
@@ -267,3 +267,10 @@ def test_real_file_that_cannot_be_opened(real_wsi: Path):
 def test_real_file_whose_pixels_fail(real_wsi: Path):
     with pytest.raises(SlideError, match=r"unreadable\.svs: "):
         open_slide(real_wsi / "unreadable.svs", "u", 0.5).read((0, 0), 0, (16, 16))
+
+
+def test_pictures_beside_slides_are_not_slides(tmp_path: Path):
+    touch(tmp_path / "a.svs", tmp_path / "a.truth.png", tmp_path / "thumbnail.jpg")
+    assert list(find_slides([tmp_path])) == ["a"]
+    (tmp_path / "a.svs").unlink()
+    assert list(find_slides([tmp_path])) == ["a.truth", "thumbnail"]

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from wsipipe.config import RunConfig, SegmentConfig
-from wsipipe.errors import ConfigError, StoreError, WsipipeError
+from wsipipe.errors import StoreError, WsipipeError
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
 from wsipipe.nn.checkpoint import Checkpoint
 from wsipipe.nn.encoders import normalise
 from wsipipe.runtime import Progress, Report, autocast, device, digest, silent, threads
 from wsipipe.segment.stitch import stitch
-from wsipipe.segment.train import load
+from wsipipe.segment.train import check_side, load
 from wsipipe.store import SlideStore
 from wsipipe.store.shards import SHARD_PX, Cell
 
@@ -37,6 +37,7 @@ def predict_stores(
 ) -> tuple[Report, list[Path]]:
     """Write `labels/<name>` and `scores/<name>` of every store; returns the ledger and the stores that hold them."""
     checkpoint, model = load(checkpoint_path)
+    check_side(config.window_px or checkpoint.patch_px)
     on = device(run.device)
     model.to(on).to(memory_format=torch.channels_last)
     name = config.name or checkpoint.network
@@ -67,8 +68,6 @@ def _predict_store(
 ) -> str:
     """One slide; returns done or skipped."""
     window_px = config.window_px or checkpoint.patch_px
-    if window_px % 32:
-        raise ConfigError(f"segment.window_px: {window_px} is not a multiple of 32, which the network needs")
     stride_px = max(1, round(window_px * (1 - config.overlap)))
     key = digest(checkpoint.digest, store.pixel_digest, window_px, stride_px, config.score_stride_px)
     if store.current("labels", name, key, overwrite) and store.current("scores", name, key, overwrite):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from wsipipe.config import RunConfig, SegmentConfig
+from wsipipe.config import RunConfig, SegmentConfig, check
 from wsipipe.errors import CheckpointError, ConfigError, StoreError
 from wsipipe.labels import IGNORE, slide_id_of
 from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, read_checkpoint
@@ -27,12 +27,16 @@ from wsipipe.store import SlideStore
 
 log = logging.getLogger(__name__)
 
+SIDE_MULTIPLE_PX = 32
+"""Encoders halve an image five times."""
+
 
 def train(
     stores: Sequence[SlideStore], config: SegmentConfig, run: RunConfig, progress: Progress, overwrite: bool
 ) -> Path:
     """Train and save `runs/<name>/model.*`; returns the path of its JSON. The same inputs are not trained twice."""
     chosen = training_stores(stores, config)
+    check_side(chosen[0].grid.patch_px)
     classes = _classes(chosen, config.labels)
     folder = Path(run.runs) / (config.name or config.architecture)
     key = digest(
@@ -84,6 +88,15 @@ def load(path: Path) -> tuple[Checkpoint, nn.Module]:
     model = create_segmenter(checkpoint.network, checkpoint.encoder, len(checkpoint.classes) + 1)
     load_weights_of(path, model)
     return checkpoint, model.eval()
+
+
+def check_side(side_px: int) -> None:
+    """ConfigError unless a network takes images of this side."""
+    check(
+        side_px % SIDE_MULTIPLE_PX == 0,
+        f"a patch or window of {side_px} px is not a multiple of {SIDE_MULTIPLE_PX} px, which the network needs; "
+        "change --window of segment or --patch of tile",
+    )
 
 
 def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:

@@ -9,15 +9,16 @@ from wsipipe.errors import ConfigError, SlideError
 from wsipipe.labels import slide_id_of
 from wsipipe.slides.base import Slide
 
+PICTURES = (".png", ".jpg", ".jpeg")
 SUFFIXES = (
-    ".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".tif", ".tiff", ".svslide", ".bif", ".czi",
-    ".png", ".jpg", ".jpeg",
+    ".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".tif", ".tiff", ".svslide", ".bif", ".czi", *PICTURES,
 )  # fmt: skip
 
 
 def find_slides(paths: Sequence[Path]) -> dict[str, Path]:
     """Slide id -> path for files, DICOM folders and folders of slides.
 
+    In a folder, PNG and JPEG are slides only where nothing else is: beside slides they are masks and thumbnails.
     Raises ConfigError for a path that does not exist, a folder without slides, and two slides of one id.
     """
     found: dict[str, Path] = {}
@@ -41,7 +42,7 @@ def _expand(given: Path) -> list[Path]:
     inside = [p for p in shown if (p.is_file() and p.suffix.lower() in SUFFIXES) or _is_dicom(p)]
     if not inside:
         raise ConfigError(f"{given}: no slides in this folder; known are {', '.join(SUFFIXES)} and folders of .dcm")
-    return inside
+    return [p for p in inside if p.suffix.lower() not in PICTURES] or inside
 
 
 def _is_dicom(path: Path) -> bool:

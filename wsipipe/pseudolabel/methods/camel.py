@@ -98,7 +98,6 @@ def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> 
         chosen += _collect(head, features, labels, rules)
     model = build(run.classes, encoder, lattice)
     crops, targets = _instance_set(bags, lattice, chosen, params.max_instances, run.compute.seed)
-    model.head.standardise(torch.cat(features))  # type: ignore[operator,union-attr]
     schedule = Schedule(params.retrain_steps, params.lr)
     train_classifier(model, crops, targets, schedule, "retrain", run.compute, params.batch)
     if run.self_train:
