@@ -97,7 +97,9 @@ def _trivial(cohort: Cohort, stores: list[Path], truth: Path, splits: dict[str, 
     train, test = ([i for i in pixels if splits[i] == s] for s in ("train", "test"))
     answers: list[TrivialAnswer] = [
         best_colour_threshold([pixels[i] for i in test], [masks[i] for i in test]),
-        histogram_classifier(*([d[i] for i in ids] for ids in (train, test) for d in (pixels, masks))),
+        histogram_classifier(
+            [pixels[i] for i in train], [masks[i] for i in train], [pixels[i] for i in test], [masks[i] for i in test]
+        ),
     ]
     lines = [f"{a.name}: Dice {a.dice:.3f}" for a in answers]
     return "\n\n== trivial answers on the test slides, tuned on the truth\n" + "\n".join(lines)

@@ -44,25 +44,26 @@ def pseudolabel(
     progress: Progress = silent,
     overwrite: bool = False,
 ) -> tuple[Report, list[Path]]:
-    """Fit (or load the fit of the same inputs) and write `scores/<name>` and `labels/<name>` into every store.
+    """Fit (or load the fit of the same inputs) and write `scores/<name>` and `labels/<name>` into `store_paths`.
 
+    The labels may also speak of stores in the folder `run.stores`, so that a new slide alone can be scored.
     Returns the ledger and the stores that hold the masks. Everything is checked before any work starts.
     """
     stage = Stage(store_paths, config, method_values, run)
     model = stage.fitted(progress, overwrite)
     report = Report(run.max_failed)
     done: list[Path] = []
-    for i, (slide_id, store) in enumerate(stage.stores.items()):
-        progress("score", i, len(stage.stores), slide_id)
+    for i, store in enumerate(stage.targets):
+        progress("score", i, len(stage.targets), store.slide_id)
         try:
             status = stage.apply(model, store, overwrite)
         except WsipipeError as error:
-            log.error("%s: failed: %s", slide_id, error)
-            report.failed(slide_id, error)
+            log.error("%s: failed: %s", store.slide_id, error)
+            report.failed(store.slide_id, error)
             continue
-        report.add(slide_id, status, store=store.path)
+        report.add(store.slide_id, status, store=store.path)
         done.append(store.path)
-    progress("score", len(stage.stores), len(stage.stores))
+    progress("score", len(stage.targets), len(stage.targets))
     report.write(stage.folder / "pseudolabel.csv")
     return report, done
 
@@ -79,8 +80,8 @@ class Stage:
         self.name = config.name or config.method
         check_name(self.name)
         self.folder = Path(run.runs) / self.name
-        opened = [SlideStore(p) for p in store_paths]
-        self.stores = {s.slide_id: s for s in opened}
+        self.targets = [SlideStore(p) for p in store_paths]
+        self.stores = _known_stores(self.targets, Path(run.stores))
         table = read_labels(Path(config.labels), config.classes or None)
         self.table, unlabelled = match_stores(table, list(self.stores))
         if unlabelled:
@@ -221,6 +222,21 @@ class Stage:
     def _painted_rules(self, slide_id: str) -> list[tuple[tuple[int, ...], tuple[float, ...] | None]]:
         """(label, box) of the training rows of a slide: a class absent from a bag's label is never painted in it."""
         return [(r.present, r.box_px0) for r in self.table.of_split("train") if r.slide_id == slide_id]
+
+
+def _known_stores(targets: Sequence[SlideStore], folder: Path) -> dict[str, SlideStore]:
+    """Stores by slide id: those asked for, then those of `folder`; ConfigError if two asked for share an id."""
+    known: dict[str, SlideStore] = {}
+    for store in targets:
+        if store.slide_id in known:
+            raise ConfigError(
+                f"{known[store.slide_id].path} and {store.path} are stores of one slide; give one of them"
+            )
+        known[store.slide_id] = store
+    for path in sorted(folder.glob("*.zarr")) if folder.is_dir() else []:
+        if path.stem not in known:
+            known[path.stem] = SlideStore(path)
+    return known
 
 
 def _common_grid(stores: Sequence[SlideStore]) -> tuple[float, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsipipe.config import RunConfig, SegmentConfig
+from wsipipe.config import RunConfig, SegmentConfig, check
 from wsipipe.runtime import Progress, Report, silent
 from wsipipe.segment.predict import predict_stores
 from wsipipe.segment.train import train
@@ -27,7 +27,14 @@ def segment(
 
     Returns the ledger and what was made: the checkpoint's JSON, or the stores that hold the maps.
     """
-    check_name(config.name or config.architecture)
+    name = config.name or config.architecture
+    check_name(name)
+    check(name != "tissue", "segment.name: 'tissue' is the tissue mask of the stores; choose another --name")
+    check(
+        bool(checkpoint) or name != config.labels,
+        f"segment.name: the maps would take the place of labels/{name}, which they are trained on; choose another "
+        "--name",
+    )
     stores = [SlideStore(p) for p in store_paths]
     path = checkpoint or train(stores, config, run, progress, overwrite)
     if not stitch:
