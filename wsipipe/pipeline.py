@@ -67,6 +67,8 @@ def read_settings(file: Path | None, flags: Values) -> Settings:
             methods[name] = section
     try:
         parts: dict[str, Any] = {s: build(c, merged[s], s, tuple(names())) for s, c in SECTIONS.items()}
+        method = parts["pseudolabel"].method
+        check(method in names(), f"pseudolabel.method: {method!r} is not known; choose one of {', '.join(names())}")
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}" if file else str(error)) from None
     return Settings(methods=methods, **parts)
@@ -86,11 +88,11 @@ def expand(patterns: tuple[str, ...]) -> list[Path]:
 def check_all(settings: Settings) -> dict[str, Path]:
     """Check every stage's options, the labels and the slides against each other; returns the slides by id."""
     from wsipipe.labels import match_stores, read_labels
-    from wsipipe.nn.encoders import check_encoder
+    from wsipipe.nn.encoders import check_encoder, create_encoder
     from wsipipe.nn.segmenters import create_segmenter
     from wsipipe.pseudolabel.registry import load
     from wsipipe.runtime import device
-    from wsipipe.segment.train import check_side
+    from wsipipe.segment.train import check_side, train_ids
     from wsipipe.slides import find_slides
 
     if not settings.run.slides:
@@ -100,11 +102,16 @@ def check_all(settings: Settings) -> dict[str, Path]:
     params = build(method.Params, settings.method_values(), f"pseudolabel.{settings.pseudolabel.method}")
     method.lattice(settings.tile.patch_px, params)
     check_encoder(settings.pseudolabel.encoder)
+    if weights := settings.pseudolabel.weights:
+        check(Path(weights).is_file(), f"pseudolabel.weights: {weights}: no such file")
+        create_encoder(settings.pseudolabel.encoder, Path(weights))
     _check_names(settings)
     check_side(settings.segment.window_px or settings.tile.patch_px)
     create_segmenter(settings.segment.architecture, settings.segment.encoder, 2)
     slides = find_slides(expand(settings.run.slides))
     match_stores(read_labels(Path(settings.pseudolabel.labels), settings.pseudolabel.classes or None), list(slides))
+    if splits := settings.segment.splits:
+        check(not train_ids(Path(splits), slides).isdisjoint(slides), f"segment.splits: {splits}: trains on no slide")
     return slides
 
 
@@ -187,10 +194,11 @@ def without_labels_of(slide_ids: Collection[str], config: PseudolabelConfig, run
 
 
 def untiled(run: RunConfig, stores: Collection[Path]) -> list[str]:
-    """Ids of the slides that the last `tile` names as failed in its ledger and that are not among `stores`."""
+    """Ids of the slides that the last `tile` names as failed in its ledger and that have no store, given or made."""
     ledger = Path(run.runs) / "tile" / "tile.csv"
     if not ledger.is_file():
         return []
     with ledger.open(newline="", encoding="utf-8") as f:
         failed = [r.get("item", "") for r in csv.DictReader(f) if r.get("status") == "failed"]
-    return [i for i in failed if i not in {p.name.removesuffix(".zarr") for p in stores}]
+    given = {p.name.removesuffix(".zarr") for p in stores}
+    return [i for i in failed if i not in given and not (Path(run.stores) / f"{i}.zarr").exists()]

@@ -105,13 +105,15 @@ def test_stain_jitter_of_strength_zero_changes_nothing():
     torch.testing.assert_close(stain_jitter(x, 0.0, seeded(0)), x.clamp(min=1 / 255), atol=1e-5, rtol=0)
 
 
-def test_stain_jitter_changes_a_typical_colour_by_about_ten_grey_levels():
-    x = coloured(HE, 2000)
+@pytest.mark.parametrize("colour", [HE, (0.89, 0.63, 0.75), (0.41, 0.24, 0.56)], ids=["mean", "stroma", "nucleus"])
+def test_stain_jitter_changes_tissue_by_about_five_grey_levels_and_never_beyond_recognition(
+    colour: tuple[float, float, float],
+):
+    x = coloured(colour, 2000)
     change = (stain_jitter(x, 0.2, seeded(0)) - x)[:, :, 0, 0] * 255
-    per_image = change.abs().mean(1)
-    assert 5 < float(per_image.mean()) < 15
-    assert float(per_image.quantile(0.99)) < 45
-    assert float(change.mean(0).abs().max()) < 3, "the colour drifts one way on average"
+    assert 4 < float(change.abs().mean()) < 7
+    assert 15 < float(change.abs().max()) < 25
+    assert float(change.mean(0).abs().max()) < 0.5, "the colour drifts one way on average"
 
 
 def test_stain_jitter_is_one_change_a_picture_not_one_a_pixel():

@@ -71,6 +71,15 @@ def test_an_encoder_of_the_hub_is_not_looked_up_among_timms_own():
     check_encoder("hf-hub:some/encoder")
 
 
+def test_an_encoder_that_cannot_be_fetched_is_an_error_in_one_line(monkeypatch: pytest.MonkeyPatch):
+    def offline(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no route\n to the hub")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(CheckpointError, match=r"hf-hub:some/encoder: cannot be fetched \(no route to the hub\)"):
+        create_encoder("hf-hub:some/encoder")
+
+
 def test_weights_survive_the_round_trip_through_a_file(tmp_path: Path):
     saved = scrambled("resnet18_quarter")
     save_weights(tmp_path / "deep" / "encoder.safetensors", saved)

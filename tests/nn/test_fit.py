@@ -106,6 +106,18 @@ def test_a_loss_that_is_not_finite_stops_with_task_and_step_and_changes_no_weigh
     assert torch.equal(model.weight, history[-1])
 
 
+def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights():
+    model = nn.Linear(1, 1)
+    before = model.weight.detach().clone()
+
+    def loss(step: int) -> Tensor:
+        return torch.where(torch.tensor(True), model.weight.sum() * 0 + 1, model.weight.sum() / 0)
+
+    with pytest.raises(CheckpointError, match="toy: the gradient is not finite at step 0"):
+        fit(model, lambda step: step, loss, Schedule(1, 0.1), "toy", CPU)
+    assert torch.equal(model.weight, before)
+
+
 def test_an_error_in_a_batch_reaches_the_caller():
     def batch(step: int) -> Tensor:
         if step == 3:

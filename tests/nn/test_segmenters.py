@@ -43,6 +43,10 @@ def test_an_unknown_encoder_is_named_before_the_network_is_built():
         create_segmenter("unet", "resnet18_hal", 2)
 
 
-def test_an_architecture_that_does_not_go_with_the_encoder_says_so():
-    with pytest.raises(ConfigError, match="dpt cannot be built on encoder resnet18_quarter"):
-        create_segmenter("dpt", "resnet18_quarter", 2)
+@pytest.mark.parametrize(
+    ("architecture", "encoder"),
+    [("unet", "vit_tiny_patch16_224"), ("fpn", "vit_tiny_patch16_224"), ("deeplabv3", "swin_tiny_patch4_window7_224")],
+)
+def test_an_architecture_that_does_not_go_with_the_encoder_says_so(architecture: str, encoder: str):
+    with pytest.raises(ConfigError, match=f"{architecture} cannot be built on encoder {encoder}: "):
+        create_segmenter(architecture, encoder, 2)

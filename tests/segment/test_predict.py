@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import openslide
@@ -11,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from two_colours import PATCH_PX, RedNet, SureNet, frame, paint, whole
 
-from tests.segment.conftest import PATCH_PX, RedNet, SureNet, frame, paint, whole
-from wsipipe.config import RunConfig, SegmentConfig, TileConfig
+from wsipipe.config import SegmentConfig, TileConfig
 from wsipipe.errors import CheckpointError, ConfigError
 from wsipipe.geometry import Window
 from wsipipe.segment import predict
@@ -125,7 +127,7 @@ def test_bands_of_any_height_become_shards_and_mean_scores(data: st.DataObject):
     p[:, rng.random((height, width)) < 0.2] = np.nan
     tissue = rng.choice([0, 1, 255], (height, width), p=[0.3, 0.6, 0.1]).astype(np.uint8)
     cuts = sorted({0, height, *(data.draw(st.integers(0, height)) for _ in range(4))})
-    bands = [p[:, a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+    bands = [p[:, a:b] for a, b in pairwise(cuts)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predict, "SHARD_PX", shard)
         made = predict._Bands(FakeStore(tissue), 2, stride)
@@ -135,9 +137,7 @@ def test_bands_of_any_height_become_shards_and_mean_scores(data: st.DataObject):
     cells = [(r, c) for r in range(-(-height // shard)) for c in range(-(-width // shard))]
     assert [cell for cell, _ in labels] == cells
     for (r, c), block in labels:
-        np.testing.assert_array_equal(
-            block, expected[r * shard : (r + 1) * shard, c * shard : (c + 1) * shard], strict=False
-        )
+        np.testing.assert_array_equal(block, expected[r * shard : (r + 1) * shard, c * shard : (c + 1) * shard])
     means = np.rint(slow_scores(p[1:], stride) * 255)
     joined = np.zeros_like(means)
     for (r, c), block in scores:
@@ -258,10 +258,7 @@ def test_a_store_at_another_resolution_fails_alone(stores, run, checkpoint_of):
     assert "is at 0.5 um/px, the network at 1; tile with --mpp 1" in report.rows[0]["reason"]
     close = predict_stores([stores["left"]], checkpoint_of(SureNet(), mpp=0.51), SMALL, run)[0]
     assert close.exit_code == 0
-    assert (RunConfig(runs=run.runs).runs, (stores["left"].path.parents[1] / "runs/unet/segment.csv").exists()) == (
-        run.runs,
-        True,
-    )
+    assert (Path(run.runs) / "unet" / "segment.csv").read_text().splitlines()[1].startswith("left,done")
 
 
 def test_a_slide_without_tissue_gets_an_empty_map(stores, run, checkpoint_of):

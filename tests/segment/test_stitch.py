@@ -92,9 +92,7 @@ def test_a_network_that_returns_its_input_gives_it_back(size: tuple[int, int], s
 
 
 geometry = st.integers(2, 24).flatmap(
-    lambda window: st.tuples(
-        st.just(window), st.integers(1, window), st.tuples(st.integers(1, 60), st.integers(1, 60))
-    )
+    lambda window: st.tuples(st.just(window), st.integers(1, window), st.tuples(st.integers(1, 60), st.integers(1, 60)))
 )
 
 

@@ -9,6 +9,10 @@ from torch import Generator, Tensor
 STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
 """Optical densities (R, G, B) of haematoxylin, eosin and the rest; Ruifrok & Johnston 2001, table 1."""
 
+STAIN_STRENGTH = 0.4
+"""How far stains are perturbed in training: beyond what laboratories differ by, so that a class is not learnt by its
+colour (the strong setting of Tellez et al. 2019 did best across laboratories)."""
+
 
 def uniform(shape: tuple[int, ...], low: float, high: float, generator: Generator) -> Tensor:
     """float32 in [low, high), drawn on the CPU so that every device sees the same numbers."""
@@ -36,7 +40,7 @@ def stain_jitter(rgb: Tensor, strength: float, generator: Generator) -> Tensor:
 
     Beer-Lambert: OD = -ln(rgb) = c S. Each concentration is scaled by 1 + U(-strength, strength) and shifted by
     U(-strength, strength) / 10 where there is stain (Tellez et al. 2019, in optical density). `strength` 0 changes
-    nothing; 0.2 moves the mean colour of H&E tissue by about 10 grey levels.
+    nothing; 0.2 moves the colour of H&E tissue by about 5 grey levels, one channel by 25 at most.
     """
     b = rgb.shape[0]
     stains = torch.tensor(STAINS, device=rgb.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +46,20 @@ def resnet18_quarter(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def check_encoder(name: str) -> None:
     """ConfigError unless timm knows the encoder."""
     if not timm.is_model(name.removeprefix("hf-hub:")) and not name.startswith("hf-hub:"):
-        near = timm.list_models(f"*{name[:6]}*")[:5]
+        near = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise ConfigError(f"encoder {name!r} is not known to timm; similar: {', '.join(near) or 'none'}")
 
 
 def create_encoder(name: str, weights: Path | None = None) -> nn.Module:
     """An encoder from images float [B, 3, H, W] (normalised) to features float [B, D].
 
-    Raises ConfigError for an unknown name, CheckpointError for weights that do not fit.
+    Raises ConfigError for an unknown name, CheckpointError for weights that cannot be fetched or do not fit.
     """
     check_encoder(name)
-    model: nn.Module = timm.create_model(name, pretrained=name.startswith("hf-hub:"), num_classes=0)
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=name.startswith("hf-hub:"), num_classes=0)
+    except OSError as error:  # no network, no access, no such repository
+        raise CheckpointError(f"encoder {name}: cannot be fetched ({' '.join(str(error).split())})") from None
     if weights is not None:
         load_weights(model, weights)
     return model

@@ -24,14 +24,14 @@ def create_segmenter(architecture: str, encoder: str, classes: int) -> nn.Module
         raise ConfigError(f"architecture {architecture!r} is not known; choose one of {', '.join(known)}")
     check_encoder(encoder)
     options: dict[str, Any] = {}
-    if architecture in _TAKES_CHANNELS:
-        widest = smp.encoders.get_encoder(f"tu-{encoder}", weights=None).out_channels[-1]
-        options["decoder_channels"] = [max(8, min(c, c * widest // 512)) for c in _FULL_WIDTH]
     try:
+        if architecture in _TAKES_CHANNELS:
+            widest = smp.encoders.get_encoder(f"tu-{encoder}", weights=None).out_channels[-1]
+            options["decoder_channels"] = [max(8, min(c, c * widest // 512)) for c in _FULL_WIDTH]
         model: nn.Module = smp.create_model(
             architecture, f"tu-{encoder}", encoder_weights=None, classes=classes, **options
         )
-    except (ValueError, RuntimeError, KeyError) as error:
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ConfigError(f"{architecture} cannot be built on encoder {encoder}: {error}") from None
     return model
 

@@ -1,4 +1,4 @@
-"""The one training loop: AdamW, warm-up and cosine decay, batches made ahead in a thread, a stop on non-finite loss."""
+"""The one training loop: AdamW, warm-up and cosine decay, batches made ahead in a thread, a stop on non-finite numbers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def fit(
     """Train the parameters of `model` that want a gradient; returns the loss of every step.
 
     `batch(step)` must depend on nothing but `step` (it is called ahead, in a thread); `loss(batch)` runs the model
-    under mixed precision. Raises CheckpointError when the loss is not finite; the caller's last saved weights stand.
+    under mixed precision. Raises CheckpointError when the loss or its gradient is not finite, before the weights are
+    touched; the caller's last saved weights stand.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
@@ -61,7 +62,8 @@ def fit(
             raise CheckpointError(f"{task}: the loss is {value.item()} at step {step}; try a lower learning rate")
         optimiser.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(parameters, 5.0)
+        if not torch.isfinite(nn.utils.clip_grad_norm_(parameters, 5.0)):  # else it would be the weights, silently
+            raise CheckpointError(f"{task}: the gradient is not finite at step {step}; try a lower learning rate")
         optimiser.step()
         losses.append(float(value.detach()))
         recent = losses[-20:]

@@ -75,14 +75,15 @@ def _misplaced(window: Window, store: SlideStore, lattice: Lattice) -> str:
 
 def _box_bag(row: WeakLabel, window: Window, store: SlideStore, lattice: Lattice, min_tissue: float) -> Bag:
     """The bag of a labelled rectangle: a lattice of its own, from its top left."""
-    m = lattice.instance_px
+    m, side = lattice.instance_px, store.grid.patch_px
+    patch = abs(window.width_px - side) <= 1 and abs(window.height_px - side) <= 1
+    if patch:  # a box rounded to level-0 px may come back one px short, and must not lose a row of its lattice
+        window = Window(window.x_px, window.y_px, side, side)
     cols, rows = window.width_px // m, window.height_px // m
     ij = np.argwhere(np.ones((rows, cols), bool))
     tissue = store.labels("tissue").read(Window(window.x_px, window.y_px, cols * m, rows * m)) == 1
     share = tissue.reshape(rows, m, cols, m).mean((1, 3))
     keep = ij[share.ravel() >= min_tissue]
     xy = (keep[:, ::-1] * m + [window.x_px, window.y_px]).astype(np.int32)
-    side = store.grid.patch_px
-    patch = abs(window.width_px - side) <= 1 and abs(window.height_px - side) <= 1
     name = f"{row.slide_id}@{window.x_px},{window.y_px}"
     return Bag(name, store, xy, row.present, patch, window)

@@ -72,7 +72,8 @@ def read_crops(
     corner = xy_px.astype(np.int64) - (lattice.seen_px - lattice.instance_px) // 2
     if bounds is not None:
         low = np.array([bounds.x_px, bounds.y_px])
-        high = np.maximum(low + np.array([bounds.width_px, bounds.height_px]) - n, low)
+        spare = np.array([bounds.width_px - n, bounds.height_px - n])
+        high = low + np.maximum(spare // f * f, 0)  # in steps of f, so that all corners fall on one shrunk raster
         corner = np.clip(corner, low, high)
     out = np.empty((len(xy_px), 3, lattice.input_px, lattice.input_px), np.uint8)
     blocks = corner // BLOCK_PX

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsipipe.nn.augment import blur, dihedral, random_crop, random_dihedral, stain_jitter
+from wsipipe.nn.augment import STAIN_STRENGTH, blur, dihedral, random_crop, random_dihedral, stain_jitter
 from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import Schedule, fit, generator
 from wsipipe.pseudolabel.lattice import Lattice, shrunk
@@ -97,4 +97,4 @@ def view(x: Tensor, input_px: int, g: torch.Generator) -> Tensor:
     """One random view: float 0..1 [B, 3, S, S] -> [B, 3, input_px, input_px]."""
     x = random_crop(x, input_px, (0.4, 1.0), g)
     x = dihedral(x, random_dihedral(g, len(x)))
-    return blur(stain_jitter(x, 0.2, g), 0.3, g)
+    return blur(stain_jitter(x, STAIN_STRENGTH, g), 0.3, g)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
-from wsipipe.nn.augment import blur, dihedral, random_dihedral, stain_jitter
+from wsipipe.nn.augment import STAIN_STRENGTH, blur, dihedral, random_dihedral, stain_jitter
 from wsipipe.nn.train import generator
 from wsipipe.store import SlideStore
 
@@ -60,4 +60,4 @@ class Batches:
         element = random_dihedral(g, self.size)
         x = dihedral(torch.from_numpy(np.ascontiguousarray(rgb)).float() / 255, element)
         y = dihedral(torch.from_numpy(mask).unsqueeze(1), element).squeeze(1)
-        return blur(stain_jitter(x, 0.2, g), 0.2, g), y.long()
+        return blur(stain_jitter(x, STAIN_STRENGTH, g), 0.2, g), y.long()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -125,7 +125,7 @@ def training_stores(stores: Sequence[SlideStore], config: SegmentConfig) -> list
             f"no store has labels/{config.labels}; make it with: wsipipe pseudolabel, or: wsipipe labels import"
         )
     if config.splits:
-        wanted = _train_ids(Path(config.splits))
+        wanted = train_ids(Path(config.splits), [s.slide_id for s in stores])
         having = [s for s in having if s.slide_id in wanted]
     else:
         splits = {s.slide_id: s.attributes("labels", config.labels).get("split") for s in having}
@@ -139,15 +139,29 @@ def training_stores(stores: Sequence[SlideStore], config: SegmentConfig) -> list
     return having
 
 
-def _train_ids(path: Path) -> set[str]:
+def train_ids(path: Path, known: Collection[str]) -> set[str]:
+    """Ids of the `known` slides in train rows; the file may look as labels.csv may, only these two columns count."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as f:
-            rows = list(csv.DictReader(f))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); give the CSV with --splits") from None
-    if not rows or "split" not in rows[0] or not {"slide_id", "slide"} & set(rows[0]):
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); give a CSV in UTF-8 with --splits") from None
+    lines = [line for line in text.splitlines() if line.strip(" ,;\t")]
+    separator = max(",;\t", key=(lines or [""])[0].count)
+    rows = [[cell.strip() for cell in cells] for cells in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
+    header = [cell.lower() for cell in rows[0]] if rows else []
+    slide = next((header.index(name) for name in ("slide_id", "slide") if name in header), None)
+    if slide is None or "split" not in header:
         raise ConfigError(f"{path}: expected columns slide_id and split")
-    return {slide_id_of(r.get("slide_id") or r["slide"]) for r in rows if (r["split"] or "train").strip() == "train"}
+    split = header.index("split")
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    for cells in rows[1:]:
+        row = cells + [""] * len(header)
+        name = slide_id_of(row[slide])
+        name = name if name in known else name.rsplit(".", 1)[0]  # the id may carry the suffix of its file
+        found[row[split].lower() in ("", "train")].add(name)
+    both = found[True] & found[False]
+    check(not both, f"{path}: {', '.join(sorted(both))}: in train and in another split; a slide has one split")
+    return found[True]
 
 
 def _classes(stores: Sequence[SlideStore], labels: str) -> tuple[str, ...]:

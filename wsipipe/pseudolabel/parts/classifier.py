@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsipipe.nn.augment import blur, dihedral, random_dihedral, stain_jitter
+from wsipipe.nn.augment import STAIN_STRENGTH, blur, dihedral, random_dihedral, stain_jitter
 from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import Schedule, fit, generator
 from wsipipe.runtime import Compute, autocast
@@ -100,7 +100,7 @@ def train_classifier(
         chosen = torch.cat([p[torch.randint(0, len(p), (share,), generator=g)] for p in pools])
         x = torch.from_numpy(crops[chosen.numpy()]).float() / 255
         x = dihedral(x, random_dihedral(g, len(x)))
-        return blur(stain_jitter(x, 0.2, g), 0.2, g), targets[chosen]
+        return blur(stain_jitter(x, STAIN_STRENGTH, g), 0.2, g), targets[chosen]
 
     def loss(item: tuple[Tensor, Tensor]) -> Tensor:
         x, y = item[0].to(compute.device), item[1].to(compute.device)

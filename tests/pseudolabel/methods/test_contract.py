@@ -1,0 +1,117 @@
+"""What every method promises: parameters with help, scores in range, masks of known values, the same for the same seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Cohort
+
+from wsipipe.labels import IGNORE, Classes, read_labels
+from wsipipe.nn.encoders import create_encoder
+from wsipipe.pseudolabel.bags import make_bags
+from wsipipe.pseudolabel.lattice import Lattice
+from wsipipe.pseudolabel.method import Fitting, Method, ScoreMap
+from wsipipe.pseudolabel.registry import load, names
+from wsipipe.runtime import Compute
+from wsipipe.store import SlideStore
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=names())
+def method(request: pytest.FixtureRequest) -> Method:
+    return load(request.param)
+
+
+def short(method: Method) -> Any:
+    """The default parameters, with every schedule cut to two steps."""
+    steps = {f.name: 2 for f in dataclasses.fields(method.Params) if f.name.endswith("steps")}
+    return method.Params(**steps)
+
+
+def fitted(method: Method, cohort: Cohort, seed: int = 0) -> tuple[torch.nn.Module, Lattice, Any]:
+    params = short(method)
+    stores = {k: SlideStore(p) for k, p in cohort.stores.items()}
+    lattice = method.lattice(192, params)
+    table = read_labels(cohort.labels())
+    bags, _ = make_bags(table, table.rows, stores, lattice, 0.5)
+
+    def encoder() -> torch.nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return create_encoder("resnet18_quarter")
+
+    model = method.fit(bags, lattice, params, Fitting(table.classes, encoder, True, Compute(CPU, seed)))
+    return model, lattice, params
+
+
+@pytest.mark.parametrize("function", ["lattice", "build", "fit", "score", "refine"])
+def test_a_method_has_the_functions_of_the_protocol_with_their_parameters(method: Method, function: str):
+    wanted = list(inspect.signature(getattr(Method, function)).parameters)[1:]
+    assert list(inspect.signature(getattr(method, function)).parameters) == wanted
+
+
+def test_parameters_are_frozen_and_each_says_what_it_is(method: Method):
+    assert dataclasses.is_dataclass(method.Params)
+    assert method.Params.__dataclass_params__.frozen
+    for field in dataclasses.fields(method.Params):
+        assert field.metadata.get("help"), field.name
+        assert field.default is not dataclasses.MISSING, field.name
+
+
+def test_the_default_parameters_fit_the_default_patch(method: Method):
+    lattice = method.lattice(256, method.Params())
+    assert lattice.seen_px >= lattice.instance_px
+    assert 256 % lattice.instance_px == 0
+
+
+def test_a_fit_is_the_same_for_the_same_seed_whatever_was_drawn_before(method: Method, small_cohort: Cohort):
+    torch.manual_seed(1)
+    first, *_ = fitted(method, small_cohort)
+    torch.manual_seed(2)
+    again, *_ = fitted(method, small_cohort)
+    other, *_ = fitted(method, small_cohort, seed=1)
+    a, b, c = (m.state_dict() for m in (first, again, other))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not all(torch.equal(a[k], c[k]) for k in a)
+
+
+def test_scores_are_shares_or_unknown_and_the_same_each_time(method: Method, small_cohort: Cohort):
+    model, lattice, params = fitted(method, small_cohort)
+    store = SlideStore(small_cohort.stores["s0"])
+    scores, again = (method.score(model, store, lattice, params, CPU) for _ in range(2))
+    assert scores.values.dtype == np.float32
+    width, height = store.grid.size_px
+    assert scores.values.shape == (1, -(-height // scores.stride_px), -(-width // scores.stride_px))
+    known = scores.values[~np.isnan(scores.values)]
+    assert known.size
+    assert known.min() >= 0
+    assert known.max() <= 1
+    np.testing.assert_array_equal(scores.values, again.values)
+
+
+def test_the_weights_of_a_fit_load_into_a_fresh_network(method: Method, small_cohort: Cohort):
+    model, lattice, params = fitted(method, small_cohort)
+    fresh = method.build(Classes(("blobs",)), create_encoder("resnet18_quarter"), lattice)
+    fresh.load_state_dict(model.state_dict())
+    store = SlideStore(small_cohort.stores["s1"])
+    a, b = (method.score(m, store, lattice, params, CPU) for m in (model, fresh.eval()))
+    np.testing.assert_array_equal(a.values, b.values)
+
+
+def test_masks_hold_classes_none_or_ignore_and_no_class_where_its_score_is_zero(method: Method):
+    values = np.random.default_rng(0).random((3, 20, 30), np.float32)
+    values[1] = 0
+    values[:, :5] = np.nan
+    values[:, 5:7] = 0
+    mask = method.refine(ScoreMap(values, 16), short(method))
+    assert mask.dtype == np.uint8
+    assert mask.shape == (20, 30)
+    assert set(np.unique(mask)) <= {0, 1, 3, IGNORE}
+    assert not np.isin(mask[:5], (1, 2, 3)).any(), "nothing was scored there"
+    assert (mask[5:7] == 0).all(), "no class is there"

@@ -1,0 +1,250 @@
+"""Training: the loss by its formula, the right slides, the same inputs only once, and a network that learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from two_colours import colour_mask, frame, paint, whole
+
+from wsipipe.config import SegmentConfig
+from wsipipe.errors import CheckpointError, ConfigError, StoreError
+from wsipipe.nn.checkpoint import read_checkpoint
+from wsipipe.runtime import silent
+from wsipipe.segment.predict import predict_stores
+from wsipipe.segment.segment import segment
+from wsipipe.segment.train import load, segmentation_loss, train, training_stores
+
+TINY = SegmentConfig(labels="truth", encoder="resnet18_quarter", steps=2, batch=2)
+
+
+def slow_loss(logits: np.ndarray, mask: np.ndarray) -> float:
+    """Pixel by pixel: mean of -log p of the true class, plus 1 - mean over classes of (2 sum(p y) + 1) / (.. + 1)."""
+    batch, classes, height, width = logits.shape
+    entropy, overlap, total = [], np.zeros(classes), np.zeros(classes)
+    for b in range(batch):
+        for i in range(height):
+            for j in range(width):
+                if mask[b, i, j] == 255:
+                    continue
+                e = np.exp(logits[b, :, i, j] - logits[b, :, i, j].max())
+                p = e / e.sum()
+                entropy.append(-np.log(p[mask[b, i, j]]))
+                overlap[mask[b, i, j]] += p[mask[b, i, j]]
+                total += p
+                total[mask[b, i, j]] += 1
+    return float(np.mean(entropy) + 1 - np.mean((2 * overlap + 1) / (total + 1)))
+
+
+def random_case(seed: int, classes: int = 3, ignored: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy(rng.normal(0, 2, (2, classes, 7, 5))).float()
+    mask = rng.integers(0, classes, (2, 7, 5))
+    mask[rng.random(mask.shape) < ignored] = 255
+    return logits, torch.from_numpy(mask)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("ignored", [0.0, 0.3, 0.95])
+def test_the_loss_is_cross_entropy_plus_soft_dice(classes: int, ignored: float):
+    for seed in range(3):
+        logits, mask = random_case(seed, classes, ignored)
+        assert float(segmentation_loss(logits, mask)) == pytest.approx(slow_loss(logits.numpy(), mask.numpy()), 1e-5)
+
+
+def test_pixels_of_255_change_neither_the_loss_nor_any_weight():
+    logits, mask = random_case(0)
+    changed = torch.where((mask == 255).unsqueeze(1), torch.randn(logits.shape) * 50, logits)
+    assert not torch.equal(changed, logits)
+    torch.testing.assert_close(segmentation_loss(changed, mask), segmentation_loss(logits, mask))
+    logits.requires_grad_()
+    segmentation_loss(logits, mask).backward()
+    ignored = (mask == 255).unsqueeze(1).expand_as(logits)
+    assert (logits.grad[ignored] == 0).all()
+    assert (logits.grad[~ignored] != 0).any()
+
+
+def test_a_batch_of_nothing_but_255_is_worth_0_and_moves_nothing():
+    logits, mask = random_case(0)
+    logits.requires_grad_()
+    loss = segmentation_loss(logits, torch.full_like(mask, 255))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert (logits.grad == 0).all()
+
+
+def test_a_right_and_sure_answer_costs_next_to_nothing():
+    _, mask = random_case(0)
+    sure = torch.nn.functional.one_hot(mask.where(mask != 255, 0), 3).movedim(-1, 1) * 40.0
+    assert float(segmentation_loss(sure, mask)) == pytest.approx(0, abs=1e-5)
+    assert float(segmentation_loss(-sure, mask)) > 5
+
+
+def ids(stores) -> list[str]:
+    return [s.slide_id for s in stores]
+
+
+def resplit(store, split: str) -> None:
+    paint(store, colour_mask(store.read(frame(store))), split=split)
+
+
+def test_masks_without_a_recorded_split_are_all_trained_on_but_empty_slides_are_not(stores):
+    assert ids(training_stores(list(stores.values()), TINY)) == ["left", "right"]
+
+
+def test_the_split_that_the_masks_record_chooses_the_slides(stores):
+    resplit(stores["left"], "train")
+    resplit(stores["right"], "")
+    assert ids(training_stores(list(stores.values()), TINY)) == ["left"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "slide_id,split\nleft,test\nright,train\n",
+        "\ufeffslide,split\nleft, val \nright, train\n",
+        "slide_id,split\nleft,test\nright,\n",  # an empty split is train, as in labels.csv
+    ],
+)
+def test_a_splits_file_wins_over_the_record(stores, tmp_path: Path, text: str):
+    resplit(stores["left"], "train")
+    (tmp_path / "splits.csv").write_text(text, encoding="utf-8")
+    config = dataclasses.replace(TINY, splits=str(tmp_path / "splits.csv"))
+    assert ids(training_stores(list(stores.values()), config)) == ["right"]
+
+
+def test_a_splits_file_may_look_as_labels_csv_may(stores, tmp_path: Path):
+    """Semicolons, capitals in the header, blank lines, ids with the suffix of their file."""
+    (tmp_path / "splits.csv").write_text("Slide_ID;split\n\nleft.svs;test\nright.svs;Train\n;\n", encoding="utf-8")
+    config = dataclasses.replace(TINY, splits=str(tmp_path / "splits.csv"))
+    assert ids(training_stores(list(stores.values()), config)) == ["right"]
+
+
+def test_a_splits_file_that_cannot_serve_is_refused(stores, tmp_path: Path):
+    bad = {
+        "none.csv": None,
+        "cols.csv": "slide_id,fold\nleft,train\n",
+        "empty.csv": "",
+        "all.csv": "slide_id,split\nleft,test\n",
+        "both.csv": "slide_id,split\nleft,test\nright,train\nleft,train\n",
+    }
+    expected = {"none.csv": "--splits", "cols.csv": "split", "empty.csv": "split", "all.csv": "check the splits"}
+    expected["both.csv"] = "left: in train and in another split"
+    for name, text in bad.items():
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        with pytest.raises(ConfigError, match=expected[name]):
+            training_stores(list(stores.values()), dataclasses.replace(TINY, splits=str(tmp_path / name)))
+    (tmp_path / "latin.csv").write_bytes("slide_id,split\nl\xe9ft,train\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"latin\.csv"):
+        training_stores(list(stores.values()), dataclasses.replace(TINY, splits=str(tmp_path / "latin.csv")))
+
+
+def test_without_masks_the_error_names_the_commands_that_make_them(stores):
+    with pytest.raises(StoreError, match=r"no store has labels/camel; make it with: wsipipe pseudolabel, or: .*import"):
+        training_stores(list(stores.values()), dataclasses.replace(TINY, labels="camel"))
+
+
+def test_stores_that_disagree_on_the_classes_are_refused(stores, run):
+    paint(stores["right"], np.ones((331, 437), np.uint8), classes=["purple", "pink"])
+    with pytest.raises(ConfigError, match="labels/truth names different classes"):
+        train(list(stores.values()), TINY, run, silent, False)
+
+
+def test_a_patch_that_no_network_takes_is_refused_before_any_training(tmp_path, coloured, run):
+    from wsipipe.config import TileConfig
+    from wsipipe.store import SlideStore
+    from wsipipe.tiling.tile import tile_slides
+
+    config = TileConfig(patch_px=100, tissue_mpp=2.0, min_area_um2=100.0)
+    _, paths = tile_slides({"left": coloured.parent / "left.svs"}, config, run)
+    store = SlideStore(paths[0])
+    resplit(store, "train")
+    with pytest.raises(ConfigError, match="patch or window of 100 px is not a multiple of 32 px"):
+        train([store], TINY, run, silent, False)
+
+
+def test_the_checkpoint_says_what_it_is_for(stores, run):
+    path = train(list(stores.values()), TINY, run, silent, False)
+    assert path == Path(run.runs) / "unet" / "model.json"
+    data = json.loads(path.read_text())
+    assert data["classes"] == ["pink", "purple"]
+    assert (data["mpp"], data["patch_px"]) == (0.5, 64)
+    assert (data["network"], data["encoder"]) == ("unet", "resnet18_quarter")
+    assert len(data["digest"]) == 32
+    assert data["settings"]["steps"] == 2
+    checkpoint, model = load(path)
+    assert checkpoint == read_checkpoint(path)
+    assert not model.training
+    assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 64, 64)
+
+
+def test_the_same_inputs_are_not_trained_twice_and_others_not_over_them(stores, run):
+    both = list(stores.values())
+    steps: list[str] = []
+
+    def progress(task: str, done: int, total: int, note: str = "") -> None:
+        steps.append(task)
+
+    path = train(both, TINY, run, progress, False)
+    weights = path.with_suffix(".safetensors").read_bytes()
+    assert steps.count("train") == 2
+    assert train(both, TINY, run, progress, False) == path
+    stitching = dataclasses.replace(TINY, overlap=0.25, score_stride_px=4)  # no part of training
+    assert train(both, stitching, run, progress, False) == path
+    assert steps.count("train") == 2
+    for config, seed in ((dataclasses.replace(TINY, lr=1e-4), 0), (TINY, 1)):
+        with pytest.raises(CheckpointError, match=r"other masks or settings; choose another --name.*--overwrite"):
+            train(both, config, dataclasses.replace(run, seed=seed), progress, False)
+    resplit(stores["left"], "train")
+    paint(stores["right"], np.ones((331, 437), np.uint8), split="train", digest="new")
+    with pytest.raises(CheckpointError, match="other masks or settings"):
+        train(both, TINY, run, progress, False)
+    assert path.with_suffix(".safetensors").read_bytes() == weights
+    assert train(both, TINY, run, progress, True) == path
+    assert path.with_suffix(".safetensors").read_bytes() != weights
+    other = train(both, dataclasses.replace(TINY, name="second"), run, progress, False)
+    assert other == Path(run.runs) / "second" / "model.json"
+
+
+def test_the_same_seed_gives_the_same_weights(stores, run, tmp_path):
+    first = train(list(stores.values()), TINY, run, silent, False)
+    torch.manual_seed(123)
+    second = train(list(stores.values()), TINY, dataclasses.replace(run, runs=str(tmp_path / "b")), silent, False)
+    assert first.with_suffix(".safetensors").read_bytes() == second.with_suffix(".safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["tissue", "truth", "../out", ""])
+def test_a_name_that_would_take_something_elses_place_is_refused(stores, run, name: str):
+    config = dataclasses.replace(TINY, name=name, architecture="unet" if name else "tissue")
+    with pytest.raises(ConfigError, match="name"):
+        segment([s.path for s in stores.values()], config, run)
+    assert not (Path(run.runs)).exists()
+
+
+def test_without_stitch_the_checkpoint_is_what_was_made(stores, run):
+    report, made = segment([s.path for s in stores.values()], TINY, run)
+    assert (report.exit_code, made) == (0, [Path(run.runs) / "unet" / "model.json"])
+    assert stores["left"].names("scores") == []
+
+
+def test_a_short_training_learns_two_colours(stores, run):
+    """Trained on one slide, right on more than 90 % of the tissue of the other."""
+    resplit(stores["left"], "train")
+    resplit(stores["right"], "")
+    config = dataclasses.replace(TINY, steps=40, batch=8, lr=3e-3, score_stride_px=8)
+    report, made = segment([s.path for s in stores.values()], config, run, stitch=True)
+    assert report.exit_code == 0
+    assert sorted(p.stem for p in made) == ["bare", "left", "right"]
+    store = stores["right"]
+    tissue = whole(store.labels("tissue")) == 1
+    truth, answer = whole(store.labels("truth"))[tissue], whole(store.labels("unet"))[tissue]
+    judged = (truth != 0) & (answer != 255)
+    assert judged.mean() > 0.8
+    assert (truth == answer)[judged].mean() > 0.9
+    again, _ = predict_stores([store], Path(run.runs) / "unet", config, run)
+    assert again.rows[0]["status"] == "skipped"

@@ -1,0 +1,51 @@
+"""What the tests of the whole chain share: a folder of tiny slides with labels, truth and a pipeline.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+from click.testing import CliRunner, Result
+
+from wsipipe.cli import main
+
+SLIDES = ("pos", "neg", "extra")  # extra has no row in labels.csv
+
+PIPELINE = """\
+run: {device: cpu, workers: 1}
+tile: {patch_px: 128}
+pseudolabel:
+  encoder: resnet18_quarter
+  pretrain_steps: 2
+  camel: {selector_steps: 2, retrain_steps: 2, self_train_steps: 2, batch: 8, views: 1}
+segment: {encoder: resnet18_quarter, steps: 2, batch: 2}
+"""
+
+LABELS = "slide_id,label\npos,tumour\nneg,\n"
+
+
+def make_folder(folder: Path, svs_writer: Callable[..., None], tissue_drawer: Callable[..., tuple]) -> Path:
+    """slides/*.svs, truth/*.png (1: tissue), labels.csv and pipeline.yaml in `folder`."""
+    for name in ("slides", "truth"):
+        (folder / name).mkdir(parents=True)
+    for seed, name in enumerate(SLIDES):
+        rgb, tissue = tissue_drawer((640, 512), seed)
+        svs_writer(folder / "slides" / f"{name}.svs", rgb, factors=(4,))
+        (folder / "truth" / f"{name}.png").write_bytes(imagecodecs.png_encode(tissue.astype(np.uint8)))
+    (folder / "labels.csv").write_text(LABELS)
+    (folder / "pipeline.yaml").write_text(PIPELINE)
+    return folder
+
+
+def add_broken_slide(folder: Path) -> None:
+    """slides/broken.svs, which nothing can open, with a row in labels.csv."""
+    (folder / "slides" / "broken.svs").write_bytes(b"II*\0" + bytes(range(256)) * 40)
+    with (folder / "labels.csv").open("a") as f:
+        f.write("broken,tumour\n")
+
+
+def wsipipe(*arguments: object) -> Result:
+    """Run the command line in this process."""
+    return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
