@@ -14,12 +14,10 @@ import pytest
 from tiny_chain import SLIDES, add_broken_slide, make_folder
 
 from wsipipe import pipeline
-from wsipipe.config import SECTIONS, PseudolabelConfig, RunConfig, SegmentConfig, TileConfig, build, read_yaml
+from wsipipe.config import SECTIONS, PseudolabelConfig, SegmentConfig, TileConfig, build, read_yaml
 from wsipipe.errors import ConfigError, LabelsError, SlideError
-from wsipipe.labels import read_labels
-from wsipipe.pipeline import expand, read_settings, run_chain, untiled, without_labels_of
+from wsipipe.pipeline import expand, read_settings, run_chain
 from wsipipe.pseudolabel.registry import load, names
-from wsipipe.runtime import Report
 from wsipipe.store import SlideStore
 
 SHIPPED = Path(__file__).resolve().parents[1] / "pipeline.yaml"
@@ -131,7 +129,7 @@ def test_patterns_are_expanded_in_order_and_a_name_with_brackets_is_taken_as_it_
         ({"pseudolabel": {"camel": {"lattice": 5}}}, "a patch of 128 px does not split into 5"),
         ({"pseudolabel": {"camel": {"uncertain": 0.5}}}, "camel.uncertain: 0.5 is outside"),
         ({"pseudolabel": {"name": "../x"}}, "name '../x': use letters"),
-        ({"pseudolabel": {"name": "tissue"}}, "it is the tissue mask"),
+        ({"pseudolabel": {"name": "tissue"}}, "it belongs to wsipipe itself"),
         ({"pseudolabel": {"name": "other"}}, "segment.labels: 'camel', but pseudolabel makes 'other'"),
         ({"segment": {"labels": "drs"}}, "segment.labels: 'drs', but pseudolabel makes 'camel'"),
         ({"segment": {"name": "camel"}}, "segment.name: 'camel' is the name of the pseudo-masks too"),
@@ -188,7 +186,7 @@ def test_one_bad_slide_within_what_is_allowed_is_left_out_with_its_labels(here: 
     assert [r["item"] for r in report.of("failed")] == ["broken"]
     assert [p.stem for p in stores] == sorted(SLIDES)
     assert "1 of 3 rows left out: their slides could not be tiled" in caplog.text
-    assert [r.slide_id for r in read_labels(here / "runs/camel/labels.csv").rows] == ["pos", "neg"]
+    assert (here / "runs/camel/labels.csv").read_text() == (here / "labels.csv").read_text()
     assert (here / "labels.csv").read_text().endswith("broken,tumour\n")
     again, same = run_chain(allowed)
     assert (again.exit_code, same) == (0, stores)
@@ -250,57 +248,12 @@ def test_when_every_slide_fails_as_was_allowed_nothing_else_is_tried(here: Path)
 # --- the helpers of the above ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "slide_id,label,x,y,width,height,patient_id,split\n"
-        "a,tumour|stroma,0,0,10,10.5,P1,train\na,,20,0,10,10,P1,train\nb,,,,,,P2,test\nbad.svs,tumour,,,,,P3,train\n",
-        "slide;tum,our;a|b\na;1;1\nb;0;1\nbad;1;0\n",
-    ],
-)
-def test_a_reduced_table_says_the_same_of_the_slides_that_are_left(tmp_path: Path, text: str):
-    (tmp_path / "labels.csv").write_text(text)
-    run = RunConfig(runs=str(tmp_path / "runs"))
-    config = PseudolabelConfig(labels=str(tmp_path / "labels.csv"))
-    reduced = without_labels_of(["bad"], config, run)
-    table = read_labels(Path(reduced.labels), reduced.classes)
-    full = read_labels(tmp_path / "labels.csv")
-    assert table.classes == full.classes
-
-    def facts(rows):
-        return [dataclasses.replace(r, line=0) for r in rows if not r.slide_id.startswith("bad")]
-
-    assert facts(table.rows) == facts(full.rows)
-    assert len(table.rows) == len(full.rows) - 1
-    assert [p.name for p in (tmp_path / "runs" / "tile").iterdir()] == ["labels.csv"]
-
-
-def test_labels_that_do_not_speak_of_the_lost_slide_stay_as_they_are(tmp_path: Path):
-    (tmp_path / "labels.csv").write_text("slide_id,label\na,x\nb,\n")
-    config = PseudolabelConfig(labels=str(tmp_path / "labels.csv"))
-    assert without_labels_of([], PseudolabelConfig(labels="not even there"), RunConfig()).labels == "not even there"
-    assert without_labels_of(["bad"], config, RunConfig(runs=str(tmp_path / "runs"))) is config
-    assert not (tmp_path / "runs").exists()
-
-
 def test_labels_of_which_too_little_is_left_are_refused(here: Path):
     add_broken_slide(here)
     (here / "slides" / "pos.svs").write_bytes(b"no slide")
     (here / "labels.csv").write_text("slide_id,label\npos,tumour\nneg,\n")
     with pytest.raises(LabelsError, match="say the same"):
         run_chain(settings(run={"max_failed": "2"}))
-
-
-def test_the_ledger_of_tile_tells_which_slides_have_no_store(tmp_path: Path):
-    run = RunConfig(stores=str(tmp_path / "stores"), runs=str(tmp_path / "runs"))
-    assert untiled(run, []) == []
-    ledger = Report()
-    ledger.add("fine", "done")
-    for name in ("lost", "given", "made"):
-        ledger.failed(name, SlideError("no"))
-    ledger.write(tmp_path / "runs" / "tile" / "tile.csv")
-    (tmp_path / "stores" / "made.zarr").mkdir(parents=True)
-    assert untiled(run, [Path("elsewhere/given.zarr")]) == ["lost"]
 
 
 def test_defaults_fit_together():

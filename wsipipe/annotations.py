@@ -66,8 +66,7 @@ def import_masks(
 def _check(classes: Sequence[str], name: str) -> None:
     """ConfigError unless the names can be used."""
     check_name(name)
-    check(name != "tissue", "name 'tissue': it is the tissue mask of the store; choose another --name")
-    check(len(classes) > 0, "no classes given; name them in mask order, e.g. --classes stroma,tumour")
+    check(len(classes) > 0, "no classes given; name them in mask order, e.g. --class stroma --class tumour")
     check(len(set(classes)) == len(classes), f"classes {', '.join(classes)}: a name is given twice")
     check("ignore" not in classes, "class 'ignore': this word means value 255; choose another name")
     Classes(tuple(classes))

@@ -18,7 +18,7 @@ import click
 import wsipipe
 from wsipipe.config import SECTIONS, EvaluateConfig, scalar
 from wsipipe.errors import ConfigError, WsipipeError
-from wsipipe.pipeline import Settings, expand, read_settings, run_chain, untiled, without_labels_of
+from wsipipe.pipeline import Settings, expand, read_settings, run_chain
 from wsipipe.pseudolabel.registry import names
 from wsipipe.runtime import Progress, Report
 
@@ -156,8 +156,7 @@ def pseudolabel(
     with reporting(quiet) as progress:
         paths = _stores(store, settings)
         values = settings.method_values()
-        config = without_labels_of(untiled(settings.run, paths), settings.pseudolabel, settings.run)
-        report, stores = stage(paths, config, values, settings.run, progress, overwrite)
+        report, stores = stage(paths, settings.pseudolabel, values, settings.run, progress, overwrite)
     finish(report, stores)
 
 

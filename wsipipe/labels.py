@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from wsipipe.errors import LabelsError
+
+log = logging.getLogger(__name__)
 
 IGNORE = 255
 """Value of a mask pixel that says nothing: uncertain, not predicted, or without pixels."""
@@ -208,18 +211,26 @@ def _table_problems(rows: Sequence[WeakLabel]) -> list[str]:
     return problems
 
 
-def match_stores(table: LabelTable, store_ids: Sequence[str]) -> tuple[LabelTable, list[str]]:
+def match_stores(
+    table: LabelTable, store_ids: Sequence[str], failed: Collection[str] = ()
+) -> tuple[LabelTable, list[str]]:
     """Match rows with stores; returns the table with store ids and the ids of stores without a row.
 
-    A slide_id may carry a file suffix (`a.svs` for store `a`). Raises LabelsError listing rows without a store.
+    A slide_id may carry a file suffix (`a.svs` for store `a`). Rows of slides in `failed`, which could not be tiled,
+    are left out with a warning; LabelsError lists all other rows without a store.
     """
     known = set(store_ids)
-    rows, problems = [], []
+    rows, problems, lost = [], [], 0
     for r in table.rows:
         name = r.slide_id if r.slide_id in known else r.slide_id.rsplit(".", 1)[0]
+        if name not in known and not {name, r.slide_id}.isdisjoint(failed):
+            lost += 1
+            continue
         if name not in known:
             problems.append(f"line {r.line}: no store for slide {r.slide_id}; tile it first or remove the row")
         rows.append(WeakLabel(r.line, name, r.present, r.box_px0, r.patient_id, r.split))
+    if lost:
+        log.warning("%s: %d of %d rows left out: their slides could not be tiled", table.path, lost, len(table.rows))
     problems += _table_problems(rows)  # two spellings may name one store
     if problems:
         raise LabelsError(table.path, problems)

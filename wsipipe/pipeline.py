@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import logging
-import os
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -123,7 +121,6 @@ def _check_names(settings: Settings) -> None:
     maps = settings.segment.name or settings.segment.architecture
     for name in (masks, maps):
         check_name(name)
-        check(name != "tissue", "name 'tissue': it is the tissue mask of the stores; choose another name")
     check(masks != maps, f"segment.name: {maps!r} is the name of the pseudo-masks too; choose another")
     check(
         settings.segment.labels == masks,
@@ -134,7 +131,7 @@ def _check_names(settings: Settings) -> None:
 def run_chain(settings: Settings, progress: Progress = silent, overwrite: bool = False) -> tuple[Report, list[Path]]:
     """tile, pseudolabel, segment with stitching; returns the ledger of all slides and the stores that hold maps.
 
-    A slide that fails is left out of the later stages, its labels too; beyond `run.max_failed` the chain stops there.
+    A slide that fails is left out of the later stages; beyond `run.max_failed` the chain stops there.
     """
     from wsipipe.pseudolabel.label import pseudolabel
     from wsipipe.segment.segment import segment
@@ -144,8 +141,9 @@ def run_chain(settings: Settings, progress: Progress = silent, overwrite: bool =
     report, stores = tile_slides(slides, settings.tile, settings.run, progress, overwrite)
     if report.exit_code or not stores:
         return report, stores
-    config = without_labels_of([r["item"] for r in report.of("failed")], settings.pseudolabel, settings.run)
-    labelled, stores = pseudolabel(stores, config, settings.method_values(), settings.run, progress, overwrite)
+    labelled, stores = pseudolabel(
+        stores, settings.pseudolabel, settings.method_values(), settings.run, progress, overwrite
+    )
     _take_failures(report, labelled)
     if report.exit_code or not stores:
         return report, stores
@@ -160,45 +158,3 @@ def _take_failures(report: Report, later: Report) -> None:
     """A slide that failed in a later stage has failed; each slide keeps one row, so that shares count slides."""
     failed = {r["item"]: r for r in later.of("failed")}
     report.rows = [failed.get(r["item"], r) for r in report.rows]
-
-
-def without_labels_of(slide_ids: Collection[str], config: PseudolabelConfig, run: RunConfig) -> PseudolabelConfig:
-    """`config` with labels that do not speak of these slides: a reduced copy, `<run.runs>/tile/labels.csv`, if needed.
-
-    Slides that could not be tiled have no store, and labels without a store are refused.
-    """
-    from wsipipe.labels import read_labels
-
-    if not slide_ids:
-        return config
-    table = read_labels(Path(config.labels), config.classes or None)
-    kept = [r for r in table.rows if not {r.slide_id, r.slide_id.rsplit(".", 1)[0]} & set(slide_ids)]
-    lost = len(table.rows) - len(kept)
-    if not lost:
-        return config
-    log.warning("%s: %d of %d rows left out: their slides could not be tiled", config.labels, lost, len(table.rows))
-    path = Path(run.runs) / "tile" / "labels.csv"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    named = not any(set(";|") & set(n) for n in table.classes.names)  # else one 0/1 column per class
-    with aside.open("w", newline="", encoding="utf-8") as f:
-        writer = csv.writer(f)
-        columns = ["label"] if named else table.classes.names
-        writer.writerow(["slide_id", "x", "y", "width", "height", "patient_id", "split", *columns])
-        for r in kept:
-            present = [n for n, y in zip(table.classes.names, r.present, strict=True) if y]
-            label = ["|".join(present)] if named else list(r.present)
-            writer.writerow([r.slide_id, *(r.box_px0 or [""] * 4), r.patient_id, r.split, *label])
-    os.replace(aside, path)
-    return replace(config, labels=str(path), classes=table.classes.names)
-
-
-def untiled(run: RunConfig, stores: Collection[Path]) -> list[str]:
-    """Ids of the slides that the last `tile` names as failed in its ledger and that have no store, given or made."""
-    ledger = Path(run.runs) / "tile" / "tile.csv"
-    if not ledger.is_file():
-        return []
-    with ledger.open(newline="", encoding="utf-8") as f:
-        failed = [r.get("item", "") for r in csv.DictReader(f) if r.get("status") == "failed"]
-    given = {p.name.removesuffix(".zarr") for p in stores}
-    return [i for i in failed if i not in given and not (Path(run.stores) / f"{i}.zarr").exists()]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -107,12 +108,34 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def write_json(path: Path, data: object) -> None:
-    """Write JSON aside, then rename: a reader sees the old file or the new one."""
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file aside, then rename: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(json.dumps(data, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
+    aside.write_bytes(data)
     os.replace(aside, path)
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write JSON, as `write_bytes`."""
+    write_bytes(path, (json.dumps(data, indent=1, sort_keys=True, default=str) + "\n").encode())
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write a table, as `write_bytes`; a row without a column leaves its cell empty."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode())
+
+
+def read_ledger(path: Path) -> list[dict[str, str]]:
+    """The rows of a ledger that `Report.write` wrote; none if there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as f:
+        return list(csv.DictReader(f))
 
 
 @dataclass
@@ -143,12 +166,7 @@ class Report:
         return int(bad > allowed)
 
     def write(self, path: Path) -> None:
-        """The ledger as CSV, written aside and renamed."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        columns = list(dict.fromkeys(k for r in self.rows for k in r)) or ["item", "status", "reason"]
-        aside = path.with_name(f".{path.name}.partial")
-        with aside.open("w", newline="", encoding="utf-8") as f:
-            writer = csv.DictWriter(f, columns, restval="")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(aside, path)
+        """Put the rows into the ledger, a CSV: each item keeps its newest row, items of earlier calls stay."""
+        rows = {r["item"]: r for r in [*read_ledger(path), *self.rows]}.values()
+        columns = list(dict.fromkeys(k for r in rows for k in r)) or ["item", "status", "reason"]
+        write_csv(path, columns, rows)

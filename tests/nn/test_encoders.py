@@ -26,7 +26,8 @@ def scrambled(name: str, seed: int = 7) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("name", "width"), [("resnet18_quarter", 128), ("resnet18_half", 256), ("resnet10t", 512), ("resnet10t.c3_in1k", 512)]
+    ("name", "width"),
+    [("resnet18_quarter", 128), ("resnet18_half", 256), ("resnet10t", 512), ("resnet10t.c3_in1k", 512)],
 )
 def test_a_known_encoder_gives_one_feature_vector_an_image(name: str, width: int):
     encoder = create_encoder(name).eval()

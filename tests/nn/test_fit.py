@@ -1,10 +1,11 @@
-"""The training loop: it learns, by the schedule that it was given, the same for the same seed, and stops on nonsense."""
+"""The training loop: it learns, by its schedule, the same for the same seed, and stops on nonsense."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -166,7 +167,7 @@ def test_the_rate_of_every_step_reaches_the_optimiser():
     schedule = Schedule(20, 0.1, weight_decay=0.0, warmup=0.25)
     fit(model, lambda s: s, loss, schedule, "toy", CPU)
     places.append(float(model.weight.detach()))
-    moves = [a - b for a, b in zip(places, places[1:], strict=False)]
+    moves = [a - b for a, b in pairwise(places)]
     assert moves == pytest.approx([schedule.rate(s) for s in range(20)], rel=1e-3, abs=1e-6)
 
 

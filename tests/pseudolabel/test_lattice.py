@@ -34,9 +34,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
 def slow_shrunk(rgb: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     out = np.zeros((rgb.shape[0] // factor, rgb.shape[1] // factor, 3), np.uint8)
     for y, x, c in np.ndindex(out.shape):
-        total = sum(
-            int(rgb[y * factor + j, x * factor + i, c]) for j in range(factor) for i in range(factor)
-        )
+        total = sum(int(rgb[y * factor + j, x * factor + i, c]) for j in range(factor) for i in range(factor))
         out[y, x, c] = (2 * total + factor**2) // (2 * factor**2)  # halves are rounded up
     return out
 

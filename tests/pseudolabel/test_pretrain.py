@@ -1,4 +1,4 @@
-"""Self-supervised pretraining: VICReg is the paper's equations, the pool is shared evenly, the seed decides the rest."""
+"""Self-supervised pretraining: VICReg is the paper's, the pool is shared evenly, the seed decides the rest."""
 
 from __future__ import annotations
 

@@ -285,14 +285,18 @@ def test_tissue_grid_from_a_coarser_level_is_close(tiled: Path, cell: int):
     assert np.abs(found - expected).mean() < 0.03
 
 
-@pytest.mark.parametrize("name", ["camel", "a", "9", "UNet_v2.1-x", "tissue"])
+@pytest.mark.parametrize("name", ["camel", "a", "9", "UNet_v2.1-x"])
 def test_plain_names_are_accepted(name: str):
     check_name(name)
 
 
-@pytest.mark.parametrize(
-    "name", ["", ".", "..", "a/b", "../a", ".a", "_a", "-a", "a b", "é", "a\n", "a:b", "zarr.json"]
-)
+@pytest.mark.parametrize("name", ["tissue", "tile", "zarr.json"])
+def test_names_that_wsipipe_uses_itself_are_refused(name: str):
+    with pytest.raises(ConfigError, match="it belongs to wsipipe itself; choose another --name"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", ".a", "_a", "-a", "a b", "é", "a\n", "a:b"])
 def test_names_that_could_leave_the_store_or_hide_are_refused(store: SlideStore, name: str):
     with pytest.raises(ConfigError, match=r"use letters, digits, '\.', '_' and '-', starting with a letter or digit"):
         check_name(name)

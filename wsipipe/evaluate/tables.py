@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from wsipipe.evaluate.judge import Evaluation
 from wsipipe.evaluate.metrics import Confusion
-from wsipipe.runtime import write_json
+from wsipipe.runtime import write_csv, write_json
 
 SCORES = ("iou", "dice", "precision", "recall")
 _HEADS = ("answer", "class", "IoU", "Dice", "precision", "recall")
@@ -34,15 +32,9 @@ def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:
 
     An undefined score is an empty cell and null.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     table, everything = folder / "evaluation.csv", folder / "evaluation.json"
-    aside = table.with_name(f".{table.name}.partial")
-    with aside.open("w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, ("answer", "class", *SCORES, "truth_px", "answer_px"))
-        writer.writeheader()
-        for row in _rows(evaluation):
-            writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()})
-    os.replace(aside, table)
+    blank = [{k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in r.items()} for r in _rows(evaluation)]
+    write_csv(table, ("answer", "class", *SCORES, "truth_px", "answer_px"), blank)
     write_json(
         everything,
         {

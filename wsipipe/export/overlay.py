@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import imagecodecs
@@ -13,6 +12,7 @@ from scipy import ndimage
 from wsipipe.config import check
 from wsipipe.geometry import LEVEL_FACTOR, Window
 from wsipipe.labels import IGNORE
+from wsipipe.runtime import write_bytes
 from wsipipe.slides.resample import area_mean
 from wsipipe.store import SlideStore, layout
 from wsipipe.store.shards import ShardedArray
@@ -46,10 +46,7 @@ def overlay(store: SlideStore, name: str, path: Path, longest_px: int = 1600) ->
     if level == 0 and store.grid.levels > 1:
         _fill_glass(rgb, store, step)
     painted = _paint(rgb, np.where((mask == IGNORE) & (tissue != 1), np.uint8(0), mask), _colours(store, name))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_bytes(imagecodecs.png_encode(painted, level=6))
-    os.replace(aside, path)
+    write_bytes(path, bytes(imagecodecs.png_encode(painted, level=6)))
     return path
 
 

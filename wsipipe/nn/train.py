@@ -1,4 +1,4 @@
-"""The one training loop: AdamW, warm-up and cosine decay, batches made ahead in a thread, a stop on non-finite numbers."""
+"""The one training loop: AdamW, warm-up and cosine decay, batches made ahead, a stop on non-finite numbers."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from wsipipe.pseudolabel.lattice import Lattice
 from wsipipe.pseudolabel.method import Fitting, Method, ScoreMap
 from wsipipe.pseudolabel.pretrain import patch_pool, pretrain
 from wsipipe.pseudolabel.registry import load
-from wsipipe.runtime import Compute, Progress, Report, device, digest, silent, write_json
+from wsipipe.runtime import Compute, Progress, Report, device, digest, read_ledger, silent, write_json
 from wsipipe.store import SlideStore
 from wsipipe.store.shards import ArraySpec, Cell
 from wsipipe.store.slide_store import check_name, shard_windows
@@ -79,11 +79,13 @@ class Stage:
         self.params = build(self.method.Params, method_values, f"pseudolabel.{config.method}")
         self.name = config.name or config.method
         check_name(self.name)
+        create_encoder(config.encoder, Path(config.weights) if config.weights else None)
         self.folder = Path(run.runs) / self.name
         self.targets = [SlideStore(p) for p in store_paths]
         self.stores = _known_stores(self.targets, Path(run.stores))
         table = read_labels(Path(config.labels), config.classes or None)
-        self.table, unlabelled = match_stores(table, list(self.stores))
+        untiled = {r["item"] for r in read_ledger(Path(run.runs) / "tile" / "tile.csv") if r["status"] == "failed"}
+        self.table, unlabelled = match_stores(table, list(self.stores), untiled)
         if unlabelled:
             log.info("%d stores have no row in %s: scored, not trained on", len(unlabelled), config.labels)
         self.train_ids = sorted({r.slide_id for r in self.table.of_split("train")})
@@ -235,7 +237,10 @@ def _known_stores(targets: Sequence[SlideStore], folder: Path) -> dict[str, Slid
         known[store.slide_id] = store
     for path in sorted(folder.glob("*.zarr")) if folder.is_dir() else []:
         if path.stem not in known:
-            known[path.stem] = SlideStore(path)
+            try:
+                known[path.stem] = SlideStore(path)
+            except StoreError as error:
+                log.warning("left aside: %s", error)
     return known
 
 

@@ -29,7 +29,6 @@ def segment(
     """
     name = config.name or config.architecture
     check_name(name)
-    check(name != "tissue", "segment.name: 'tissue' is the tissue mask of the stores; choose another --name")
     check(
         bool(checkpoint) or name != config.labels,
         f"segment.name: the maps would take the place of labels/{name}, which they are trained on; choose another "

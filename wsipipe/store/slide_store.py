@@ -22,6 +22,9 @@ from wsipipe.store import layout
 from wsipipe.store.shards import ArraySpec, Cell, ShardedArray
 
 KIND = "slide-store"
+RESERVED = ("tissue", "tile", "zarr.json")
+"""Names that stores and run folders use themselves: the tissue mask, the ledger of tiling, Zarr's metadata."""
+
 GLASS = 255
 """Fill value of the pixels: white, as what was not stored is glass."""
 
@@ -205,7 +208,8 @@ class SlideStore:
     @contextmanager
     def _replacing(self, kind: str, name: str) -> Iterator[Path]:
         """A folder beside the store that becomes `<kind>/<name>` when the block ends well."""
-        check_name(name)
+        if name != "tissue":
+            check_name(name)
         aside = self.path.with_name(f".{self.path.name}.{kind}.{name}.partial")
         shutil.rmtree(aside, ignore_errors=True)
         try:
@@ -244,9 +248,11 @@ def swap(aside: Path, final: Path) -> None:
 
 
 def check_name(name: str) -> None:
-    """ConfigError unless `name` is a plain file name that wsipipe may create inside a store or a run folder."""
+    """ConfigError unless `name` is a plain file name that a user may give to masks, maps and their run folder."""
+    if name in RESERVED:
+        raise ConfigError(f"name {name!r}: it belongs to wsipipe itself; choose another --name")
     plain = name and name[0].isalnum() and all(c.isalnum() or c in "._-" for c in name) and name.isascii()
-    if not plain or name == "zarr.json":
+    if not plain:
         raise ConfigError(f"name {name!r}: use letters, digits, '.', '_' and '-', starting with a letter or digit")
 
 

@@ -23,7 +23,9 @@ def chosen(rule: Rule, scores: list[float], label: int) -> list[int]:
     return rule(torch.tensor(scores), label).tolist()
 
 
-@pytest.mark.parametrize(("rule", "label", "index"), [(max_max, 1, 1), (max_min, 1, 1), (max_max, 0, 1), (max_min, 0, 3)])
+@pytest.mark.parametrize(
+    ("rule", "label", "index"), [(max_max, 1, 1), (max_min, 1, 1), (max_max, 0, 1), (max_min, 0, 3)]
+)
 def test_the_two_rules_differ_only_on_negative_bags(rule: Rule, label: int, index: int):
     assert chosen(rule, [0.1, 0.9, 0.4, 0.05], label) == [index]
 
@@ -80,7 +82,16 @@ def test_a_bag_of_one_instance_yields_that_instance_whatever_its_score(rule: Rul
 
 @pytest.mark.parametrize(
     ("count", "ratio", "trust"),
-    [(5000, 0.1, 499), (16, 0.1, 1), (10, 0.1, 1), (30, 0.1, 2), (31, 0.1, 3), (16, 1.0, 15), (1, 1.0, 1), (16, 1e-9, 1)],
+    [
+        (5000, 0.1, 499),
+        (16, 0.1, 1),
+        (10, 0.1, 1),
+        (30, 0.1, 2),
+        (31, 0.1, 3),
+        (16, 1.0, 15),
+        (1, 1.0, 1),
+        (16, 1e-9, 1),
+    ],
 )
 def test_the_number_of_trusted_instances(count: int, ratio: float, trust: int):
     assert trusted(count, ratio) == trust
