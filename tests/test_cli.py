@@ -347,7 +347,8 @@ def test_max_failed_decides_the_exit_code_and_the_failed_slide_is_named(empty: P
     result = wsipipe("tile", fresh / "slides/pos.svs", "broken.svs", "--max-failed", allowed, "--patch", "128")
     assert result.exit_code == code
     assert result.stdout == "stores/pos.zarr\n"
-    assert f"wsipipe: 1 of 2 failed (allowed: {allowed}):\n  broken: " in result.stderr
+    assert f"wsipipe: 1 of 2 failed (allowed: {allowed}): broken; the reasons are above and in " in result.stderr
+    assert result.stderr.count("broken.svs: neither OpenSlide") == 1
     assert "Traceback" not in result.stderr
     with (empty / "runs/tile/tile.csv").open() as f:
         assert [(r["item"], r["status"]) for r in csv.DictReader(f)] == [("pos", "done"), ("broken", "failed")]

@@ -307,9 +307,9 @@ def finish(report: Report, made: list[Path]) -> None:
         click.echo(path)
     failed = report.of("failed")
     if failed:
-        click.echo(f"wsipipe: {len(failed)} of {len(report.rows)} failed (allowed: {report.max_failed}):", err=True)
-        for row in failed:
-            click.echo(f"  {row['item']}: {row['reason']}", err=True)
+        count = f"{len(failed)} of {len(report.rows)} failed (allowed: {report.max_failed})"
+        names = ", ".join(row["item"] for row in failed)
+        click.echo(f"wsipipe: {count}: {names}; the reasons are above and in {report.ledger}", err=True)
     sys.exit(report.exit_code)
 
 

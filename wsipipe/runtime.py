@@ -144,6 +144,7 @@ class Report:
 
     max_failed: str = "0"
     rows: list[dict[str, str]] = field(default_factory=list)
+    ledger: Path | None = None
 
     def add(self, item: str, status: str, reason: str = "", **more: object) -> None:
         """Record one item; `status` is done, skipped, empty or failed."""
@@ -170,3 +171,4 @@ class Report:
         rows = {r["item"]: r for r in [*read_ledger(path), *self.rows]}.values()
         columns = list(dict.fromkeys(k for r in rows for k in r)) or ["item", "status", "reason"]
         write_csv(path, columns, rows)
+        self.ledger = path
