@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from textures import plant, tissue
+from textures import Cohort, plant, tiled_pictures, tissue
 
-from wsipipe.config import PseudolabelConfig, RunConfig, TileConfig
+from wsipipe.config import PseudolabelConfig, RunConfig
 from wsipipe.runtime import Report
-from wsipipe.tiling.tile import tile_slides
 
 QUICK: dict[str, Any] = {
     "context": 1.0,
@@ -29,37 +26,6 @@ QUICK: dict[str, Any] = {
     "views": 1,
 }
 """CAMEL in a second: instances seen alone at full resolution, short schedules."""
-
-
-def tiled_pictures(folder: Path, pictures: Mapping[str, NDArray[np.uint8]], **options: Any) -> dict[str, Path]:
-    """Write each picture as PNG into `folder` and tile it at 0.5 um/px; slide id -> store."""
-    settings: dict[str, Any] = {"mpp_override": 0.5, "patch_px": 128, "codec": "zstd", "min_area_um2": 100.0}
-    settings |= {"tissue_mpp": 2.0} | options
-    slides = {}
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rgb in pictures.items():
-        slides[name] = folder / f"{name}.png"
-        slides[name].write_bytes(imagecodecs.png_encode(np.ascontiguousarray(rgb)))
-    run = RunConfig(stores=str(folder / "stores"), runs=str(folder / "runs"), workers=1)
-    report, stores = tile_slides(slides, TileConfig(**settings), run)
-    assert report.exit_code == 0, report.rows
-    return {p.stem: p for p in stores}
-
-
-@dataclass
-class Cohort:
-    """Stores with their labels, and where the texture was planted: (slide, patch row, patch col) -> cell (row, col)."""
-
-    folder: Path
-    stores: dict[str, Path]
-    planted: dict[tuple[str, int, int], tuple[int, int]] = field(default_factory=dict)
-    rows: list[str] = field(default_factory=lambda: ["slide_id,label,x,y,width,height,split"])
-
-    def labels(self, name: str = "labels.csv", rows: list[str] | None = None) -> Path:
-        """Write `rows` (default: the cohort's own) as a labels file."""
-        path = self.folder / name
-        path.write_text("\n".join(rows or self.rows) + "\n")
-        return path
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from textures import tissue
+from textures import tiled_pictures, tissue
 
 from wsipipe.errors import LabelsError
 from wsipipe.geometry import Window
@@ -22,15 +22,13 @@ LATTICE = Lattice(16, 32, 2)
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SlideStore]:
-    """`half`: 320 x 256 px, tissue left of x = 192. `bare`: glass. `fine`: tissue at twice the working resolution."""
-    from conftest import tiled_pictures
-
+    """`half`: 320 x 256 px, tissue left of x = 192. `bare`: glass. `fine`: tissue at 0.48 um/px."""
     half = np.full((256, 320, 3), 243, np.uint8)
     half[:, :192] = tissue((192, 256))
     pictures = {"half": half, "bare": np.full((128, 128, 3), 243, np.uint8)}
     paths = tiled_pictures(tmp_path_factory.mktemp("bags"), pictures, patch_px=64)
     paths |= tiled_pictures(
-        tmp_path_factory.mktemp("fine"), {"fine": tissue((401, 401))}, patch_px=64, mpp_override=0.2519
+        tmp_path_factory.mktemp("fine"), {"fine": tissue((401, 401))}, patch_px=64, mpp_override=0.48
     )
     return {k: SlideStore(p) for k, p in paths.items()}
 
@@ -84,17 +82,21 @@ def test_a_patch_is_known_by_its_size_up_to_rounding(bags_of: Maker, size: tuple
 def test_a_patch_that_rounding_made_short_keeps_its_whole_lattice(bags_of: Maker, stores: dict[str, SlideStore]):
     """The level-0 box of a patch is rounded to whole pixels by whoever writes the labels."""
     grid = stores["fine"].grid
-    assert grid.scale[0] == pytest.approx(0.5 / 0.2519)
+    assert grid.scale[0] == pytest.approx(0.5 / 0.48)
+    side = int(64 * grid.scale[0])
+    short = 0
     for row, col, window in grid.windows():
         x, y = (round(v) for v in grid.to_px0((window.x_px, window.y_px)))
-        side = int(64 * grid.scale[0])
-        if max(row, col) > 1:
+        if max(x, y) + side > 401:
             continue
+        asked = grid.window_of_px0((x, y, side, side))
+        short += min(asked.width_px, asked.height_px) < 64
         ((bag,), _) = bags_of(("fine", (x, y, side, side), (1, 0)))
         assert bag.patch
         assert len(bag.xy_px) == 16, (row, col)
         assert bag.bounds is not None
         assert (bag.bounds.width_px, bag.bounds.height_px) == (64, 64)
+    assert short > 3
 
 
 @pytest.mark.parametrize("min_tissue", [0.5, 0.9, 1.0])
@@ -141,6 +143,7 @@ def test_misplaced_regions_are_all_named_at_once_with_their_lines(bags_of: Maker
 
 
 def test_a_region_is_given_in_level_0_pixels(bags_of: Maker, stores: dict[str, SlideStore]):
-    ((bag,), _) = bags_of(("fine", (127, 127, 159, 159), (1, 0)))
+    ((bag,), _) = bags_of(("fine", (150, 75, 100, 200), (1, 0)))
     scale = stores["fine"].grid.scale[0]
-    assert bag.bounds == Window(round(127 / scale), round(127 / scale), 80, 80)
+    assert scale == pytest.approx(0.5 / 0.48)
+    assert bag.bounds == Window(144, 72, 96, 192)

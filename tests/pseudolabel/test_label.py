@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiled_pictures
 from numpy.typing import NDArray
-from textures import plant, tissue
+from textures import plant, tiled_pictures, tissue
 
 from wsipipe.config import PseudolabelConfig, RunConfig
 from wsipipe.errors import CheckpointError, ConfigError, LabelsError, StoreError

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from textures import tissue
+from textures import tiled_pictures, tissue
 
 from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
@@ -25,8 +25,6 @@ from wsipipe.store import SlideStore
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
     """A slide of 300 x 220 px of tissue, kept without loss."""
-    from conftest import tiled_pictures
-
     paths = tiled_pictures(tmp_path_factory.mktemp("plain"), {"plain": tissue((300, 220))}, patch_px=64)
     return SlideStore(paths["plain"])
 
@@ -95,6 +93,17 @@ def test_crops_of_a_region_equal_a_slow_reader_and_stay_inside_it(plain: SlideSt
         assert_crops(plain, [(x0 + c * m, y0 + r * m) for c, r in cells], lattice, bounds)
     else:
         assert len(read_crops(plain, np.array([[x0, y0]], np.int32), lattice, bounds)) == 1
+
+
+@pytest.mark.parametrize("lattice", [Lattice(16, 32, 2), Lattice(9, 27, 3), Lattice(32, 32, 4)], ids=str)
+@pytest.mark.parametrize("spare", range(5))
+def test_crops_pushed_inwards_stay_on_the_raster_of_the_others(plain: SlideStore, lattice: Lattice, spare: int):
+    m = lattice.instance_px
+    bounds = Window(31, 22, 4 * m + spare, 4 * m + spare)
+    xy = [(31 + c * m, 22 + r * m) for r in (0, 3) for c in range(4)]
+    assert_crops(plain, xy, lattice, bounds)
+    for at in xy:  # a crop read alone is the same crop
+        assert_crops(plain, [at], lattice, bounds)
 
 
 def test_no_pixel_beside_a_region_is_seen(plain: SlideStore):

@@ -1,10 +1,19 @@
-"""Tissue of noise, and a square of coarser noise of the same colours to be planted in it."""
+"""Pictures of noise with other textures planted in them, and stores tiled from pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+
+from wsipipe.config import RunConfig, TileConfig
+from wsipipe.tiling.tile import tile_slides
 
 PINK = np.array([205.0, 150.0, 185.0])
 CONTRAST = np.array([22.0, 30.0, 18.0])
@@ -32,3 +41,34 @@ def plant(rgb: NDArray[np.uint8], xy_px: tuple[int, int], side_px: int, kind: in
         stripes = np.sign(np.sin((np.arange(side_px) + x) * 2 * np.pi / 6))
         square = np.broadcast_to(np.rint(PINK + CONTRAST * stripes[:, None]), (side_px, side_px, 3)).astype(np.uint8)
     rgb[y : y + side_px, x : x + side_px] = square
+
+
+def tiled_pictures(folder: Path, pictures: Mapping[str, NDArray[np.uint8]], **options: Any) -> dict[str, Path]:
+    """Write each picture as PNG into `folder` and tile it at 0.5 um/px; slide id -> store."""
+    settings: dict[str, Any] = {"mpp_override": 0.5, "patch_px": 128, "codec": "zstd", "min_area_um2": 100.0}
+    settings |= {"tissue_mpp": 2.0} | options
+    slides = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rgb in pictures.items():
+        slides[name] = folder / f"{name}.png"
+        slides[name].write_bytes(imagecodecs.png_encode(np.ascontiguousarray(rgb)))
+    run = RunConfig(stores=str(folder / "stores"), runs=str(folder / "runs"), workers=1)
+    report, stores = tile_slides(slides, TileConfig(**settings), run)
+    assert report.exit_code == 0, report.rows
+    return {p.stem: p for p in stores}
+
+
+@dataclass
+class Cohort:
+    """Stores with their labels, and where the texture was planted: (slide, patch row, patch col) -> cell (row, col)."""
+
+    folder: Path
+    stores: dict[str, Path]
+    planted: dict[tuple[str, int, int], tuple[int, int]] = field(default_factory=dict)
+    rows: list[str] = field(default_factory=lambda: ["slide_id,label,x,y,width,height,split"])
+
+    def labels(self, name: str = "labels.csv", rows: list[str] | None = None) -> Path:
+        """Write `rows` (default: the cohort's own) as a labels file."""
+        path = self.folder / name
+        path.write_text("\n".join(rows or self.rows) + "\n")
+        return path

@@ -11,11 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import Cohort
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from textures import plant, tissue
+from textures import Cohort, plant, tiled_pictures, tissue
 from torch import Tensor
 
 from wsipipe.errors import ConfigError
@@ -140,8 +139,6 @@ def test_the_instance_set_has_at_most_two_of_each_patch_and_all_agree(bags: list
 @pytest.fixture(scope="module")
 def strip(tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
     """A slide of 256 x 64 px of tissue."""
-    from conftest import tiled_pictures
-
     paths = tiled_pictures(tmp_path_factory.mktemp("strip"), {"strip": tissue((256, 64))}, patch_px=64)
     return SlideStore(paths["strip"])
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Cohort
+from textures import Cohort
 
 from wsipipe.labels import IGNORE, Classes, read_labels
 from wsipipe.nn.encoders import create_encoder
