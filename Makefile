@@ -9,10 +9,10 @@ demo: $(STAMP)
 	$(BIN)/wsipipe demo demo
 
 test: $(STAMP) check
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # two processes with one thread each: more only wait for each other
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2
 
 check: $(STAMP)
 	$(BIN)/ruff check wsipipe tests

@@ -230,7 +230,6 @@ def test_a_new_slide_is_scored_by_the_fit_that_is_there(stores: Stores, csv: Csv
     assert (Path(run.runs) / "camel" / "model.safetensors").stat().st_mtime_ns == stamp
 
 
-@pytest.mark.xfail(strict=True, reason="the head of the instance classifier is drawn from the global generator")
 def test_the_same_seed_gives_the_same_weights_to_the_bit(stores: Stores, csv: Csv, stage: Stage, tmp_path: Path):
     weights = []
     for i, seed in enumerate((3, 3, 4)):
@@ -286,7 +285,6 @@ def test_a_patch_row_binds_its_patch_and_nothing_else(stores: Stores, csv: Csv, 
     assert np.unique(mask_of(stores["line"])[:256, :250]).tolist() == [1]
 
 
-@pytest.mark.xfail(strict=True, reason="a region binds the instances whose centre it holds, not its pixels")
 @pytest.mark.usefixtures("certain")
 def test_a_region_off_the_lattice_binds_all_of_its_pixels(stores: Stores, csv: Csv, stage: Stage):
     rows = ["blob,a,57,41,100,90,", "line,b,0,0,64,64,", "none,,,,,,"]
@@ -454,7 +452,6 @@ def test_two_stores_of_one_slide_are_refused(stores: Stores, csv: Csv, stage: St
         stage(stores | {"twin": twin}, csv())
 
 
-@pytest.mark.xfail(strict=True, reason="the folder is removed before its labels are copied")
 def test_the_labels_snapshot_of_a_run_can_be_its_own_labels_file(
     stores: Stores, csv: Csv, stage: Stage, run: RunConfig
 ):
@@ -465,7 +462,6 @@ def test_the_labels_snapshot_of_a_run_can_be_its_own_labels_file(
     assert snapshot.read_text() == text
 
 
-@pytest.mark.xfail(strict=True, reason="only a folder with fit.json is taken for somebody's")
 def test_a_run_folder_of_something_else_is_not_touched(stores: Stores, csv: Csv, stage: Stage, run: RunConfig):
     other = Path(run.runs) / "unet" / "model.safetensors"
     other.parent.mkdir(parents=True)
@@ -476,7 +472,6 @@ def test_a_run_folder_of_something_else_is_not_touched(stores: Stores, csv: Csv,
     assert other.read_bytes() == b"weights of a segmenter"
 
 
-@pytest.mark.xfail(strict=True, reason="stores are asked for their masks only after the fit")
 def test_masks_of_another_fit_are_found_before_the_work_begins(
     stores: Stores, csv: Csv, stage: Stage, run: RunConfig, monkeypatch: pytest.MonkeyPatch
 ):

@@ -24,8 +24,6 @@ LATTICE = Lattice(16, 32, 2)
 ROOM_FOR_16 = 16 * 3 * 24 * 24
 """Bytes of 16 crops."""
 
-too_large = pytest.mark.xfail(strict=True, reason="each patch gives up to four crops, but its budget counts one")
-
 
 def embeddings(n: int = 12, d: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
@@ -113,7 +111,6 @@ def test_what_the_pool_holds_are_shrunk_windows_of_the_patches(three_stores: lis
     assert sorted(map(key, pool)) == sorted(key(w.astype(np.uint8)) for w in wanted)
 
 
-@too_large
 def test_a_full_pool_is_shared_evenly_over_slides(three_stores: list[SlideStore], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "POOL_BYTES", 3 * ROOM_FOR_16 // 2)
     pool = patch_pool(three_stores, LATTICE, 0)
@@ -121,13 +118,11 @@ def test_a_full_pool_is_shared_evenly_over_slides(three_stores: list[SlideStore]
     assert dark == len(pool) - dark > 0
 
 
-@too_large
 def test_the_pool_keeps_to_its_memory(three_stores: list[SlideStore], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "POOL_BYTES", 3 * ROOM_FOR_16 // 2)
     assert patch_pool(three_stores, LATTICE, 0).nbytes <= module.POOL_BYTES
 
 
-@too_large
 def test_the_seed_decides_which_patches_a_full_pool_takes(
     three_stores: list[SlideStore], monkeypatch: pytest.MonkeyPatch
 ):

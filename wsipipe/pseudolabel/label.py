@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,9 +15,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from wsipipe.config import PseudolabelConfig, RunConfig, build
-from wsipipe.errors import ConfigError, StoreError, WsipipeError
+from wsipipe.errors import CheckpointError, ConfigError, StoreError, WsipipeError
+from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE, Classes, match_stores, read_labels
-from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, save_weights
+from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, read_checkpoint, save_weights
 from wsipipe.nn.encoders import MEAN, STD, create_encoder
 from wsipipe.nn.train import Schedule
 from wsipipe.pseudolabel.bags import Bag, make_bags
@@ -26,7 +26,7 @@ from wsipipe.pseudolabel.lattice import Lattice
 from wsipipe.pseudolabel.method import Fitting, Method, ScoreMap
 from wsipipe.pseudolabel.pretrain import patch_pool, pretrain
 from wsipipe.pseudolabel.registry import load
-from wsipipe.runtime import Compute, Progress, Report, device, digest, read_ledger, silent, write_json
+from wsipipe.runtime import Compute, Progress, Report, device, digest, read_ledger, silent, write_bytes, write_json
 from wsipipe.store import SlideStore
 from wsipipe.store.shards import ArraySpec, Cell
 from wsipipe.store.slide_store import check_name, shard_windows
@@ -34,6 +34,9 @@ from wsipipe.store.slide_store import check_name, shard_windows
 log = logging.getLogger(__name__)
 
 PRETRAIN_LR = 2e-3
+
+Rule = tuple[tuple[int, ...], tuple[float, float, float, float] | None]
+"""What a training row says of a slide: 0 or 1 for each class, in a box of level-0 px or (None) everywhere."""
 
 
 def pseudolabel(
@@ -50,7 +53,9 @@ def pseudolabel(
     Returns the ledger and the stores that hold the masks. Everything is checked before any work starts.
     """
     stage = Stage(store_paths, config, method_values, run)
-    model = stage.fitted(progress, overwrite)
+    if not overwrite:
+        stage.check_free()
+    model = stage.fitted(progress)
     report = Report(run.max_failed)
     done: list[Path] = []
     for i, store in enumerate(stage.targets):
@@ -84,6 +89,7 @@ class Stage:
         self.targets = [SlideStore(p) for p in store_paths]
         self.stores = _known_stores(self.targets, Path(run.stores))
         table = read_labels(Path(config.labels), config.classes or None)
+        self.snapshot = Path(config.labels).read_bytes()
         untiled = {r["item"] for r in read_ledger(Path(run.runs) / "tile" / "tile.csv") if r["status"] == "failed"}
         self.table, unlabelled = match_stores(table, list(self.stores), untiled)
         if unlabelled:
@@ -121,25 +127,46 @@ class Stage:
         }
         return digest(made_of)
 
-    def fitted(self, progress: Progress, overwrite: bool) -> nn.Module:
+    def fitted(self, progress: Progress) -> nn.Module:
         """The fit of these inputs: loaded if `runs/<name>/` holds it, made and saved otherwise."""
         path = self.folder / "fit.json"
-        if path.exists():
-            found = json.loads(path.read_text()).get("digest")
-            if found == self.digest:
-                log.info("%s: fitted before with the same inputs", self.folder)
-                return self._loaded()
-            if not overwrite:
-                raise StoreError(
-                    f"{self.folder}: holds a fit of other inputs; choose another --name, or replace it with --overwrite"
-                )
-            shutil.rmtree(self.folder)
+        if self._is_fitted():
+            log.info("%s: fitted before with the same inputs", self.folder)
+            return self._loaded()
+        path.unlink(missing_ok=True)
         run = Fitting(
             self.table.classes, self._encoder_maker(progress), self.config.self_train, self._compute(progress)
         )
         model = self.method.fit(self.bags, self.lattice, self.params, run)
         self._save(model, path)
         return model
+
+    def check_free(self) -> None:
+        """StoreError before any work if the run folder or a store holds something else under this name."""
+        other = (self.folder / "fit.json").exists() or self._is_of_another_stage()
+        if other and not self._is_fitted():
+            raise StoreError(
+                f"{self.folder}: holds a fit of other inputs; choose another --name, or replace it with --overwrite"
+            )
+        for store in self.targets:
+            for kind in ("labels", "scores"):
+                store.current(kind, self.name, self._key(store), overwrite=False)
+
+    def _is_fitted(self) -> bool:
+        path = self.folder / "fit.json"
+        return path.exists() and json.loads(path.read_text()).get("digest") == self.digest
+
+    def _is_of_another_stage(self) -> bool:
+        """Whether the run folder holds a model of another maker, such as the network of `segment`."""
+        path = self.folder / "model.json"
+        try:
+            return path.exists() and read_checkpoint(path).network != self.config.method
+        except CheckpointError:
+            return True
+
+    def _key(self, store: SlideStore) -> str:
+        """Key of what is painted into a store: the fit, its pixels, and the labels that it is held to."""
+        return digest(self.digest, store.pixel_digest, self._rules(store.slide_id))
 
     def _compute(self, progress: Progress) -> Compute:
         return Compute(self.device, self.run.seed, progress)
@@ -188,7 +215,7 @@ class Stage:
             std=STD,
             settings=asdict(self.params),
         ).save(self.folder, model)
-        shutil.copyfile(self.table.path, self.folder / "labels.csv")
+        write_bytes(self.folder / "labels.csv", self.snapshot)
         write_json(path, {"digest": self.digest, "config": asdict(self.config), "run": asdict(self.run)})
 
     def _loaded(self) -> nn.Module:
@@ -199,13 +226,13 @@ class Stage:
 
     def apply(self, model: nn.Module, store: SlideStore, overwrite: bool) -> str:
         """Score one store and paint its mask; returns done or skipped."""
-        allowed = self._painted_rules(store.slide_id)
-        key = digest(self.digest, store.pixel_digest, allowed)
+        rules = self._rules(store.slide_id)
+        key = self._key(store)
         if store.current("labels", self.name, key, overwrite) and store.current("scores", self.name, key, overwrite):
             return "skipped"
         _check_mpp(store, self.grid[0])
         scores = self.method.score(model, store, self.lattice, self.params, self.device)
-        gated = gate(scores, allowed, self.lattice.instance_px, store)
+        gated = gate(scores, rules, self.lattice.instance_px, store)
         mask = self.method.refine(gated, self.params)
         classes = self.table.classes
         split = "train" if store.slide_id in self.train_ids else ""
@@ -218,10 +245,10 @@ class Stage:
         }
         stored = np.nan_to_num(np.rint(gated.values * 255), nan=0).astype(np.uint8)
         store.write_scores(self.name, scores.stride_px, meta, _as_shards(stored))
-        store.write_labels(self.name, mask_values(classes), meta, painted(mask, scores.stride_px, store))
+        store.write_labels(self.name, mask_values(classes), meta, painted(mask, scores.stride_px, store, rules))
         return "done"
 
-    def _painted_rules(self, slide_id: str) -> list[tuple[tuple[int, ...], tuple[float, ...] | None]]:
+    def _rules(self, slide_id: str) -> list[Rule]:
         """(label, box) of the training rows of a slide: a class absent from a bag's label is never painted in it."""
         return [(r.present, r.box_px0) for r in self.table.of_split("train") if r.slide_id == slide_id]
 
@@ -265,7 +292,7 @@ def _check_mpp(store: SlideStore, mpp: float) -> None:
 
 def gate(
     scores: ScoreMap,
-    rules: Sequence[tuple[tuple[int, ...], tuple[float, ...] | None]],
+    rules: Sequence[Rule],
     instance_px: int,
     store: SlideStore,
 ) -> ScoreMap:
@@ -279,7 +306,7 @@ def gate(
     for label, box in rules:
         inside = np.ones((rows, cols), bool)
         if box is not None:
-            w = store.grid.window_of_px0((box[0], box[1], box[2], box[3]))
+            w = store.grid.window_of_px0(box)
             in_y = (centre[:rows] >= w.y_px) & (centre[:rows] < w.y_px + w.height_px)
             in_x = (centre[:cols] >= w.x_px) & (centre[:cols] < w.x_px + w.width_px)
             inside = in_y[:, None] & in_x[None, :]
@@ -289,17 +316,34 @@ def gate(
     return ScoreMap(values, scores.stride_px)
 
 
-def painted(mask: NDArray[np.uint8], stride_px: int, store: SlideStore) -> Iterator[tuple[Cell, NDArray[np.uint8]]]:
-    """The mask at full resolution, shard by shard: cells enlarged, glass 0, invalid pixels 255."""
+def painted(
+    mask: NDArray[np.uint8], stride_px: int, store: SlideStore, rules: Sequence[Rule] = ()
+) -> Iterator[tuple[Cell, NDArray[np.uint8]]]:
+    """The mask at full resolution, shard by shard: cells enlarged, glass 0, invalid pixels 255.
+
+    Inside a box of `rules` an absent class is taken out pixel by pixel, as the box need not lie on the lattice.
+    """
     tissue = store.labels("tissue")
     for shard, window in shard_windows(tissue.spec):
         rows = (window.y_px + np.arange(window.height_px)) // stride_px
         cols = (window.x_px + np.arange(window.width_px)) // stride_px
         full = mask[np.ix_(rows, cols)]
+        for label, box in rules:
+            if box is not None:
+                _take_out(full, window, store.grid.window_of_px0(box), label)
         what = tissue.read(window)
         full[what == 0] = 0
         full[what == IGNORE] = IGNORE
         yield shard, full
+
+
+def _take_out(mask: NDArray[np.uint8], at: Window, box: Window, label: Sequence[int]) -> None:
+    """Set the classes that `label` says are absent to 0 inside `box`; `mask` is uint8 [h, w] of the window `at`."""
+    y, x = max(0, box.y_px - at.y_px), max(0, box.x_px - at.x_px)
+    part = mask[y : max(y, box.y_px + box.height_px - at.y_px), x : max(x, box.x_px + box.width_px - at.x_px)]
+    for k, present in enumerate(label):
+        if not present:
+            part[part == k + 1] = 0
 
 
 def mask_values(classes: Classes) -> dict[int, str]:

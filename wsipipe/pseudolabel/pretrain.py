@@ -14,6 +14,7 @@ from wsipipe.nn.augment import STAIN_STRENGTH, blur, dihedral, random_crop, rand
 from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import Schedule, fit, generator
 from wsipipe.pseudolabel.lattice import Lattice, shrunk
+from wsipipe.pseudolabel.parts.classifier import width_of
 from wsipipe.runtime import Compute
 from wsipipe.store import SlideStore
 
@@ -25,8 +26,8 @@ POOL_BYTES = 1 << 30
 def vicreg_loss(a: Tensor, b: Tensor) -> Tensor:
     """25 s(a, b) + 25 (v(a) + v(b)) + c(a) + c(b) of two embeddings float [N, D]; equations 1, 3, 5 and 6.
 
-    s: mean squared distance. v: hinge that keeps each dimension's deviation at 1. c: squared off-diagonal covariance
-    over D, which decorrelates the dimensions.
+    s: mean squared distance, over D too, as the authors' code has it (equation 5 does not divide by D). v: hinge that
+    keeps each dimension's deviation at 1. c: squared off-diagonal covariance over D, which decorrelates dimensions.
     """
     n, d = a.shape
     invariance = F.mse_loss(a, b)
@@ -45,7 +46,7 @@ def patch_pool(stores: Sequence[SlideStore], lattice: Lattice, seed: int) -> NDA
     s is 1.5 inputs or more, so that two views of one patch overlap without being the same.
     """
     side_px = max(2 * lattice.seen_px * 3 // 4 // lattice.shrink * lattice.shrink, lattice.seen_px)
-    each = POOL_BYTES // (3 * (side_px // lattice.shrink) ** 2) // max(1, len(stores))
+    each = POOL_BYTES // (4 * 3 * (side_px // lattice.shrink) ** 2) // max(1, len(stores))
     rng = np.random.default_rng(seed)
     patches = []
     for store in stores:
@@ -75,7 +76,7 @@ def pretrain(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(compute.seed)
-        width = int(encoder(torch.zeros(2, 3, input_px, input_px)).shape[1])
+        width = width_of(encoder, input_px)
         expander = nn.Sequential(nn.Linear(width, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Linear(512, 512))
     model = nn.Sequential(encoder, expander)
 

@@ -181,7 +181,6 @@ def test_a_full_instance_set_keeps_positives_before_negatives(strip: SlideStore)
     assert sum(t == [1] for t in targets) == 6
 
 
-@pytest.mark.xfail(strict=True, reason="half of the limit is added where positives alone reach it")
 def test_a_full_instance_set_keeps_to_its_limit_even_where_positives_fill_it(strip: SlideStore):
     bags = [patch_bag(strip, c, (int(c < 2),)) for c in range(4)]
     chosen = [(c, i, 0, int(c < 2)) for c in range(4) for i in range(16)]
@@ -218,7 +217,6 @@ def test_the_lattice_splits_the_patch_and_sees_its_context():
         (250, Params(), "a patch of 250 px does not split into 4"),
         (2, Params(), "a patch of 2 px does not split into 4"),
         (256, Params(lattice=64), "instances of 4 px"),
-        (256, Params(context=0.5), "seen as 32 px"),
         (256, Params(shrink=3), "by the shrink factor"),
     ],
 )

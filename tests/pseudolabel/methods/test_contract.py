@@ -80,7 +80,6 @@ def test_the_default_parameters_fit_the_default_patch(method: Method):
     assert 256 % lattice.instance_px == 0
 
 
-@pytest.mark.xfail(strict=True, reason="the head of the instance classifier is drawn from the global generator")
 def test_a_fit_is_the_same_for_the_same_seed_whatever_was_drawn_before(method: Method, fit: Fit, small_cohort: Cohort):
     torch.manual_seed(2)
     again, *_ = fitted(method, small_cohort)

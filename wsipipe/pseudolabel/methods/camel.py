@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsipipe.config import check, option
+from wsipipe.errors import ConfigError
 from wsipipe.labels import IGNORE, Classes
 from wsipipe.nn.train import Schedule, generator
 from wsipipe.nn.train import fit as train
@@ -64,7 +65,12 @@ class Params:
         check(0.5 < self.confident < 1, f"camel.confident: {self.confident} is outside 0.5..1")
         check(0 <= self.uncertain < 0.5, f"camel.uncertain: {self.uncertain} is outside 0..0.5")
         check(1 <= self.views <= 8, f"camel.views: {self.views} is outside 1..8")
-        check(self.shrink >= 1, f"camel.shrink: {self.shrink} is below 1")
+        check(self.context >= 1, f"camel.context: {self.context} is below 1")
+        for name in ("shrink", "selector_steps", "retrain_steps", "self_train_steps"):
+            check(getattr(self, name) >= 1, f"camel.{name}: {getattr(self, name)} is below 1")
+        check(self.batch >= 2, f"camel.batch: {self.batch} is below 2")
+        check(self.max_instances >= 2, f"camel.max_instances: {self.max_instances} is below 2")
+        check(0 < self.min_tissue <= 1, f"camel.min_tissue: {self.min_tissue} is not a share above 0")
 
 
 def lattice(patch_px: int, params: Params) -> Lattice:
@@ -96,7 +102,9 @@ def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> 
         rules = [patch_rule if b.patch else partial(prevalence, ratio=params.prevalence) for b in bags]
         head = _train_selector(features, labels, rules, params, run, seed=run.compute.seed + s)
         chosen += _collect(head, features, labels, rules)
-    model = build(run.classes, encoder, lattice)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.compute.seed)
+        model = build(run.classes, encoder, lattice)
     crops, targets = _instance_set(bags, lattice, chosen, params.max_instances, run.compute.seed)
     schedule = Schedule(params.retrain_steps, params.lr)
     train_classifier(model, crops, targets, schedule, "retrain", run.compute, params.batch)
@@ -166,6 +174,10 @@ def _instance_set(
 
     A class that the bag does not hold is 0 for all of its instances; one that it holds is known only where selected.
     """
+    if not chosen:
+        raise ConfigError(
+            "the selectors agree with no label: nothing to learn; check the labels or raise camel.selector_steps"
+        )
     wanted: dict[tuple[int, int], dict[int, int]] = {}
     for b, i, k, y in chosen:
         wanted.setdefault((b, i), {})[k] = y
@@ -174,9 +186,9 @@ def _instance_set(
         positive = [k for k in keys if any(wanted[k].values())]
         negative = [k for k in keys if not any(wanted[k].values())]
         rng = np.random.default_rng(seed)
-        room = max(limit - len(positive), limit // 2)
-        keep = rng.permutation(len(negative))[:room]
-        keys = sorted([*positive[:limit], *(negative[i] for i in keep)])
+        room = min(len(negative), max(limit - len(positive), limit // 2))
+        some, keep = rng.permutation(len(positive))[: limit - room], rng.permutation(len(negative))[:room]
+        keys = sorted([*(positive[i] for i in some), *(negative[i] for i in keep)])
     crops, targets = [], []
     for b in sorted({b for b, _ in keys}):
         of_bag = [i for bb, i in keys if bb == b]
