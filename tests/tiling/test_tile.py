@@ -156,6 +156,34 @@ def test_other_settings_fail_naming_overwrite_which_then_replaces(svs_path: Path
     assert [p.name for p in Path(run.stores).iterdir()] == ["blob.zarr"]
 
 
+def test_overwrite_keeps_a_store_of_the_same_inputs_and_its_masks(svs_path: Path, run: RunConfig):
+    _, (path,) = tile_slides({"blob": svs_path}, CONFIG, run)
+    SlideStore(path).write_labels("mine", {1: "tumour"}, {"digest": "x", "classes": ["tumour"]}, [])
+    report, _ = tile_slides({"blob": svs_path}, CONFIG, run, overwrite=True)
+    assert [r["status"] for r in report.rows] == ["skipped"]
+    assert SlideStore(path).names("labels") == ["mine", "tissue"]
+
+
+def test_masks_that_a_replacement_would_lose_are_named(svs_path: Path, run: RunConfig, caplog):
+    _, (path,) = tile_slides({"blob": svs_path}, CONFIG, run)
+    SlideStore(path).write_labels("mine", {1: "tumour"}, {"digest": "x", "classes": ["tumour"]}, [])
+    other = replace(CONFIG, quality=70)
+    report, _ = tile_slides({"blob": svs_path}, other, run)
+    assert "(its labels mine would go too)" in report.rows[0]["reason"]
+    assert SlideStore(path).names("labels") == ["mine", "tissue"]
+    tile_slides({"blob": svs_path}, other, run, overwrite=True)
+    assert "replaced; its labels mine are gone" in caplog.text
+
+
+def test_a_damaged_store_can_be_overwritten(svs_path: Path, run: RunConfig):
+    _, (path,) = tile_slides({"blob": svs_path}, CONFIG, run)
+    (path / "zarr.json").write_text("{")
+    report, _ = tile_slides({"blob": svs_path}, CONFIG, run)
+    assert "not readable as Zarr v3 metadata" in report.rows[0]["reason"]
+    report, _ = tile_slides({"blob": svs_path}, CONFIG, run, overwrite=True)
+    assert [r["status"] for r in report.rows] == ["done"]
+
+
 def test_another_slide_of_the_same_name_fails_naming_overwrite(
     svs_path: Path, run: RunConfig, tmp_path: Path, svs_writer, tissue_rgb
 ):

@@ -18,20 +18,17 @@ from skimage.io import imsave
 GLASS, NORMAL, TUMOUR = 0, 1, 2
 CLASSES = ("tumour",)
 COLUMNS = ("slide_id", "label", "x", "y", "width", "height", "patient_id", "split")
-
 MIN_TISSUE_SHARE = 0.25  # a grid patch with less tissue gets no label row
 NOTICED_SHARE = 0.03  # a reader calls a patch tumour above this share of it
 LESION_SHARE = (0.02, 0.30)  # allowed share of a lesion slide's tissue
 LESION_RADIUS_PX0 = (120.0, 350.0)
 LEVEL_FACTORS = (4, 16)
-
 # Both kinds of tissue are held to these shares and densities, so that only arrangement and shape tell them apart.
 EPITHELIUM_SHARE = 0.52
 LUMEN_SHARE = 0.065
 EPITHELIAL_NUCLEUS_PX0 = 6.0  # mean equivalent radius
 PX0_PER_EPITHELIAL_NUCLEUS = 320.0
 PX0_PER_STROMAL_NUCLEUS = 1000.0
-
 ACINUS_SPACING_PX0 = 80.0
 ACINUS_RADIUS_PX0 = 37.0
 ACINUS_LUMEN = 0.34  # of the radius

@@ -73,11 +73,18 @@ def _tile_slide(
         grid = Grid.plan(info.size_px0, info.mpp0, slide.downsamples, config.mpp, (config.patch_px, stride_px))
         made_of = {"fingerprint": info.fingerprint, "mpp0": info.mpp0, "tile": asdict(config)}
         pixel_digest = digest(made_of)
-        if target.exists() and not overwrite:
-            store = SlideStore(target)
-            if store.pixel_digest == pixel_digest:
-                return "skipped", store
-            raise StoreError(f"{target}: made from another slide or with other settings; replace it with --overwrite")
+        if target.exists():
+            old = _old_store(target, overwrite)
+            if old and old.pixel_digest == pixel_digest:
+                return "skipped", old
+            made = [n for n in old.names("labels") if n != "tissue"] if old else []
+            if not overwrite:
+                also = f" (its labels {', '.join(made)} would go too)" if made else ""
+                raise StoreError(
+                    f"{target}: made from another slide or with other settings; replace it with --overwrite{also}"
+                )
+            if made:
+                log.warning("%s: replaced; its labels %s are gone", target, ", ".join(made))
         tissue = find_tissue(slide, grid, config.tissue_mpp, config.min_area_um2)
         table = plan_patches(grid, tissue, config.min_tissue)
         aside = target.with_name(f".{target.name}.partial")
@@ -112,6 +119,16 @@ class _Source:
     slide: Slide
     grid: Grid
     workers: int
+
+
+def _old_store(path: Path, overwrite: bool) -> SlideStore | None:
+    """The store in the way; one that cannot be read may only be overwritten."""
+    try:
+        return SlideStore(path)
+    except StoreError:
+        if overwrite:
+            return None
+        raise
 
 
 def _write(store: SlideStore, source: _Source, table: PatchTable, tissue: TissueMask, progress: Progress) -> None:
