@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -18,9 +19,10 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import Result
+from rich.console import Console
 from tiny_chain import LABELS, SLIDES, add_broken_slide, make_folder, wsipipe
 
-from wsipipe.cli import main, settings_of
+from wsipipe.cli import _bars, main, settings_of
 from wsipipe.config import SECTIONS
 from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
@@ -518,3 +520,19 @@ def test_the_installed_command_ends_with_the_same_codes(empty: Path, arguments: 
 def test_settings_take_no_unknown_flag_section():
     with pytest.raises(ConfigError, match="unknown key"):
         settings_of({"tile__nonsense": 3, "config": None})
+
+
+def test_bars_of_single_slides_vanish_and_a_second_round_gets_a_new_bar():
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with _bars(console) as progress:
+        for slide in ("a", "b", "c"):
+            progress("tile", "abc".index(slide), 3, slide)
+            for done in range(3):
+                progress(f"tile {slide}", done, 2)
+        for _ in range(2):
+            for done in (1, 2):
+                progress("select", done, 2, "loss 0.1")
+        progress("tile", 3, 3)
+    last = console.file.getvalue().rsplit("\x1b[2K", 1)[-1]
+    assert "tile a" not in last
+    assert "3/3" in console.file.getvalue()

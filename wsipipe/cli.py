@@ -355,11 +355,15 @@ def _bars(console: Any) -> Iterator[Progress]:
     )
     with Bars(*columns, console=console) as bars:
         tasks: dict[str, Any] = {}
+        so_far: dict[str, int] = {}
 
         def show(task: str, done: int, total: int, note: str = "") -> None:
-            if task not in tasks or done < bars.tasks[tasks[task]].completed:
+            if task not in tasks or done < so_far[task]:  # a second round of the same task gets a bar of its own
                 tasks[task] = bars.add_task(task, total=total, note=note)
+            so_far[task] = done
             bars.update(tasks[task], completed=done, total=total, note=note)
+            if done >= total and " " in task:  # the bar of one slide goes when it is done: there may be thousands
+                bars.remove_task(tasks.pop(task))
 
         yield show
 
