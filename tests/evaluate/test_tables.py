@@ -28,7 +28,7 @@ def evaluation() -> Evaluation:
     return Evaluation(("a", "b"), {"net": net, "all tissue is a": tissue}, ("s0", "s1"), "scored: 105 px", report)
 
 
-def test_text_is_aligned_and_undefined_is_a_dash(evaluation: Evaluation) -> None:
+def test_text_isaligned_and_undefined_is_a_dash(evaluation: Evaluation) -> None:
     assert text_table(evaluation).splitlines() == [
         "answer           class    IoU   Dice  precision  recall",
         "---------------  -----  -----  -----  ---------  ------",

@@ -11,8 +11,9 @@ from wsipipe.config import EvaluateConfig
 from wsipipe.demo.cohort import Cohort, CohortConfig, make_cohort
 from wsipipe.demo.trivial import TrivialAnswer, best_colour_threshold, histogram_classifier
 from wsipipe.errors import WsipipeError
-from wsipipe.evaluate.judge import Evaluation, judge
-from wsipipe.evaluate.tables import text_table, write_tables
+from wsipipe.evaluate.judge import judge
+from wsipipe.evaluate.metrics import Confusion
+from wsipipe.evaluate.tables import aligned, shown, write_tables
 from wsipipe.export.overlay import overlay
 from wsipipe.labels import read_labels
 from wsipipe.pipeline import Settings, read_settings, run_chain
@@ -51,9 +52,7 @@ def run_demo(folder: Path, progress: Progress) -> str:
         if report.exit_code:
             raise WsipipeError(f"the chain failed on its own cohort: {report.of('failed')}")
         shutil.copytree(hidden, folder / "truth")
-    splits = {r.slide_id: r.split for r in read_labels(cohort.labels_csv).rows}
-    text = _judged(folder, settings, stores, splits)
-    text += _trivial(cohort, stores, folder / "truth", splits)
+    text = _table(cohort, settings, stores, folder / "truth")
     for i, path in enumerate(stores):
         store = SlideStore(path)
         overlay(store, settings.segment.architecture, folder / "pictures" / f"{store.slide_id}.png")
@@ -71,23 +70,36 @@ def _settings(folder: Path) -> Settings:
     return read_settings(file, {"run": paths, "pseudolabel": {"labels": str(folder / "labels.csv")}})
 
 
-def _judged(folder: Path, settings: Settings, stores: list[Path], splits: dict[str, str]) -> str:
-    """Tables of the pseudo-masks and of the final maps on the slides that nothing was trained on."""
-    parts = []
+def _table(cohort: Cohort, settings: Settings, stores: list[Path], truth: Path) -> str:
+    """One table: pseudo-masks, final maps, and the trivial answers that they have to beat."""
+    splits = {r.slide_id: r.split for r in read_labels(cohort.labels_csv).rows}
+    maps = settings.segment.architecture
+    rows = [["answer", "class", "IoU", "Dice", "precision", "recall", "slides"]]
     for title, name, split in (
-        ("pseudo-masks, training slides (their patch labels are known)", "camel", "train"),
-        ("pseudo-masks, test slides", "camel", "test"),
-        ("final maps, test slides", settings.segment.architecture, "test"),
+        ("pseudo-masks, training slides", settings.segment.labels, "train"),
+        ("pseudo-masks, test slides", settings.segment.labels, "test"),
+        ("final maps, test slides", maps, "test"),
     ):
-        config = EvaluateConfig(labels=name, truth=str(folder / "truth"), truth_map=TRUTH_MAP, split=split)
-        result: Evaluation = judge(stores, config, settings.run, splits)
+        config = EvaluateConfig(labels=name, truth=str(truth), truth_map=TRUTH_MAP, split=split)
+        result = judge(stores, config, settings.run, splits)
         write_tables(result, Path(settings.run.runs) / name / split)
-        parts.append(f"== {title}\n{text_table(result)}")
-    return "\n\n".join(parts)
+        answer, *trivial = result.answers.items()
+        for k, class_name in enumerate(("none", *result.classes)):
+            rows.append(_row(title, class_name, answer[1], k, len(result.slides)))
+    rows += [_row(f"  trivial: {n}", c.names[0], c, 1, len(result.slides)) for n, c in trivial]
+    for a in _trivial(cohort, stores, truth, splits):
+        rows.append([f"  trivial: {a.name}", cohort.classes[0], "-", shown(a.dice), "-", "-", str(len(result.slides))])
+    note = "the last two trivial answers are tuned on the truth; nothing else has seen it"
+    return "\n".join([*aligned(rows), note])
 
 
-def _trivial(cohort: Cohort, stores: list[Path], truth: Path, splits: dict[str, str]) -> str:
-    """What colour alone reaches, although it is given the truth to tune itself on."""
+def _row(title: str, class_name: str, confusion: Confusion, k: int, slides: int) -> list[str]:
+    scores = (confusion.iou, confusion.dice, confusion.precision, confusion.recall)
+    return [title, class_name, *(shown(float(s[k])) for s in scores), str(slides)]
+
+
+def _trivial(cohort: Cohort, stores: list[Path], truth: Path, splits: dict[str, str]) -> list[TrivialAnswer]:
+    """What colour alone reaches on the test slides, although it is given the truth to tune itself on."""
     pixels, masks = {}, {}
     for path, store in ((p, SlideStore(s)) for p in cohort.slides for s in stores if s.stem == p.stem):
         slide = open_slide(path, store.slide_id)
@@ -95,11 +107,9 @@ def _trivial(cohort: Cohort, stores: list[Path], truth: Path, splits: dict[str, 
         masks[store.slide_id] = read_mask(truth / f"{store.slide_id}.png", store.grid)
         slide.close()
     train, test = ([i for i in pixels if splits[i] == s] for s in ("train", "test"))
-    answers: list[TrivialAnswer] = [
+    return [
         best_colour_threshold([pixels[i] for i in test], [masks[i] for i in test]),
         histogram_classifier(
             [pixels[i] for i in train], [masks[i] for i in train], [pixels[i] for i in test], [masks[i] for i in test]
         ),
     ]
-    lines = [f"{a.name}: Dice {a.dice:.3f}" for a in answers]
-    return "\n\n== trivial answers on the test slides, tuned on the truth\n" + "\n".join(lines)

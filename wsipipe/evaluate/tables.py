@@ -18,13 +18,13 @@ _HEADS = ("answer", "class", "IoU", "Dice", "precision", "recall")
 def text_table(evaluation: Evaluation) -> str:
     """Aligned columns, a line per answer and class; then the scores over all classes, and which pixels counted."""
     rows = [list(_HEADS)]
-    rows += [[r["answer"], r["class"], *(_shown(r[s]) for s in SCORES)] for r in _rows(evaluation)]
+    rows += [[r["answer"], r["class"], *(shown(r[s]) for s in SCORES)] for r in _rows(evaluation)]
     name, pooled = next(iter(evaluation.answers.items()))
     summary = (
-        f"{name}: mIoU {_shown(pooled.miou)} ({_shown(pooled.miou_named)} without class 0), "
-        f"frequency-weighted IoU {_shown(pooled.frequency_weighted_iou)}, pixel accuracy {_shown(pooled.accuracy)}"
+        f"{name}: mIoU {shown(pooled.miou)} ({shown(pooled.miou_named)} without class 0), "
+        f"frequency-weighted IoU {shown(pooled.frequency_weighted_iou)}, pixel accuracy {shown(pooled.accuracy)}"
     )
-    return "\n".join([*_aligned(rows), summary, evaluation.note])
+    return "\n".join([*aligned(rows), summary, evaluation.note])
 
 
 def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:
@@ -82,12 +82,13 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _shown(value: float) -> str:
+def shown(value: float) -> str:
+    """A score with three decimals, a dash where it is undefined."""
     return "-" if math.isnan(value) else f"{value:.3f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Cells padded to their columns: text to the left, numbers to the right."""
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Cells padded to their columns, two of text and the rest of numbers, with a rule below the first row."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
