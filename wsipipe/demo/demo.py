@@ -30,9 +30,9 @@ PIPELINE = """\
 run: {slides: [slides]}
 pseudolabel:
   labels: labels.csv
-  pretrain_steps: 120
-  camel: {selector_steps: 300, retrain_steps: 200, self_train_steps: 200}
-segment: {steps: 250}
+  pretrain_steps: 100
+  camel: {selector_steps: 300, retrain_steps: 200, self_train_steps: 150, views: 2}
+segment: {steps: 200}
 """
 
 

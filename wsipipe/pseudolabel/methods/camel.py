@@ -36,7 +36,11 @@ from wsipipe.pseudolabel.parts.classifier import (
     width_of,
 )
 from wsipipe.pseudolabel.parts.mil import Rule, max_max, max_min, prevalence
+from wsipipe.runtime import Compute
 from wsipipe.store import SlideStore
+
+TOGETHER = 1024
+"""Instances of small bags that go through a network in one call."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,7 @@ def build(classes: Classes, encoder: nn.Module, lattice: Lattice) -> nn.Module:
 def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> nn.Module:
     """Selectors, instance set, retraining, and one round of self-training."""
     encoder = run.encoder()
-    features = []
-    for i, bag in enumerate(bags):
-        features.append(
-            apply_in_batches(encoder, read_crops(bag.store, bag.xy_px, lattice, bag.bounds), run.compute.device)
-        )
-        run.compute.progress("embed", i + 1, len(bags))
+    features = _apply_to_bags(encoder, bags, lattice, 1, run.compute, "embed")
     labels = torch.tensor([b.label for b in bags])
     chosen: list[tuple[int, int, int, int]] = []
     for s, patch_rule in enumerate((max_max, max_min)):
@@ -115,6 +114,25 @@ def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> 
             model, crops, targets, schedule, "self-train", replace(run.compute, seed=run.compute.seed + 1), params.batch
         )
     return model
+
+
+def _apply_to_bags(
+    model: nn.Module, bags: Sequence[Bag], lattice: Lattice, views: int, compute: Compute, task: str
+) -> list[Tensor]:
+    """model(instances) of every bag: float32 [M, ..] each; small bags go through the network together."""
+    out: list[Tensor] = []
+    first = 0
+    while first < len(bags):
+        last = first + 1
+        while last < len(bags) and sum(len(b.xy_px) for b in bags[first : last + 1]) <= TOGETHER:
+            last += 1
+        crops = [read_crops(b.store, b.xy_px, lattice, b.bounds) for b in bags[first:last]]
+        values = apply_in_batches(model, np.concatenate(crops), compute.device, views)
+        ends = np.cumsum([len(c) for c in crops]).tolist()
+        out += [values[end - len(c) : end] for end, c in zip(ends, crops, strict=True)]
+        first = last
+        compute.progress(task, first, len(bags))
+    return out
 
 
 def _train_selector(
@@ -207,15 +225,14 @@ def _own_answers(
 ) -> tuple[NDArray[np.uint8], Tensor]:
     """All instances with the classifier's own confident answers, held to the bags' labels; nan where it is unsure."""
     chosen: list[tuple[int, int, int, int]] = []
-    for b, bag in enumerate(bags):
-        crops = read_crops(bag.store, bag.xy_px, lattice, bag.bounds)
-        p = apply_in_batches(model, crops, run.compute.device, params.views).sigmoid()
+    answers = _apply_to_bags(model, bags, lattice, params.views, run.compute, "believe")
+    for b, (bag, logits) in enumerate(zip(bags, answers, strict=True)):
+        p = logits.sigmoid()
         for k, y in enumerate(bag.label):
             sure_one = (p[:, k] >= params.confident) & bool(y)
             sure_zero = (p[:, k] <= 1 - params.confident) | (not y)
             chosen += [(b, i, k, 1) for i in torch.nonzero(sure_one).ravel().tolist()]
             chosen += [(b, i, k, 0) for i in torch.nonzero(sure_zero & ~sure_one).ravel().tolist()]
-        run.compute.progress("believe", b + 1, len(bags))
     return _instance_set(bags, lattice, chosen, params.max_instances, run.compute.seed)
 
 
