@@ -191,3 +191,19 @@ def test_autocast_changes_no_result_by_much():
     with runtime.autocast(on):
         product = a @ a
     torch.testing.assert_close(product.float(), a @ a, atol=0.05, rtol=0.05)
+
+
+def test_a_guarded_failure_costs_its_item_alone_and_a_configuration_error_all(caplog: pytest.LogCaptureFixture):
+    report = Report()
+    for item in ("a", "b", "c"):
+        with report.guard(item):
+            if item == "b":
+                raise SlideError("b.svs: no pixels")
+            report.add(item, "done")
+    assert [(r["item"], r["status"]) for r in report.rows] == [("a", "done"), ("b", "failed"), ("c", "done")]
+    assert "b: failed: b.svs: no pixels" in caplog.text
+    with pytest.raises(ConfigError, match="wrong for all"), report.guard("d"):
+        raise ConfigError("wrong for all")
+    with pytest.raises(ZeroDivisionError), report.guard("e"):
+        raise ZeroDivisionError
+    assert len(report.rows) == 3

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsipipe.config import RunConfig, check
-from wsipipe.errors import ConfigError, StoreError, WsipipeError
 from wsipipe.labels import IGNORE, Classes
 from wsipipe.runtime import Progress, Report, digest, silent
 from wsipipe.slides.mask import ValueMap, find_masks, read_mask
@@ -48,16 +47,10 @@ def import_masks(
     for i, store in enumerate(chosen):
         progress("import", i, len(chosen), store.slide_id)
         mask = masks[store.slide_id]
-        try:
+        with report.guard(store.slide_id):
             done = _import(store, mask, meaning, classes, name, overwrite=overwrite)
-        except ConfigError:
-            raise  # the meaning of the values is wrong for all slides alike
-        except WsipipeError as error:
-            log.error("%s: failed: %s", store.slide_id, error)
-            report.failed(store.slide_id, error)
-            continue
-        report.add(store.slide_id, "done" if done else "skipped", mask=mask)
-        written.append(store.path)
+            report.add(store.slide_id, "done" if done else "skipped", mask=mask)
+            written.append(store.path)
     progress("import", len(chosen), len(chosen))
     report.write(Path(run.runs) / name / "import.csv")
     return report, written
@@ -76,11 +69,8 @@ def _open(stores: Sequence[Path], report: Report) -> list[SlideStore]:
     """The stores that can be opened; the others are reported."""
     opened = []
     for path in stores:
-        try:
+        with report.guard(path.stem):
             opened.append(SlideStore(path))
-        except StoreError as error:
-            log.error("%s: failed: %s", path.stem, error)
-            report.failed(path.stem, error)
     return opened
 
 

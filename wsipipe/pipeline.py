@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,6 @@ from wsipipe.config import (
 from wsipipe.errors import ConfigError
 from wsipipe.pseudolabel.registry import names
 from wsipipe.runtime import Progress, Report, silent
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Values = Mapping[str, Mapping[str, Any]]

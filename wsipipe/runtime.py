@@ -6,10 +6,11 @@ import csv
 import hashlib
 import io
 import json
+import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -18,6 +19,8 @@ from wsipipe.errors import ConfigError, WsipipeError
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -153,6 +156,20 @@ class Report:
     def failed(self, item: str, error: WsipipeError) -> None:
         """Record a failure with its one-line reason."""
         self.add(item, "failed", " ".join(str(error).split()))
+
+    @contextmanager
+    def guard(self, item: str) -> Iterator[None]:
+        """Work on one item: an expected failure is logged and recorded and costs only this item.
+
+        A ConfigError passes through, as it is wrong for all items alike.
+        """
+        try:
+            yield
+        except ConfigError:
+            raise
+        except WsipipeError as error:
+            log.error("%s: failed: %s", item, error)
+            self.failed(item, error)
 
     def of(self, status: str) -> list[dict[str, str]]:
         """The rows with this status."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.config import EvaluateConfig, RunConfig, check
-from wsipipe.errors import ConfigError, StoreError, WsipipeError
+from wsipipe.errors import ConfigError, StoreError
 from wsipipe.evaluate.metrics import Confusion, count_pairs
 from wsipipe.runtime import Progress, Report, silent
 from wsipipe.slides.mask import ValueMap, find_masks, read_mask
 from wsipipe.store import SlideStore
 from wsipipe.store.slide_store import shard_windows
-
-log = logging.getLogger(__name__)
 
 TISSUE = 1
 """Value of tissue in `labels/tissue`."""
@@ -90,16 +87,12 @@ def _open(
     """The stores of the asked split, and how many are not in it; those that cannot be opened are reported."""
     opened, apart = [], 0
     for path in stores:
-        try:
+        with report.guard(path.stem):
             store = SlideStore(path)
-        except StoreError as error:
-            log.error("%s: failed: %s", path.stem, error)
-            report.failed(path.stem, error)
-            continue
-        if config.split and (split or {}).get(store.slide_id) != config.split:
-            apart += 1
-        else:
-            opened.append(store)
+            if config.split and (split or {}).get(store.slide_id) != config.split:
+                apart += 1
+            else:
+                opened.append(store)
     if not opened and not report.rows:
         where = f" in split {config.split!r}; its names come from the labels file" if config.split else ""
         raise ConfigError(f"none of the {len(stores)} stores is to be judged{where}")
@@ -118,17 +111,10 @@ def _tallies(
     names: Names | None = None
     for i, store in enumerate(stores):
         progress("evaluate", i, len(stores), store.slide_id)
-        try:
+        with report.guard(store.slide_id):
             names = _agreed(store, config.labels, names)
-            tally = _tally(store, config, names, truths[store.slide_id])
-        except ConfigError:
-            raise  # the meaning of the truth is wrong for all slides alike
-        except WsipipeError as error:
-            log.error("%s: failed: %s", store.slide_id, error)
-            report.failed(store.slide_id, error)
-            continue
-        tallies[store.slide_id] = tally
-        report.add(store.slide_id, "done", pixels=tally.confusion.pixels)
+            tallies[store.slide_id] = tally = _tally(store, config, names, truths[store.slide_id])
+            report.add(store.slide_id, "done", pixels=tally.confusion.pixels)
     progress("evaluate", len(stores), len(stores))
     return tallies
 

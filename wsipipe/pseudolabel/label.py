@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from wsipipe.config import PseudolabelConfig, RunConfig, build
-from wsipipe.errors import CheckpointError, ConfigError, StoreError, WsipipeError
+from wsipipe.errors import CheckpointError, ConfigError, StoreError
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE, Classes, match_stores, read_labels
 from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, read_checkpoint, save_weights
@@ -60,14 +60,10 @@ def pseudolabel(
     done: list[Path] = []
     for i, store in enumerate(stage.targets):
         progress("score", i, len(stage.targets), store.slide_id)
-        try:
+        with report.guard(store.slide_id):
             status = stage.apply(model, store, overwrite)
-        except WsipipeError as error:
-            log.error("%s: failed: %s", store.slide_id, error)
-            report.failed(store.slide_id, error)
-            continue
-        report.add(store.slide_id, status, store=store.path)
-        done.append(store.path)
+            report.add(store.slide_id, status, store=store.path)
+            done.append(store.path)
     progress("score", len(stage.targets), len(stage.targets))
     report.write(stage.folder / "pseudolabel.csv")
     return report, done

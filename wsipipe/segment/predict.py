@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from wsipipe.config import RunConfig, SegmentConfig
-from wsipipe.errors import StoreError, WsipipeError
+from wsipipe.errors import StoreError
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
 from wsipipe.nn.checkpoint import Checkpoint
@@ -23,8 +22,6 @@ from wsipipe.segment.stitch import stitch
 from wsipipe.segment.train import check_side, load
 from wsipipe.store import SlideStore
 from wsipipe.store.shards import SHARD_PX, Cell
-
-log = logging.getLogger(__name__)
 
 
 def predict_stores(
@@ -44,14 +41,10 @@ def predict_stores(
     report, done = Report(run.max_failed), []
     for i, store in enumerate(stores):
         progress("stitch", i, len(stores), store.slide_id)
-        try:
+        with report.guard(store.slide_id):
             status = _predict_store(model, checkpoint, store, name, config, run, overwrite)
-        except WsipipeError as error:
-            log.error("%s: failed: %s", store.slide_id, error)
-            report.failed(store.slide_id, error)
-            continue
-        report.add(store.slide_id, status, store=store.path)
-        done.append(store.path)
+            report.add(store.slide_id, status, store=store.path)
+            done.append(store.path)
     progress("stitch", len(stores), len(stores))
     report.write(Path(run.runs) / name / "segment.csv")
     return report, done

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import wsipipe
 from wsipipe.config import RunConfig, TileConfig
-from wsipipe.errors import StoreError, WsipipeError
+from wsipipe.errors import StoreError
 from wsipipe.geometry import LEVEL_FACTOR, Grid, Window
 from wsipipe.runtime import Progress, Report, digest, map_threads, silent
 from wsipipe.slides import Slide, open_slide
@@ -43,19 +43,15 @@ def tile_slides(
     for i, (slide_id, path) in enumerate(slides.items()):
         progress("tile", i, len(slides), slide_id)
         began = time.monotonic()
-        try:
+        with report.guard(slide_id):
             status, store = _tile_slide(slide_id, path, config, run, progress=progress, overwrite=overwrite)
-        except WsipipeError as error:
-            log.error("%s: failed: %s", slide_id, error)
-            report.failed(slide_id, error)
-            continue
-        n = len(store.patches(config.patch_px, config.stride_px or config.patch_px).cell)
-        note = str(store.meta.get("note", ""))
-        if n == 0:
-            log.warning("%s: no tissue (%s)", slide_id, note or "no patch holds enough of it; see --min-tissue")
-            status = "empty" if status == "done" else status
-        report.add(slide_id, status, note, patches=n, seconds=f"{time.monotonic() - began:.1f}", store=store.path)
-        stores.append(store.path)
+            n = len(store.patches(config.patch_px, config.stride_px or config.patch_px).cell)
+            note = str(store.meta.get("note", ""))
+            if n == 0:
+                log.warning("%s: no tissue (%s)", slide_id, note or "no patch holds enough of it; see --min-tissue")
+                status = "empty" if status == "done" else status
+            report.add(slide_id, status, note, patches=n, seconds=f"{time.monotonic() - began:.1f}", store=store.path)
+            stores.append(store.path)
     progress("tile", len(slides), len(slides))
     report.write(Path(run.runs) / "tile" / "tile.csv")
     return report, stores
