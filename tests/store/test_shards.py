@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import zarr
@@ -74,8 +75,21 @@ def test_zstd_written_by_stock_zarr_is_exact_here(tmp_path_factory, shape, seed:
     np.testing.assert_array_equal(ShardedArray(array.path).read(whole(array)), pixels)
 
 
+def through_jpeg(pixels: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    """Every 16 px chunk, filled up with 255, encoded and decoded by the library itself: uint8 [3, h, w]."""
+    h, w = pixels.shape[1:]
+    out = np.pad(pixels, ((0, 0), (0, -h % 16), (0, -w % 16)), constant_values=255)
+    for y in range(0, h, 16):
+        for x in range(0, w, 16):
+            block = np.ascontiguousarray(np.moveaxis(out[:, y : y + 16, x : x + 16], 0, -1))
+            decoded = imagecodecs.jpeg8_decode(imagecodecs.jpeg8_encode(block, level=quality))
+            out[:, y : y + 16, x : x + 16] = np.moveaxis(decoded, -1, 0)
+    return out[:, :h, :w]
+
+
 @FEW
 @given(st.tuples(st.integers(1, 150), st.integers(1, 150)), st.integers(0, 99), st.sampled_from([75, 90]))
+@example((1, 1), 1, 75)  # chroma of a single pixel drowns in its white surroundings
 def test_jpeg_is_the_same_from_both_sides(tmp_path_factory, plane, seed: int, quality: int):
     shape = (3, *plane)
     ours = made(tmp_path_factory.mktemp("a") / "0", shape, quality)
@@ -84,7 +98,7 @@ def test_jpeg_is_the_same_from_both_sides(tmp_path_factory, plane, seed: int, qu
     write_all(ours, pixels)
     zarr.open_array(str(theirs.path), mode="r+")[...] = pixels
     by_zarr = zarr.open_array(str(ours.path), mode="r")[...]
-    assert np.abs(by_zarr.astype(int) - pixels).mean() < 15
+    np.testing.assert_array_equal(by_zarr, through_jpeg(pixels, quality))
     np.testing.assert_array_equal(ShardedArray(ours.path).read(whole(ours)), by_zarr)
     np.testing.assert_array_equal(ShardedArray(theirs.path).read(whole(theirs)), zarr.open_array(str(theirs.path))[...])
     inside = np.s_[:, : plane[0] // 16 * 16, : plane[1] // 16 * 16]  # zarr and we pad border chunks alike, but need not
