@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -50,11 +51,42 @@ def test_windows_are_row_major_and_agree_with_window():
 @given(
     st.tuples(st.floats(0, 2e5), st.floats(0, 2e5)),
     st.tuples(st.floats(0.1, 64), st.floats(0.1, 64)),
+    st.tuples(st.integers(0, 200_000), st.integers(0, 200_000)),
 )
-def test_to_px_and_to_px0_are_inverse(point: tuple[float, float], scale: tuple[float, float]):
-    grid = Grid((200_000, 200_000), (0.5, 0.5), scale, 256, 256)
-    assert grid.to_px0(grid.to_px(point)) == pytest.approx(point, rel=1e-12)
-    assert grid.to_px(grid.to_px0(point)) == pytest.approx(point, rel=1e-12)
+def test_to_px_and_to_px0_are_inverse(point: tuple[float, float], scale: tuple[float, float], origin: tuple[int, int]):
+    grid = Grid((200_000, 200_000), (0.5, 0.5), scale, 256, 256, origin)
+    assert grid.to_px0((0, 0)) == origin
+    assert grid.to_px(origin) == (0, 0)
+    assert grid.to_px0(grid.to_px(point)) == pytest.approx(point, rel=1e-12, abs=1e-9)
+    assert grid.to_px(grid.to_px0(point)) == pytest.approx(point, rel=1e-12, abs=1e-8)
+
+
+@given(
+    st.tuples(*[st.integers(-300, 3000)] * 2, *[st.integers(1, 900)] * 2),
+    st.tuples(st.floats(0.3, 40), st.floats(0.3, 40)),
+    st.tuples(st.integers(0, 500), st.integers(0, 500)),
+)
+def test_window_over_px0_is_the_smallest_that_holds_the_box(box, scale: tuple[float, float], origin: tuple[int, int]):
+    grid = Grid((5000, 5000), (0.5, 0.5), scale, 64, 64, origin)
+    w = grid.window_over_px0(box)
+    (x1, y1), (x2, y2) = grid.to_px0((w.x_px, w.y_px)), grid.to_px0((w.x_px + w.width_px, w.y_px + w.height_px))
+    x, y, width, height = box
+    near = 1e-4
+    assert x1 <= x + near
+    assert y1 <= y + near
+    assert x2 >= x + width - near
+    assert y2 >= y + height - near
+    assert x1 + scale[0] > x - near
+    assert y1 + scale[1] > y - near
+    assert x2 - scale[0] < x + width + near
+    assert y2 - scale[1] < y + height + near
+
+
+def test_window_over_px0_of_whole_pixels_is_those_pixels():
+    grid = Grid((5000, 5000), (0.5, 0.5), (0.1, 0.7), 64, 64, (16, 32))
+    for n in range(0, 3000, 7):
+        x, y = grid.to_px0((n, n))
+        assert grid.window_over_px0((x, y, 30 * 0.1, 20 * 0.7)) == Window(n, n, 30, 20)
 
 
 @given(st.floats(-0.0099, 0.0099), st.sampled_from([1, 2, 4, 16]))
@@ -71,6 +103,36 @@ def test_a_native_level_does_not_drift_at_100k_px(mpp0: float):
     assert grid.to_px0((99_999, 99_999)) == (99_999, 99_999)
     assert grid.size_px == (100_000, 100_000)
     assert 99_999 * grid.mpp[0] == pytest.approx(99_999 * mpp0)  # um, by the slide's own resolution
+
+
+@given(
+    st.floats(-0.0099, 0.0099),
+    st.sampled_from([1, 2, 4]),
+    st.integers(16, 512),
+    st.floats(0.2, 1),
+    st.tuples(st.integers(0, 63), st.integers(0, 63)),
+    st.data(),
+)
+def test_patches_of_a_wide_slide_lie_on_whole_pixels_of_its_level(off, level: int, patch: int, part, origin, data):
+    mpp0 = 0.5 * (1 + off) / level
+    stride, origin = max(1, int(patch * part)), (origin[0] * level, origin[1] * level)
+    grid = Grid.plan((100_000, 100_000), (mpp0, mpp0), (1.0, 2.0, 4.0), 0.5, (patch, stride), origin)
+    assert (grid.mpp, grid.scale) == ((mpp0 * level, mpp0 * level), (level, level))
+    for row, col in (
+        data.draw(st.tuples(st.integers(0, grid.rows - 1), st.integers(0, grid.cols - 1))),
+        (0, grid.cols - 1),
+    ):
+        w = grid.window(row, col)
+        x, y = grid.to_px0((w.x_px, w.y_px))
+        assert (x, y) == (origin[0] + col * stride * level, origin[1] + row * stride * level)
+        assert grid.window_of_px0((x, y, patch * level, patch * level)) == w
+
+
+@given(st.floats(0.2, 0.49), st.integers(0, 199_999))
+def test_resampled_positions_do_not_drift_either(mpp0: float, x_px: int):
+    grid = Grid.plan((200_000, 200_000), (mpp0, mpp0), (1.0,), 0.5, (256, 256))
+    exact = Fraction(x_px) * Fraction(0.5) / Fraction(mpp0)
+    assert abs(grid.to_px0((x_px, 0))[0] - exact) < 1e-9 * max(1, exact)
 
 
 @pytest.mark.parametrize("mpp0", [0.25, 0.494, 0.5051, 0.3])
@@ -113,16 +175,17 @@ def test_a_slide_smaller_than_a_pixel_of_the_grid_still_has_one():
     st.tuples(st.floats(0.1, 64), st.floats(0.1, 64)),
     st.integers(1, 512),
     st.integers(1, 512),
+    st.tuples(st.integers(0, 9999), st.integers(0, 9999)),
 )
-def test_to_dict_and_from_dict_are_inverse_through_json(size, mpp, scale, patch, stride):
-    grid = Grid(size, mpp, scale, patch, stride)
+def test_to_dict_and_from_dict_are_inverse_through_json(size, mpp, scale, patch, stride, origin):
+    grid = Grid(size, mpp, scale, patch, stride, origin)
     assert Grid.from_dict(json.loads(json.dumps(grid.to_dict()))) == grid
 
 
 def test_with_patches_changes_only_the_lattice():
-    grid = Grid((1000, 900), (0.5, 0.5), (2.0, 2.0), 256, 256)
+    grid = Grid((1000, 900), (0.5, 0.5), (2.0, 2.0), 256, 256, (32, 16))
     other = grid.with_patches(128, 64)
-    assert (other.patch_px, other.stride_px) == (128, 64)
+    assert (other.patch_px, other.stride_px, other.origin_px0) == (128, 64, (32, 16))
     assert other.with_patches(256, 256) == grid
 
 

@@ -41,7 +41,9 @@ class Window:
 class Grid:
     """The working frame of one slide and a lattice of patches in it.
 
-    size_px0: (w, h) of the slide. mpp: (x, y) um per working px. scale: (x, y) level-0 px per working px.
+    size_px0: (w, h) of the frame in level-0 px: the whole slide, or the part that its scanner says holds pixels.
+    mpp: (x, y) um per working px. scale: (x, y) level-0 px per working px.
+    origin_px0: (x, y) of the frame's top left corner; working px (0, 0) covers level-0 px from there on.
     Patch (row, col) starts at (col, row) * stride_px; the last row and column may reach over the border.
     """
 
@@ -50,6 +52,7 @@ class Grid:
     scale: tuple[float, float]
     patch_px: int
     stride_px: int
+    origin_px0: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         if self.patch_px < 1 or self.stride_px < 1:
@@ -65,6 +68,7 @@ class Grid:
         downsamples: Sequence[float],
         mpp: float,
         patches: tuple[int, int],
+        origin_px0: tuple[int, int] = (0, 0),
     ) -> Grid:
         """Grid at `mpp` um/px for a slide with these levels; `patches` is (patch_px, stride_px).
 
@@ -75,13 +79,14 @@ class Grid:
         for d in downsamples:
             native = (mpp0[0] * d, mpp0[1] * d)
             if all(abs(n / mpp - 1) <= NATIVE_TOLERANCE for n in native):
-                return cls(size_px0, native, (float(d), float(d)), patch_px, stride_px)
-        return cls(size_px0, (mpp, mpp), (mpp / mpp0[0], mpp / mpp0[1]), patch_px, stride_px)
+                return cls(size_px0, native, (float(d), float(d)), patch_px, stride_px, origin_px0)
+        return cls(size_px0, (mpp, mpp), (mpp / mpp0[0], mpp / mpp0[1]), patch_px, stride_px, origin_px0)
 
     @property
     def size_px(self) -> tuple[int, int]:
-        """(width, height) of the slide in working pixels, at least 1 each."""
-        return tuple(max(1, round(n / s)) for n, s in zip(self.size_px0, self.scale, strict=True))  # type: ignore[return-value]
+        """(width, height) of the frame in working pixels: those wholly inside the slide, at least 1 each."""
+        width, height = (max(1, math.floor(n / s + 1e-6)) for n, s in zip(self.size_px0, self.scale, strict=True))
+        return width, height
 
     @property
     def cols(self) -> int:
@@ -123,11 +128,12 @@ class Grid:
 
     def to_px(self, xy_px0: tuple[float, float]) -> tuple[float, float]:
         """A level-0 point in working pixels."""
-        return xy_px0[0] / self.scale[0], xy_px0[1] / self.scale[1]
+        (x, y), (x0, y0) = xy_px0, self.origin_px0
+        return (x - x0) / self.scale[0], (y - y0) / self.scale[1]
 
     def to_px0(self, xy_px: tuple[float, float]) -> tuple[float, float]:
         """A working point in level-0 pixels."""
-        return xy_px[0] * self.scale[0], xy_px[1] * self.scale[1]
+        return xy_px[0] * self.scale[0] + self.origin_px0[0], xy_px[1] * self.scale[1] + self.origin_px0[1]
 
     def px_of_um(self, length_um: float) -> float:
         """A length in working pixels (mean of x and y)."""
@@ -139,10 +145,18 @@ class Grid:
         (x1, y1), (x2, y2) = self.to_px((x, y)), self.to_px((x + w, y + h))
         return Window(round(x1), round(y1), round(x2) - round(x1), round(y2) - round(y1))
 
+    def window_over_px0(self, box_px0: tuple[float, float, float, float]) -> Window:
+        """The smallest window that holds all working pixels that the level-0 box (x, y, width, height) touches."""
+        x, y, w, h = box_px0
+        (x1, y1), (x2, y2) = self.to_px((x, y)), self.to_px((x + w, y + h))
+        left, top = math.floor(x1 + 1e-6), math.floor(y1 + 1e-6)
+        return Window(left, top, math.ceil(x2 - 1e-6) - left, math.ceil(y2 - 1e-6) - top)
+
     def to_dict(self) -> dict[str, object]:
         """As JSON-ready values; `from_dict` is the inverse."""
         return {
             "size_px0": list(self.size_px0),
+            "origin_px0": list(self.origin_px0),
             "mpp": list(self.mpp),
             "scale": list(self.scale),
             "patch_px": self.patch_px,
@@ -153,11 +167,12 @@ class Grid:
     def from_dict(cls, data: dict[str, object]) -> Grid:
         """The grid that `to_dict` wrote."""
         d: dict[str, list[float]] = data  # type: ignore[assignment]
-        w, h = d["size_px0"]
+        (w, h), (x, y) = d["size_px0"], d["origin_px0"]
         return cls(
             (int(w), int(h)),
             (float(d["mpp"][0]), float(d["mpp"][1])),
             (float(d["scale"][0]), float(d["scale"][1])),
             int(data["patch_px"]),  # type: ignore[call-overload]
             int(data["stride_px"]),  # type: ignore[call-overload]
+            (int(x), int(y)),
         )

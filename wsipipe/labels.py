@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +67,11 @@ class LabelTable:
 
 
 def slide_id_of(name: str) -> str:
-    """A file name or id as a safe slide id: letters, digits, `.`, `_`, `-`; anything else becomes `_`."""
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name.strip())
+    """A file name or id as a safe slide id: letters, digits, `.`, `_`, `-`; anything else becomes `_`.
+
+    Both Unicode spellings of an accented letter (one code point, or letter and accent as on a Mac) give one id.
+    """
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", unicodedata.normalize("NFC", name.strip()))
     return safe if re.match(r"[A-Za-z0-9]", safe) else "s" + safe
 
 
@@ -80,7 +84,8 @@ def read_labels(path: Path, classes: Sequence[str] | None = None) -> LabelTable:
     text = _decode(path)
     if not text.strip():
         raise LabelsError(path, ["the file is empty; expected a header such as slide_id,label"])
-    header, raw, problems = _records(text)
+    header, raw, problems = read_table(text, _KNOWN)
+    problems = _header_problems(header) + problems
     if problems:
         raise LabelsError(path, problems)
     columns = [h for h in header if h and h not in _KNOWN] if "label" not in header else []
@@ -109,8 +114,11 @@ def _decode(path: Path) -> str:
         raise LabelsError(path, [f"not a UTF-8 text file ({error}); save it as CSV UTF-8"]) from None
 
 
-def _records(text: str) -> tuple[list[str], list[tuple[int, dict[str, str]]], list[str]]:
-    """Header, (line, cells by column) of every row that is not blank, and what is wrong with header or rows."""
+def read_table(text: str, known: Collection[str]) -> tuple[list[str], list[tuple[int, dict[str, str]]], list[str]]:
+    """Header, (line, cells by column) of every row that is not blank, and what is wrong with header or rows.
+
+    `text` is CSV with a header, separated by `,`, `;` or tab, and not blank. Columns of `known` are found in any case.
+    """
     first = next(line for line in text.splitlines() if line.strip())
     lines = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count), skipinitialspace=True)
     header: list[str] = []
@@ -121,8 +129,9 @@ def _records(text: str) -> tuple[list[str], list[tuple[int, dict[str, str]]], li
         if not any(values):
             continue
         if not header:
-            header = [v.lower() if v.lower() in _KNOWN else v for v in values]
-            problems = _header_problems(header)
+            header = [v.lower() if v.lower() in known else v for v in values]
+            doubles = sorted({h for h in header if h and header.count(h) > 1})
+            problems = [f"column {h!r} appears twice" for h in doubles]
             continue
         if any(values[len(header) :]):
             problems.append(
@@ -135,7 +144,7 @@ def _records(text: str) -> tuple[list[str], list[tuple[int, dict[str, str]]], li
 
 
 def _header_problems(header: Sequence[str]) -> list[str]:
-    problems = [f"column {h!r} appears twice" for h in sorted({h for h in header if h and header.count(h) > 1})]
+    problems = []
     if "slide_id" not in header and "slide" not in header:
         problems.append(f"no column slide_id; found {', '.join(header)}")
     if "label" not in header and not [h for h in header if h and h not in _KNOWN]:

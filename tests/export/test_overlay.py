@@ -103,7 +103,7 @@ def test_glass_that_level_0_leaves_out_comes_from_the_coarse_level(tmp_path: Pat
     store = make_store(tmp_path / "glass.zarr", size, {"tissue": zeros, "net": zeros}, grey)
     array = store.pixels(0)
     kept = [c for c in array.spec.chunks_of_shard((0, 0)) if c in {(0, 1), (1, 1)}]
-    array.write_blocks((0, 0), {c: np.full((3, 256, 256), 100, np.uint8) for c in kept})
+    array.write_blocks((0, 0), [(c, np.full((3, 256, 256), 100, np.uint8)) for c in kept])
     found = imagecodecs.imread(overlay(store, "net", tmp_path / "o.png", longest_px=500))
     dark = slice(round(256 / 2.2) + 1, round(512 / 2.2) - 1)
     assert (found[: round(512 / 2.2) - 1, dark] == 100).all()

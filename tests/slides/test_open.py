@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
+import struct
+import unicodedata
+import zlib
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
 
 from wsipipe.errors import ConfigError, SlideError
-from wsipipe.slides import find_slides, open_slide
-from wsipipe.slides.base import resolve_mpp
+from wsipipe.labels import slide_id_of
+from wsipipe.slides import SlideFile, find_slides, open_slide, openslide_reader
+from wsipipe.slides.base import chosen_mpp, resolve_mpp
 
 
 def touch(*paths: Path) -> None:
@@ -27,35 +35,107 @@ def test_files_folders_and_dicom_folders_are_found(tmp_path: Path):
         tmp_path / "in/.hidden.svs", tmp_path / "in/folder.svs/x.txt", tmp_path / "c (1).ndpi", tmp_path / "d.ome.tif"
     )
     found = find_slides([tmp_path / "in", tmp_path / "c (1).ndpi", tmp_path / "d.ome.tif"])
-    assert {k: v.name for k, v in found.items()} == {
+    assert {k: v.path.name for k, v in found.items()} == {
         "a": "a.TIFF", "b": "b.svs", "dcm": "dcm", "c_1_": "c (1).ndpi", "d.ome": "d.ome.tif",
     }  # fmt: skip
+    assert all(v == SlideFile(v.path) for v in found.values())
     assert list(find_slides([tmp_path / "in/dcm"])) == ["dcm"]
 
 
-def test_a_slide_given_twice_is_one_slide(tmp_path: Path):
+def test_a_slide_given_twice_is_one_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     touch(tmp_path / "a.svs")
     assert len(find_slides([tmp_path / "a.svs", tmp_path, tmp_path / "a.svs"])) == 1
+    monkeypatch.chdir(tmp_path)
+    assert len(find_slides([tmp_path / "a.svs", Path("a.svs"), Path()])) == 1
 
 
-def test_a_missing_path_is_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"none\.svs: no such file or folder"):
-        find_slides([tmp_path / "none.svs"])
-
-
-def test_a_folder_without_slides_says_what_is_known(tmp_path: Path):
-    touch(tmp_path / "notes.txt")
-    with pytest.raises(ConfigError, match=r"no slides in this folder; known are \.svs, .* and folders of \.dcm"):
-        find_slides([tmp_path])
+def test_all_problems_are_told_at_once(tmp_path: Path):
+    touch(tmp_path / "x/a.svs", tmp_path / "y/A.svs", tmp_path / "empty/notes.md")
+    os.mkfifo(tmp_path / "pipe.svs")
+    (tmp_path / "m.csv").write_text("path,mpp\nnowhere.svs,0.5\n")
+    names = ("none.svs", "x", "empty", "y", "pipe.svs", "m.csv")
+    with pytest.raises(ConfigError) as caught:
+        find_slides([tmp_path / name for name in names])
+    for part in (
+        f"{tmp_path}/none.svs: no such file or folder",
+        f"{tmp_path}/empty: no slides in this folder; known are .svs, ",
+        f"{tmp_path}/pipe.svs: neither a file nor a folder that can be read",
+        f"{tmp_path}/m.csv: line 2: no such file nowhere.svs",
+        f"{tmp_path}/x/a.svs and {tmp_path}/y/A.svs would both be called a and A, one name on many file systems; ",
+    ):
+        assert part in str(caught.value)
 
 
 def test_two_slides_of_one_id_are_refused(tmp_path: Path):
     touch(tmp_path / "x/a.svs", tmp_path / "y/a.svs")
-    with pytest.raises(ConfigError, match="would both be called a; rename one or tile them apart"):
+    with pytest.raises(
+        ConfigError, match="would both be called a; rename one, tile them apart, or give each a slide_id"
+    ):
         find_slides([tmp_path / "x", tmp_path / "y"])
     touch(tmp_path / "x/a.ndpi")
-    with pytest.raises(ConfigError, match="would both be called a"):
+    with pytest.raises(ConfigError, match=r"x/a\.ndpi and .*x/a\.svs would both be called a;"):
         find_slides([tmp_path / "x"])
+
+
+def test_two_names_of_one_file_are_refused(tmp_path: Path):
+    touch(tmp_path / "a.svs")
+    (tmp_path / "b.svs").symlink_to(tmp_path / "a.svs")
+    with pytest.raises(ConfigError, match=r"b\.svs is given as a and as b; one file is one slide"):
+        find_slides([tmp_path])
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/a.svs").symlink_to(tmp_path / "a.svs")
+    assert list(find_slides([tmp_path / "elsewhere", tmp_path / "a.svs"])) == ["a"]
+
+
+def test_what_a_folder_holds_besides_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    touch(*(tmp_path / name for name in ("a.svs", "b.mrxs", "b/Slide.dat", "c.vsi", "d.VSI", "README", "more/e.svs")))
+    with caplog.at_level(logging.WARNING):
+        assert list(find_slides([tmp_path])) == ["a", "b"]
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{tmp_path}: left out, not known to be slides: 2 x .vsi, 1 x file without suffix, 1 x folder; "
+        "give a file by name to have it tried"
+    ]
+    assert list(find_slides([tmp_path / "c.vsi"])) == ["c"]
+
+
+def test_a_manifest_says_more_than_a_folder_and_wins(tmp_path: Path):
+    touch(tmp_path / "in/a.svs", tmp_path / "in/b.svs", tmp_path / "tissue.png")
+    table = tmp_path / "in.csv"
+    table.write_text("slide_id,path,mpp,mask\ncase 1,in/a.svs,0.25,tissue.png\n")
+    found = find_slides([tmp_path / "in", table, table])
+    assert found == {
+        "case_1": SlideFile(tmp_path / "in/a.svs", (0.25, 0.25), tmp_path / "tissue.png"),
+        "b": SlideFile(tmp_path / "in/b.svs"),
+    }
+
+
+@pytest.mark.parametrize(("rows", "message"), [
+    ("x,a.svs,\nx,b.svs,", r"a\.svs and .*b\.svs would both be called x;"),
+    ("x,a.svs,\ny,a.svs,", r"a\.svs is given as x and as y; one file is one slide"),
+    ("x,a.svs,0.5\nx,a.svs,0.25", r"a\.svs is listed twice, with different mpp or mask; keep one row"),
+])  # fmt: skip
+def test_rows_that_contradict_each_other_are_refused(tmp_path: Path, rows: str, message: str):
+    touch(tmp_path / "a.svs", tmp_path / "b.svs")
+    (tmp_path / "m.csv").write_text(f"slide_id,path,mpp\n{rows}\n")
+    with pytest.raises(ConfigError, match=message):
+        find_slides([tmp_path / "m.csv"])
+
+
+def test_a_name_of_any_letters_is_found_and_opened(tmp_path: Path, svs_path: Path):
+    folder = tmp_path / "my slides"
+    folder.mkdir()
+    path = folder / "ü 玻片 #1%.svs"
+    path.write_bytes(svs_path.read_bytes())
+    assert find_slides([folder]) == {"s_1_": SlideFile(path)}
+    slide = open_slide(path, "s_1_")
+    assert slide.read((600, 400), 0, (20, 10)).shape == (10, 20, 3)
+    assert slide.info.path == str(path)
+    slide.close()
+
+
+@given(st.text("aeuüéñğạ玻가 #%1.", min_size=1))
+def test_both_unicode_spellings_of_a_name_give_one_id(name: str):
+    assert slide_id_of(unicodedata.normalize("NFD", name)) == slide_id_of(unicodedata.normalize("NFC", name))
 
 
 def test_an_svs_says_its_size_levels_and_resolution(svs_path: Path):
@@ -129,9 +209,9 @@ def test_several_threads_may_read_one_slide(svs_path: Path):
 
 
 @pytest.mark.parametrize(("mpp", "message"), [
-    ("", "the file does not say its resolution; give it with --mpp-override, e.g. 0.25"),
-    ("0.001", "resolution 0.001 x 0.001 um/px is outside 0.05..20.0; correct it with --mpp-override"),
-    ("1000", "is outside 0.05..20.0; correct it with --mpp-override"),
+    ("", "does not say its resolution; give it with --mpp-override, e.g. 0.25, or in column mpp of a manifest"),
+    ("0.001", "resolution 0.001 x 0.001 um/px is outside 0.05..20; correct it with --mpp-override or in column mpp"),
+    ("1000", "is outside 0.05..20; correct it with --mpp-override"),
 ])  # fmt: skip
 def test_a_missing_or_absurd_resolution_is_an_error_that_the_override_cures(
     tmp_path, svs_writer, tissue_rgb, mpp, message
@@ -145,12 +225,50 @@ def test_a_missing_or_absurd_resolution_is_an_error_that_the_override_cures(
     assert open_slide(path, "a", 0.5).info.mpp0 == (0.5, 0.5)
 
 
+def test_the_source_of_the_resolution_is_told():
+    assert resolve_mpp((0.5, 0.51), None, "a.svs") == ((0.5, 0.51), "slide")
+    assert resolve_mpp((0.5, 0.51), None, "a.svs", "tiff tags") == ((0.5, 0.51), "tiff tags")
+    assert resolve_mpp((0.5, 0.51), (0.25, 0.25), "a.svs") == ((0.25, 0.25), "override")
+    assert resolve_mpp(None, (0.25, 0.5), "a.svs", override_source="manifest") == ((0.25, 0.5), "manifest")
+
+
+MPP = st.none() | st.tuples(*[st.sampled_from((0.05, 0.25, 0.26, 0.5, 20.0)) | st.floats(allow_subnormal=False)] * 2)
+
+
+@given(MPP, MPP)
+def test_a_resolution_is_plausible_or_an_error_and_only_an_override_may_be_uneven(found, override):
+    mpp, source = (override, "override") if override else (found, "slide")
+    plausible = mpp is not None and all(0.05 <= side <= 20 for side in mpp)
+    if plausible and (override or max(mpp) <= 1.05 * min(mpp)):
+        assert resolve_mpp(found, override, "a.svs") == (mpp, source)
+    else:
+        with pytest.raises(SlideError, match=r"^a\.svs: .*--mpp-override.* of a manifest$"):
+            resolve_mpp(found, override, "a.svs")
+
+
 def test_resolutions_that_disagree_are_an_error():
-    assert resolve_mpp((0.50, 0.51), 0, "a.svs") == ((0.50, 0.51), "slide")
-    with pytest.raises(SlideError, match=r"along x \(0\.5\) and y \(0\.6 um/px\) disagree; set it with --mpp-override"):
-        resolve_mpp((0.5, 0.6), 0, "a.svs")
-    with pytest.raises(SlideError, match="outside"):
-        resolve_mpp((float("nan"), 0.5), 0, "a.svs")
+    for mpp in ((0.5, 0.6), (0.6, 0.5)):
+        with pytest.raises(
+            SlideError,
+            match=r"along x \(0\..\) and y \(0\.. um/px\) disagree; set them with --mpp-override or in columns",
+        ):
+            resolve_mpp(mpp, None, "a.svs")
+
+
+def test_the_row_of_a_manifest_wins_over_the_flag():
+    path = Path("a.svs")
+    assert chosen_mpp(SlideFile(path), 0.0) == (0.0, "override")
+    assert chosen_mpp(SlideFile(path), 0.5) == (0.5, "override")
+    assert chosen_mpp(SlideFile(path, (0.25, 0.26)), 0.5) == ((0.25, 0.26), "manifest")
+
+
+def test_an_override_may_have_two_numbers_and_a_source(svs_path: Path, png_path: Path):
+    for path in (svs_path, png_path):
+        slide = open_slide(path, "a", (0.25, 0.5), "manifest")
+        assert (slide.info.mpp0, slide.info.mpp_source) == ((0.25, 0.5), "manifest")
+        slide.close()
+        with pytest.raises(SlideError, match=r"resolution 250 x 250 um/px is outside"):
+            open_slide(path, "a", 250)
 
 
 def test_a_plain_image_needs_its_resolution(png_path: Path, tissue_rgb):
@@ -202,13 +320,25 @@ def test_a_broken_image_is_a_slide_error(tmp_path: Path, name: str):
 
 def test_an_unknown_format_and_an_empty_folder_are_slide_errors(tmp_path: Path):
     (tmp_path / "a.svs").write_bytes(b"nothing")
-    with pytest.raises(
-        SlideError, match="neither OpenSlide nor the image reader knows this format; is the file complete"
-    ):
+    with pytest.raises(SlideError, match=r"a\.svs: no reader knows this format; is the file complete"):
         open_slide(tmp_path / "a.svs", "a")
+    with pytest.raises(SlideError, match=r"b\.svs: no such file or folder"):
+        open_slide(tmp_path / "b.svs", "b")
     (tmp_path / "empty").mkdir()
     with pytest.raises(SlideError, match="a folder without DICOM files"):
         open_slide(tmp_path / "empty", "e")
+
+
+def test_whatever_a_parser_raises_costs_the_slide_only(svs_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def stumble(*_: object) -> None:
+        raise ZeroDivisionError("integer division or modulo by zero")
+
+    monkeypatch.setattr(openslide_reader, "OpenSlideReader", stumble)
+    with pytest.raises(
+        SlideError, match=r"blob\.svs: it cannot be opened \(ZeroDivisionError: integer division"
+    ) as caught:
+        open_slide(svs_path, "blob")
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 def test_a_cut_off_svs_is_a_slide_error(tmp_path: Path, svs_path: Path):
@@ -252,7 +382,7 @@ def test_real_dicom_has_the_colours_of_its_svs_in_spite_of_its_tag(real_wsi: Pat
 
 def test_real_slide_without_resolution(real_wsi: Path):
     # its 72 dpi are those of a screen
-    with pytest.raises(SlideError, match=r"boxes\.tiff: .* is outside 0\.05\.\.20\.0; correct it with --mpp-override"):
+    with pytest.raises(SlideError, match=r"boxes\.tiff: .* is outside 0\.05\.\.20; correct it with --mpp-override"):
         open_slide(real_wsi / "boxes.tiff", "boxes")
     slide = open_slide(real_wsi / "boxes.tiff", "boxes", 0.5)
     assert slide.info.mpp0 == (0.5, 0.5)
@@ -274,3 +404,70 @@ def test_pictures_beside_slides_are_not_slides(tmp_path: Path):
     assert list(find_slides([tmp_path])) == ["a"]
     (tmp_path / "a.svs").unlink()
     assert list(find_slides([tmp_path])) == ["a.truth", "thumbnail"]
+
+
+def test_an_ome_tiff_has_its_levels_and_the_resolution_of_its_xml(tmp_path: Path, tissue_rgb):
+    rgb = tissue_rgb[0][:512, :512]
+    path = tmp_path / "a.ome.tif"
+    facts = {"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
+    with tifffile.TiffWriter(path, ome=True) as tiff:
+        tiff.write(rgb, tile=(128, 128), photometric="rgb", subifds=1, metadata=facts)
+        tiff.write(rgb[::2, ::2], tile=(128, 128), photometric="rgb", subfiletype=1)
+    slide = open_slide(path, "a")
+    assert (slide.info.mpp0, slide.info.mpp_source, slide.downsamples) == ((0.25, 0.25), "ome", (1, 2))
+    np.testing.assert_array_equal(slide.read((256, 0), 1, (128, 64)), rgb[:128:2, 256::2])
+    slide.close()
+
+
+def test_a_tiff_of_strips_is_read_piece_by_piece_and_one_of_grey_whole(tmp_path: Path, tissue_rgb):
+    rgb = tissue_rgb[0]
+    tifffile.imwrite(tmp_path / "a.tif", rgb, photometric="rgb", rowsperstrip=16, compression="deflate")
+    tifffile.imwrite(tmp_path / "grey.tif", rgb[..., 0], compression="deflate")
+    for name, vendor in (("a.tif", "tiff"), ("grey.tif", "image")):
+        slide = open_slide(tmp_path / name, "a", 0.5)
+        assert slide.info.vendor == vendor
+        np.testing.assert_array_equal(slide.read((500, 300), 0, (64, 32))[..., 0], rgb[300:332, 500:564, 0])
+        slide.close()
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG that declares this size and holds no pixels."""
+    small = imagecodecs.png_encode(np.zeros((1, 1), np.uint8))
+    ihdr = b"IHDR" + struct.pack(">II", width, height) + small[24:29]
+    return small[:12] + ihdr + struct.pack(">I", zlib.crc32(ihdr)) + small[33:]
+
+
+def jpeg_of(width: int, height: int) -> bytes:
+    """A JPEG that declares this size and holds the pixels of a small one."""
+    small = imagecodecs.jpeg8_encode(np.zeros((16, 16, 3), np.uint8))
+    at = small.index(b"\xff\xc0") + 5
+    return small[:at] + struct.pack(">HH", height, width) + small[at + 4 :]
+
+
+@pytest.mark.parametrize(("name", "data"), [
+    ("a.png", png_of(60_000, 60_000)), ("a.jpg", jpeg_of(60_000, 60_000)), ("b.png", png_of(2**14 + 1, 2**14)),
+])  # fmt: skip
+def test_an_image_that_declares_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path, name: str, data: bytes):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(
+        SlideError, match=r"px are more than the 268,435,456 px of an image that is decoded whole; save"
+    ):
+        open_slide(tmp_path / name, "a", 0.5)
+
+
+def test_a_tiff_that_declares_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((16, 16), np.uint8), rowsperstrip=16)
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        for tag in ("ImageWidth", "ImageLength"):
+            where = tiff.pages[0].tags[tag].valueoffset
+            data[where : where + 4] = struct.pack("<I", 30_000)
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(SlideError, match=r"30000 x 30000 px are more than"):
+        open_slide(tmp_path / "a.tif", "a", 0.5)
+
+
+def test_print_colours_are_refused(tmp_path: Path):
+    Image.new("CMYK", (16, 16)).save(tmp_path / "a.jpg")
+    with pytest.raises(SlideError, match="found CMYK, the colours of print; save it as RGB"):
+        open_slide(tmp_path / "a.jpg", "a", 0.5)

@@ -13,7 +13,7 @@ from wsipipe.config import check
 from wsipipe.geometry import LEVEL_FACTOR, Window
 from wsipipe.labels import IGNORE
 from wsipipe.runtime import write_bytes
-from wsipipe.slides.resample import area_mean
+from wsipipe.slides.means import area_mean
 from wsipipe.store import SlideStore, layout
 from wsipipe.store.shards import ShardedArray
 
@@ -60,9 +60,7 @@ def _image(store: SlideStore, level: int, step: float, shape: tuple[int, int]) -
         rows = min(_BAND_PX, shape[0] - first)
         top, bottom = int(first * step), min(height, int(np.ceil((first + rows) * step)))
         source = store.read(Window(0, top, width, bottom - top), level)
-        band = area_mean(source, first * step - top, step, rows)
-        band = area_mean(band.swapaxes(0, 1), 0.0, step, shape[1]).swapaxes(0, 1)
-        out[first : first + rows] = np.clip(np.rint(band), 0, 255)
+        out[first : first + rows] = area_mean(source, (0, first * step - top), (step, step), (shape[1], rows))
     return out
 
 

@@ -1,35 +1,45 @@
-"""Plain images (PNG, JPEG, untiled TIFF) as slides of one level."""
+"""Plain images (PNG, JPEG, and TIFF that has to be decoded whole) as slides of one level."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from wsipipe.errors import SlideError
 from wsipipe.slides.base import SlideInfo, resolve_mpp
+from wsipipe.slides.fingerprint import fingerprint
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+
+MOST_PX = 2**28
+"""Pixels of the largest image that is decoded: 0.8 GB as RGB. Some bytes of a file can declare any number."""
 
 
 class ImageReader:
     """An image in memory; its resolution has to be given, as such files do not say it reliably."""
 
-    def __init__(self, path: Path, slide_id: str, mpp_override: float) -> None:
-        mpp0, source = resolve_mpp(None, mpp_override, path)
+    def __init__(
+        self, path: Path, slide_id: str, mpp_override: tuple[float, float] | None = None, mpp_source: str = "override"
+    ) -> None:
+        mpp0, source = resolve_mpp(None, mpp_override, path, override_source=mpp_source)
         self._pixels = read_image(path)
         self.id = slide_id
+        height, width = self._pixels.shape[:2]
         self.info = SlideInfo(
             path=str(path.resolve()),
             vendor="image",
-            fingerprint=hashlib.sha256(path.read_bytes()).hexdigest()[:32],
-            size_px0=(self._pixels.shape[1], self._pixels.shape[0]),
+            fingerprint=fingerprint(path),
+            size_px0=(width, height),
             mpp0=mpp0,
             mpp_source=source,
+            bounds_px0=(0, 0, width, height),
         )
         self.downsamples: tuple[float, ...] = (1.0,)
 
@@ -47,27 +57,73 @@ class ImageReader:
             out[y1 - y : y2 - y, x1 - x : x2 - x] = self._pixels[y1:y2, x1:x2]
         return out
 
+    def tiles(self, level: int) -> None:
+        """None: the image is decoded whole."""
+        return
+
+    def tile_px(self, level: int) -> tuple[int, int]:
+        """The whole image."""
+        return self.info.size_px0
+
     def close(self) -> None:
         """Free the pixels."""
         self._pixels = np.zeros((0, 0, 3), np.uint8)
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """RGB of an image file: uint8 [h, w, 3]; grey is repeated, alpha laid on white."""
+    """RGB of an image file: uint8 [h, w, 3]; grey is repeated, alpha laid on white.
+
+    Raises SlideError if it is broken, not 8-bit grey, RGB or RGBA, or larger than MOST_PX (seen in its header).
+    """
     try:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            with tifffile.TiffFile(path, _multifile=False) as tiff:  # never follow names of other files
-                raw = tiff.pages[0].asarray()
-        else:
-            raw = imagecodecs.imread(path)
+        raw = _decode_tiff(path) if path.suffix.lower() in (".tif", ".tiff") else _decode_picture(path)
+    except (SlideError, MemoryError):
+        raise
     except Exception as error:  # noqa: BLE001 - decoders raise many kinds; all mean that this is no readable image
         raise SlideError(f"{path}: not a readable image ({' '.join(str(error).split())})") from None
-    raw = np.asarray(raw)
-    if raw.dtype != np.uint8 or raw.ndim not in (2, 3) or (raw.ndim == 3 and raw.shape[2] not in (1, 3, 4)):
-        raise SlideError(f"{path}: found {raw.dtype} {raw.shape}; expected 8-bit grey, RGB or RGBA")
+    _check_kind(path, raw.dtype, raw.shape)
     if raw.ndim == 2:
         raw = raw[..., None]
     if raw.shape[2] == 4:
-        alpha = raw[..., 3:].astype(np.uint16)
-        raw = ((raw[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        return _on_white(raw)
     return np.ascontiguousarray(np.broadcast_to(raw, (*raw.shape[:2], 3)))
+
+
+def _decode_tiff(path: Path) -> NDArray[Any]:
+    with tifffile.TiffFile(path, _multifile=False) as tiff:  # never follow names of other files
+        page = tiff.pages[0]
+        _check_kind(path, page.dtype, page.shape)
+        _check_size(path, page.imagewidth, page.imagelength)
+        return np.asarray(page.asarray())
+
+
+def _decode_picture(path: Path) -> NDArray[Any]:
+    data = path.read_bytes()
+    jpeg = data.startswith(b"\xff\xd8")
+    with (JpegImageFile if jpeg else PngImageFile)(path) as header:  # reads no pixels yet
+        _check_size(path, *header.size)
+        if header.mode == "CMYK":
+            raise SlideError(f"{path}: found CMYK, the colours of print; save it as RGB")
+    return np.asarray(imagecodecs.jpeg8_decode(data) if jpeg else imagecodecs.png_decode(data))
+
+
+def _check_kind(path: Path, dtype: Any, shape: tuple[int, ...]) -> None:
+    if dtype != np.uint8 or len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)):
+        raise SlideError(f"{path}: found {dtype} {shape}; expected 8-bit grey, RGB or RGBA")
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MOST_PX:
+        raise SlideError(
+            f"{path}: {width} x {height} px are more than the {MOST_PX:,} px of an image that is decoded whole; "
+            "save it as a tiled TIFF with levels"
+        )
+
+
+def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """RGBA laid on white: uint8 [h, w, 4] -> [h, w, 3]. In strips, as its 16-bit products are thrice its size."""
+    out = np.empty((*rgba.shape[:2], 3), np.uint8)
+    for y in range(0, len(rgba), 256):
+        alpha = rgba[y : y + 256, :, 3:].astype(np.uint16)
+        out[y : y + 256] = (rgba[y : y + 256, :, :3] * alpha + 255 * (255 - alpha) + 127) // 255
+    return out

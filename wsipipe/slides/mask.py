@@ -25,8 +25,6 @@ several steps all occur. On a short side two pixels would forgive the mask of an
 _TAGS = (".truth", ".mask")
 """Ends of a stem that mark a mask, best first; a bare <slide_id>.png counts after them, as it may be the slide."""
 
-_MISSING_TEXT = f"<slide_id>[{'|'.join(_TAGS)}]{'|'.join(SUFFIXES)}"
-
 Indices = tuple[NDArray[np.intp], NDArray[np.intp]]
 """Source rows [h] and columns [w], ascending, for the rows and columns of the working frame."""
 
@@ -93,7 +91,7 @@ def _index(meaning: str, classes: Sequence[str], where: str) -> int:
     raise ConfigError(f"{where}: unknown class {meaning!r}; known are {', '.join((*classes, '0', 'ignore'))}")
 
 
-def find_masks(spec: str, slide_ids: Iterable[str]) -> dict[str, Path]:
+def find_masks(spec: str, slide_ids: Iterable[str], suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
     """Slide id -> mask file, for those slides that have one.
 
     `spec` is a folder, a glob, or a pattern that holds `{slide_id}`. In a folder or glob the id is the stem of the
@@ -104,20 +102,25 @@ def find_masks(spec: str, slide_ids: Iterable[str]) -> dict[str, Path]:
         named = {i: Path(spec.replace("{slide_id}", i)) for i in ids}
         found, looked = {i: p for i, p in named.items() if p.is_file()}, f"files {spec}"
     elif Path(spec).is_dir():
-        found, looked = _by_id(Path(spec).iterdir(), ids), f"{spec}/{_MISSING_TEXT}"
+        found, looked = _by_id(Path(spec).iterdir(), ids, suffixes), f"{spec}/{_named(suffixes)}"
     else:
-        found = _by_id((Path(p) for p in glob.glob(spec, recursive=True)), ids)
-        looked = f"files {spec} (no such folder) that are called {_MISSING_TEXT}"
+        found = _by_id((Path(p) for p in glob.glob(spec, recursive=True)), ids, suffixes)
+        looked = f"files {spec} (no such folder) that are called {_named(suffixes)}"
     if not found:
         some = ", ".join(ids[:3]) + (", .." if len(ids) > 3 else "")
         raise ConfigError(f"no mask for any of the {len(ids)} slides ({some}); looked for {looked}")
     return found
 
 
-def _by_id(paths: Iterable[Path], ids: Sequence[str]) -> dict[str, Path]:
+def _named(suffixes: Sequence[str]) -> str:
+    """How the masks in a folder are called."""
+    return f"<slide_id>[{'|'.join(_TAGS)}]{'|'.join(suffixes)}"
+
+
+def _by_id(paths: Iterable[Path], ids: Sequence[str], suffixes: Sequence[str]) -> dict[str, Path]:
     """The best mask file of each slide: one called .truth before .mask before the bare id."""
     known, found = set(ids), dict[str, list[tuple[int, Path]]]()
-    for path in sorted(p for p in paths if p.suffix.lower() in SUFFIXES and p.is_file()):
+    for path in sorted(p for p in paths if p.suffix.lower() in suffixes and p.is_file()):
         stem = slide_id_of(path.name.removesuffix(path.suffix))
         tagged = [(rank, stem.removesuffix(tag)) for rank, tag in enumerate(_TAGS) if stem.endswith(tag)]
         for rank, slide_id in [*tagged, (len(_TAGS), stem)]:

@@ -1,4 +1,4 @@
-"""Read a window of a slide at the working resolution: nearest finer level, then area mean with the right phase."""
+"""Read a slide at the working resolution: nearest finer level, then area mean with the right phase."""
 
 from __future__ import annotations
 
@@ -9,61 +9,88 @@ from numpy.typing import NDArray
 
 from wsipipe.geometry import Grid, Window
 from wsipipe.slides.base import Slide
+from wsipipe.slides.level import BadTile, LevelPixels
+from wsipipe.slides.means import WHOLE, area_mean
 
-MOST_SOURCE_PX = 2048**2
-"""Source pixels resampled at once (float64, so about 100 MB); a larger window is read in halves."""
+MOST_SOURCE_PX = 2**19
+"""Source pixels resampled at once; a larger window is read in halves."""
 
 
-def read_window(slide: Slide, grid: Grid, window: Window, factor: int = 1) -> NDArray[np.uint8]:
-    """RGB of `window` at `factor` times the working mpp: uint8 [h, w, 3].
+class SlideView:
+    """A slide in the frame of `grid`. Not for several threads; a view keeps the tiles that it decoded last.
 
-    `window` counts pixels of that coarser frame, whose pixel i covers working pixels [i * factor, (i + 1) * factor).
-    Each output pixel is the mean of the source area that it covers; no resampling where source and output agree.
+    `fast` lets libjpeg shrink JPEG tiles by 2, 4 or 8 while it decodes them: quicker, and not exactly the area mean.
+    Bad tiles read as white and are collected in `bad`, with the reason.
     """
-    scale = (grid.scale[0] * factor, grid.scale[1] * factor)
-    level = _level_for(slide, min(scale))
-    down = slide.downsamples[level]
-    steps = (scale[0] / down, scale[1] / down)
-    first = [window.x_px * steps[0], window.y_px * steps[1]]
-    last = [first[0] + window.width_px * steps[0], first[1] + window.height_px * steps[1]]
-    low = [math.floor(f + 1e-6) for f in first]
-    high = [math.ceil(e - 1e-6) for e in last]
-    native = all(abs(s - 1) < 1e-6 for s in steps)
-    size = (high[0] - low[0], high[1] - low[1])
-    if not native and size[0] * size[1] > MOST_SOURCE_PX and window.width_px * window.height_px > 1:
-        return _in_halves(slide, grid, window, factor)
-    source = slide.read((round(low[0] * down), round(low[1] * down)), level, size)
-    if native:
-        return source
-    out = area_mean(source, first[1] - low[1], steps[1], window.height_px)
-    out = area_mean(out.swapaxes(0, 1), first[0] - low[0], steps[0], window.width_px).swapaxes(0, 1)
-    return np.ascontiguousarray(np.clip(np.rint(out), 0, 255).astype(np.uint8))
+
+    def __init__(self, slide: Slide, grid: Grid, fast: bool = False) -> None:
+        self._slide, self._grid, self._fast = slide, grid, fast
+        self._levels: dict[tuple[int, int], LevelPixels] = {}
+        self.bad: dict[BadTile, str] = {}
+
+    def read(self, window: Window, factor: int = 1) -> NDArray[np.uint8]:
+        """RGB of `window` at `factor` times the working mpp: uint8 [h, w, 3].
+
+        `window` counts pixels of that coarser frame, whose pixel i covers working pixels [i * factor, (i + 1) *
+        factor). Each output pixel is the mean of the source area that it covers, halves rounded up; nothing is
+        resampled where source and output agree. Where the best level has a bad tile, the next finer one is asked.
+        """
+        fits = _fine_enough(self._slide, min(self._grid.scale) * factor)
+        for level in fits:
+            rgb, bad = self._from(level, window, factor)
+            if not bad:
+                return rgb
+        self.bad |= bad
+        return rgb
+
+    def _from(self, level: int, window: Window, factor: int) -> tuple[NDArray[np.uint8], dict[BadTile, str]]:
+        """`window` from one level of the slide, and the bad tiles met."""
+        grid, down = self._grid, self._slide.downsamples[level]
+        shrink = self._shrink(level, min(grid.scale) * factor / down)
+        down *= shrink
+        steps = (grid.scale[0] * factor / down, grid.scale[1] * factor / down)
+        at = (window.x_px, window.y_px)
+        first = [(o + n * s * factor) / down for o, n, s in zip(grid.origin_px0, at, grid.scale, strict=True)]
+        last = [first[0] + window.width_px * steps[0], first[1] + window.height_px * steps[1]]
+        low = [math.floor(f + WHOLE) for f in first]
+        size = [math.ceil(e - WHOLE) - a for e, a in zip(last, low, strict=True)]
+        if size[0] * size[1] > MOST_SOURCE_PX and window.width_px * window.height_px > 1 and max(steps) > 1 + WHOLE:
+            return self._in_halves(level, window, factor)
+        if (level, shrink) not in self._levels:
+            self._levels[level, shrink] = LevelPixels(self._slide, level, shrink)
+        source, bad = self._levels[level, shrink].read((low[0], low[1], size[0], size[1]))
+        start = (first[0] - low[0], first[1] - low[1])
+        return area_mean(source, start, steps, (window.width_px, window.height_px)), bad
+
+    def _in_halves(self, level: int, window: Window, factor: int) -> tuple[NDArray[np.uint8], dict[BadTile, str]]:
+        x, y, w, h = window.x_px, window.y_px, window.width_px, window.height_px
+        if w >= h:
+            parts = (Window(x, y, w // 2, h), Window(x + w // 2, y, w - w // 2, h))
+        else:
+            parts = (Window(x, y, w, h // 2), Window(x, y + h // 2, w, h - h // 2))
+        (one, bad), (two, more) = (self._from(level, part, factor) for part in parts)
+        return np.concatenate([one, two], axis=int(w >= h)), bad | more
+
+    def _shrink(self, level: int, step: float) -> int:
+        """How much libjpeg may shrink the tiles of a level for an output pixel of `step` level px."""
+        tiles = self._slide.tiles(level) if self._fast else None
+        if tiles is None or not tiles.is_jpeg:
+            return 1
+        return max(s for s in (1, 2, 4, 8) if s == 1 or (s <= step + WHOLE and not any(n % s for n in tiles.tile_px)))
 
 
-def _in_halves(slide: Slide, grid: Grid, window: Window, factor: int) -> NDArray[np.uint8]:
-    x, y, w, h = window.x_px, window.y_px, window.width_px, window.height_px
-    if w >= h:
-        parts = (Window(x, y, w // 2, h), Window(x + w // 2, y, w - w // 2, h))
-    else:
-        parts = (Window(x, y, w, h // 2), Window(x, y + h // 2, w, h - h // 2))
-    return np.concatenate([read_window(slide, grid, p, factor) for p in parts], axis=int(w >= h))
-
-
-def area_mean(values: NDArray[np.generic], start: float, step: float, count: int) -> NDArray[np.float64]:
-    """Means over [start + i * step, start + (i + 1) * step) along axis 0, i = 0..count-1: float64 [count, ...].
-
-    The running integral of the piecewise-constant signal, linear between samples, taken at the cell edges.
-    """
-    integral = np.zeros((values.shape[0] + 1, *values.shape[1:]), np.float64)
-    np.cumsum(values, axis=0, dtype=np.float64, out=integral[1:])
-    edges = np.clip(start + step * np.arange(count + 1), 0, values.shape[0])
-    i = np.minimum(edges.astype(np.intp), values.shape[0] - 1)
-    t = (edges - i).reshape(-1, *[1] * (values.ndim - 1))
-    at = integral[i] * (1 - t) + integral[i + 1] * t
-    return np.asarray(np.diff(at, axis=0) / step)
-
-
-def _level_for(slide: Slide, scale: float) -> int:
-    """The coarsest level that is not coarser than `scale` (level-0 px per output px)."""
+def _fine_enough(slide: Slide, scale: float) -> list[int]:
+    """The levels not coarser than `scale` level-0 px per px, coarsest first; level 0 where none is."""
     fits = [i for i, d in enumerate(slide.downsamples) if d <= scale * (1 + 1e-6)]
-    return max(fits, key=lambda i: slide.downsamples[i]) if fits else 0
+    return sorted(fits, key=lambda i: -slide.downsamples[i]) or [0]
+
+
+def source_level(slide: Slide, grid: Grid, factor: int = 1) -> int:
+    """The coarsest level of a slide that is not coarser than `factor` times the working mpp."""
+    return _fine_enough(slide, min(grid.scale) * factor)[0]
+
+
+def steps_px(slide: Slide, grid: Grid, factor: int = 1) -> tuple[float, float]:
+    """(x, y) px of that level for one px at `factor` times the working mpp; (1, 1) where they are the same pixels."""
+    down = slide.downsamples[source_level(slide, grid, factor)]
+    return grid.scale[0] * factor / down, grid.scale[1] * factor / down
