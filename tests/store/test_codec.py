@@ -27,6 +27,23 @@ def test_decode_gives_back_nearly_the_same_pixels_in_the_same_order():
     assert np.abs(found.astype(int) - photo()).mean() < 3
 
 
+def test_decode_writes_where_it_is_told_to():
+    stream = jpeg_encode(photo(), 95)
+    out = np.zeros((3, 64, 48, 3), np.uint8)
+    found = jpeg_decode(stream, out[1])
+    assert np.shares_memory(found, out[1])
+    np.testing.assert_array_equal(out[1], jpeg_decode(stream))
+    assert not out[[0, 2]].any()
+    with pytest.raises(ValueError, match="buffer"):
+        jpeg_decode(stream, np.zeros((64, 47, 3), np.uint8))
+
+
+@pytest.mark.parametrize("stream", [b"", b"x", jpeg_encode(photo(), 90)[:99]])
+def test_what_is_no_picture_is_an_error(stream: bytes):
+    with pytest.raises((ValueError, RuntimeError)):
+        jpeg_decode(stream)
+
+
 def test_chroma_is_stored_at_half_size():
     stream = jpeg_encode(photo(), 90)
     frame = stream.index(b"\xff\xc0")

@@ -11,9 +11,11 @@ import pytest
 from wsipipe.config import RunConfig, TileConfig
 from wsipipe.errors import StoreError
 from wsipipe.geometry import Grid
-from wsipipe.store import SlideStore
+from wsipipe.slides import SlideFile
+from wsipipe.store import PatchTable, SlideStore
 from wsipipe.store.info import describe
 from wsipipe.store.slide_store import shard_windows
+from wsipipe.store.tissue_levels import TissueLevels
 from wsipipe.tiling.tile import tile_slides
 
 
@@ -34,14 +36,19 @@ def test_the_slide_its_resolution_and_its_patches_are_named(tiled: Path):
     assert "aperio, 1200 x 900 px at 0.5 x 0.5 um/px (from: " in text
     assert "working    1200 x 900 px at 0.5 x 0.5 um/px, 1 slide px per px, 2 levels" in text
     assert "codec      JPEG, quality 90, chunks of 256 px" in text
-    assert f"patches    128 px every 128 px: {len(store.patches().cell)}, {len(store.patches().windows)} usable" in text
+    assert "copied     levels 0, 1, as the slide has them; " in text
+    assert re.search(r"^tissue     seen at [0-9.]+ um/px", text, re.MULTILINE)
+    assert (
+        f"patches    128 px every 128 px: {len(store.patches().windows)} usable (the store's own)" in text.splitlines()
+    )
+    assert "unreadable" not in text
     assert re.search(r"^labels +tissue: ", text, re.MULTILINE)
     assert "scores" not in text
 
 
 def test_the_size_on_disk_is_that_of_all_files(tiled: Path):
     used = sum(p.stat().st_size for p in tiled.rglob("*") if p.is_file())
-    assert f"({used / 1e6:,.1f} MB, schema 1)" in describe(tiled)
+    assert f"({used / 1e6:,.1f} MB, schema 2)" in describe(tiled)
 
 
 def test_maps_are_named_with_their_classes_and_stride(store: SlideStore):
@@ -59,25 +66,64 @@ def test_another_lattice_has_a_line_of_its_own(store: SlideStore):
     status = np.array([0, 0, 1], np.uint8)
     cells = np.array([[0, 0], [0, 1], [1, 0]], np.int32)
     store.write_patches(type(table)(grid, cells, np.ones(3, np.float32), status))
-    text = describe(store.path)
-    assert "patches    64 px every 32 px: 3, 2 usable" in text
-    assert "patches    128 px every 128 px: " in text
+    (store.path / "patches" / ".64_32.old").mkdir()
+    lines = describe(store.path).splitlines()
+    assert "patches    64 px every 32 px: 2 usable, 1 corrupt (the store's own)" in lines
+    assert f"patches    128 px every 128 px: {len(table.windows)} usable" in lines
 
 
 def test_a_lossless_resampled_store_says_so(tmp_path: Path, svs_path: Path):
     run = RunConfig(stores=str(tmp_path / "stores"), runs=str(tmp_path / "runs"), workers=1)
     config = TileConfig(mpp=1.0, patch_px=64, codec="zstd")
-    _, paths = tile_slides({"blob": svs_path}, config, run)
+    _, paths = tile_slides({"blob": SlideFile(svs_path)}, config, run)
     text = describe(paths[0])
     assert "working    600 x 450 px at 1 x 1 um/px, 2 slide px per px, 1 levels" in text
-    assert "codec      zstd (lossless)" in text
+    assert "codec      zstd (lossless), chunks of 256 px" in text
+    assert "copied     nothing: the pixels are decoded and encoded anew" in text
+
+
+def noted(path: Path, chunk_px: int = 240, **more: object) -> SlideStore:
+    """An empty store with these attributes."""
+    slide = {"path": "/x.svs", "vendor": "v", "size_px0": [64, 64], "mpp0": [0.5, 0.5], "mpp_source": "slide"}
+    meta = {"slide_id": "x", "pixel_digest": "p", "slide": slide, **more}
+    return SlideStore.create(path, Grid((64, 64), (0.5, 0.5), (1, 1), 64, 64), 90, meta, [chunk_px])
 
 
 def test_a_note_of_tiling_is_shown(tmp_path: Path):
-    slide = {"path": "/x.svs", "vendor": "v", "size_px0": [64, 64], "mpp0": [0.5, 0.5], "mpp_source": "slide"}
-    meta = {"slide_id": "x", "pixel_digest": "p", "slide": slide, "note": "no contrast"}
-    store = SlideStore.create(tmp_path / "x.zarr", Grid((64, 64), (0.5, 0.5), (1, 1), 64, 64), 90, meta)
+    store = noted(tmp_path / "x.zarr", note="no contrast")
     assert "note       no contrast" in describe(store.path).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [(1.0, "100%"), (0.9999, "99.9%"), (0.5, "50%"), (0.123, "12.3%"), (0.00001, "0.1%"), (0.0, "0%")],
+)
+def test_the_share_that_was_copied_is_all_or_nothing_only_where_it_is(tmp_path: Path, share: float, said: str):
+    store = noted(tmp_path / "x.zarr", copied=share, copied_levels=[0])
+    lines = describe(store.path).splitlines()
+    assert "codec      JPEG, quality 90, chunks of 240 px" in lines
+    assert f"copied     level 0, as the slide has them; {said} of the chunks of level 0" in lines
+
+
+def test_what_of_the_slide_was_lost_or_left_out_is_said(tmp_path: Path):
+    bad = [[0, 1, 2, "broken"]]
+    store = noted(tmp_path / "x.zarr", bad=bad, tissue_mpp=8.0)
+    assert "tissue     seen at 8 um/px" in describe(store.path).splitlines()
+    store.write_tissue(TissueLevels(np.ones((4, 4), np.uint8), 16), {"shares": {"pen": 0.012, "blur": 0.0}})
+    lines = describe(store.path).splitlines()
+    assert "unreadable 1 tile of the slide" in lines
+    assert "tissue     seen at 8 um/px; left out: pen 1.2%" in lines
+    store.note(bad=bad * 2)
+    assert "unreadable 2 tiles of the slide" in describe(store.path).splitlines()
+
+
+def test_a_lattice_without_patches_says_none(tmp_path: Path):
+    store = noted(tmp_path / "x.zarr")
+    none = PatchTable(store.grid, np.zeros((0, 2), np.int32), np.zeros(0, np.float32), np.zeros(0, np.uint8))
+    store.write_patches(none)
+    assert "patches    64 px every 64 px: none (the store's own)" in describe(store.path).splitlines()
+    store.write_patches(PatchTable(store.grid, np.zeros((1, 2), np.int32), np.ones(1, np.float32), np.full(1, 2, "u1")))
+    assert "patches    64 px every 64 px: 1 not stored (the store's own)" in describe(store.path).splitlines()
 
 
 def test_what_is_no_store_is_said_to_be_none(tmp_path: Path):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import google_crc32c
 import imagecodecs
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 
 from wsipipe.errors import StoreError
 from wsipipe.geometry import Window
-from wsipipe.runtime import map_threads
+from wsipipe.store.codec import jpeg_encode
 from wsipipe.store.layout import create_array
 from wsipipe.store.shards import ArraySpec, ShardedArray, shard_file
 from wsipipe.store.slide_store import shard_windows
@@ -31,8 +34,11 @@ def smooth(shape: tuple[int, ...], seed: int = 0) -> NDArray[np.uint8]:
 
 
 def made(path: Path, shape: tuple[int, ...], quality: int = 0, fill: int = 255, dtype: str = "uint8") -> ShardedArray:
-    axes = "cyx" if len(shape) == 3 else "yx"
-    return create_array(path, ArraySpec(shape, dtype, fill, chunk_px=16, shard_px=64, quality=quality), axes)
+    return array_of(path, ArraySpec(shape, dtype, fill, chunk_px=16, shard_px=64, quality=quality))
+
+
+def array_of(path: Path, spec: ArraySpec) -> ShardedArray:
+    return create_array(path, spec, "cyx" if len(spec.shape) == 3 else "yx")
 
 
 def write_all(array: ShardedArray, pixels: NDArray[np.generic]) -> None:
@@ -45,63 +51,73 @@ def whole(array: ShardedArray) -> Window:
 
 
 @st.composite
-def shapes(draw: st.DrawFn) -> tuple[int, ...]:
-    plane = (draw(st.integers(1, 150)), draw(st.integers(1, 150)))
-    return (draw(st.sampled_from([1, 3, 4])), *plane) if draw(st.booleans()) else plane
+def specs(draw: st.DrawFn, quality: st.SearchStrategy[int]) -> ArraySpec:
+    """Arrays of all kinds, chunks and shards of all sizes; the side is a few chunks, whole or not."""
+    q = draw(quality)
+    n = draw(st.sampled_from([8, 16, 24, 40]))
+    plane = (draw(st.integers(1, 5 * n)), draw(st.integers(1, 5 * n)))
+    lead = (3,) if q else draw(st.sampled_from([(), (1,), (3,), (4,)]))
+    return ArraySpec((*lead, *plane), "uint8", 255, n, n * draw(st.sampled_from([1, 2, 3, 8])), q)
+
+
+def with_holes(spec: ArraySpec, seed: int, holes: float) -> NDArray[np.uint8]:
+    """Pixels of an array, some of whose chunks hold nothing but the fill value."""
+    pixels, rng, n = smooth(spec.shape, seed), np.random.default_rng(seed), spec.chunk_px
+    for y in range(0, spec.shape[-2], n):
+        for x in range(0, spec.shape[-1], n):
+            if rng.random() < holes:
+                pixels[..., y : y + n, x : x + n] = spec.fill
+    return pixels
 
 
 @FEW
-@given(shapes(), st.integers(0, 99), st.floats(0, 1))
-def test_zstd_written_here_is_exact_in_stock_zarr(tmp_path_factory, shape, seed: int, holes: float):
-    array = made(tmp_path_factory.mktemp("a") / "0", shape)
-    pixels = smooth(shape, seed)
-    rng = np.random.default_rng(seed)
-    for y in range(0, shape[-2], 16):
-        for x in range(0, shape[-1], 16):
-            if rng.random() < holes:
-                pixels[..., y : y + 16, x : x + 16] = 255
+@given(specs(st.just(0)), st.integers(0, 99), st.floats(0, 1))
+def test_zstd_written_here_is_exact_in_stock_zarr(tmp_path_factory, spec: ArraySpec, seed: int, holes: float):
+    array = array_of(tmp_path_factory.mktemp("a") / "0", spec)
+    pixels = with_holes(spec, seed, holes)
     write_all(array, pixels)
     np.testing.assert_array_equal(zarr.open_array(str(array.path), mode="r")[...], pixels)
     np.testing.assert_array_equal(ShardedArray(array.path).read(whole(array)), pixels)
 
 
 @FEW
-@given(shapes(), st.integers(0, 99))
-def test_zstd_written_by_stock_zarr_is_exact_here(tmp_path_factory, shape, seed: int):
-    array = made(tmp_path_factory.mktemp("a") / "0", shape)
-    pixels = smooth(shape, seed)
-    pixels[..., :16, :16] = 255
+@given(specs(st.just(0)), st.integers(0, 99), st.floats(0, 1))
+def test_zstd_written_by_stock_zarr_is_exact_here(tmp_path_factory, spec: ArraySpec, seed: int, holes: float):
+    array = array_of(tmp_path_factory.mktemp("a") / "0", spec)
+    pixels = with_holes(spec, seed, holes)
     zarr.open_array(str(array.path), mode="r+")[...] = pixels
     np.testing.assert_array_equal(ShardedArray(array.path).read(whole(array)), pixels)
 
 
-def through_jpeg(pixels: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
-    """Every 16 px chunk, filled up with 255, encoded and decoded by the library itself: uint8 [3, h, w]."""
+def through_jpeg(pixels: NDArray[np.uint8], n: int, quality: int) -> NDArray[np.uint8]:
+    """Every chunk of n px, filled up with 255, encoded and decoded by the library itself: uint8 [3, h, w]."""
     h, w = pixels.shape[1:]
-    out = np.pad(pixels, ((0, 0), (0, -h % 16), (0, -w % 16)), constant_values=255)
-    for y in range(0, h, 16):
-        for x in range(0, w, 16):
-            block = np.ascontiguousarray(np.moveaxis(out[:, y : y + 16, x : x + 16], 0, -1))
-            decoded = imagecodecs.jpeg8_decode(imagecodecs.jpeg8_encode(block, level=quality))
-            out[:, y : y + 16, x : x + 16] = np.moveaxis(decoded, -1, 0)
+    out = np.pad(pixels, ((0, 0), (0, -h % n), (0, -w % n)), constant_values=255)
+    for y in range(0, h, n):
+        for x in range(0, w, n):
+            block = np.ascontiguousarray(np.moveaxis(out[:, y : y + n, x : x + n], 0, -1))
+            if (block != 255).any():
+                decoded = imagecodecs.jpeg8_decode(imagecodecs.jpeg8_encode(block, level=quality))
+                out[:, y : y + n, x : x + n] = np.moveaxis(decoded, -1, 0)
     return out[:, :h, :w]
 
 
 @FEW
-@given(st.tuples(st.integers(1, 150), st.integers(1, 150)), st.integers(0, 99), st.sampled_from([75, 90]))
-@example((1, 1), 1, 75)  # chroma of a single pixel drowns in its white surroundings
-def test_jpeg_is_the_same_from_both_sides(tmp_path_factory, plane, seed: int, quality: int):
-    shape = (3, *plane)
-    ours = made(tmp_path_factory.mktemp("a") / "0", shape, quality)
-    theirs = made(tmp_path_factory.mktemp("b") / "0", shape, quality)
-    pixels = smooth(shape, seed)
+@given(specs(st.sampled_from([75, 90])), st.integers(0, 99), st.floats(0, 1))
+@example(ArraySpec((3, 1, 1), "uint8", 255, 16, 64, 75), 1, 0)  # its chroma drowns in white surroundings
+@example(ArraySpec((3, 300, 500), "uint8", 255, 240, 480, 90), 1, 0)  # tiles of many scanners
+def test_jpeg_is_the_same_from_both_sides(tmp_path_factory, spec: ArraySpec, seed: int, holes: float):
+    ours = array_of(tmp_path_factory.mktemp("a") / "0", spec)
+    theirs = array_of(tmp_path_factory.mktemp("b") / "0", spec)
+    pixels = with_holes(spec, seed, holes)
     write_all(ours, pixels)
     zarr.open_array(str(theirs.path), mode="r+")[...] = pixels
     by_zarr = zarr.open_array(str(ours.path), mode="r")[...]
-    np.testing.assert_array_equal(by_zarr, through_jpeg(pixels, quality))
+    np.testing.assert_array_equal(by_zarr, through_jpeg(pixels, spec.chunk_px, spec.quality))
     np.testing.assert_array_equal(ShardedArray(ours.path).read(whole(ours)), by_zarr)
     np.testing.assert_array_equal(ShardedArray(theirs.path).read(whole(theirs)), zarr.open_array(str(theirs.path))[...])
-    inside = np.s_[:, : plane[0] // 16 * 16, : plane[1] // 16 * 16]  # zarr and we pad border chunks alike, but need not
+    n, (h, w) = spec.chunk_px, spec.shape[-2:]
+    inside = np.s_[:, : h // n * n, : w // n * n]  # zarr and we pad border chunks alike, but need not
     np.testing.assert_array_equal(ShardedArray(theirs.path).read(whole(theirs))[inside], by_zarr[inside])
 
 
@@ -114,30 +130,12 @@ def test_other_types_pass_through_zstd(tmp_path: Path, dtype: str):
     np.testing.assert_array_equal(zarr.open_array(str(array.path), mode="r")[...], pixels)
 
 
-@FEW
-@given(
-    st.tuples(st.integers(-30, 160), st.integers(-30, 160)),
-    st.tuples(st.integers(1, 120), st.integers(1, 120)),
-)
-@example((133, 10), (9, 9))  # beyond the border, in the last chunk
-@example((10, 105), (9, 9))
-@example((-30, -30), (14, 14))
-def test_any_window_is_the_crop_of_the_whole_with_fill_around(tmp_path_factory, at, size):
-    array = made(tmp_path_factory.mktemp("a") / "0", (3, 100, 130))
-    pixels = smooth((3, 100, 130))
-    write_all(array, pixels)
-    padded = np.full((3, 600, 600), 255, np.uint8)
-    padded[:, 200:300, 200:330] = pixels
-    (x, y), (w, h) = at, size
-    found = array.read(Window(x, y, w, h))
-    np.testing.assert_array_equal(found, padded[:, 200 + y : 200 + y + h, 200 + x : 200 + x + w])
-
-
 def test_what_is_not_stored_reads_as_fill_value(tmp_path: Path):
     array = made(tmp_path / "0", (130, 130), fill=7)
     assert (array.read(whole(array)) == 7).all()
     assert array.chunk((0, 0)) is None
-    array.write_blocks((0, 0), {(1, 2): np.full((16, 16), 9, np.uint8), (0, 0): np.full((16, 16), 7, np.uint8)})
+    blocks = [((0, 0), np.full((16, 16), 7, np.uint8)), ((1, 2), np.full((16, 16), 9, np.uint8))]
+    assert array.write_blocks((0, 0), blocks) == 1
     found = array.read(whole(array))
     assert (found[16:32, 32:48] == 9).all()
     found[16:32, 32:48] = 7
@@ -148,10 +146,10 @@ def test_what_is_not_stored_reads_as_fill_value(tmp_path: Path):
 
 def test_a_shard_of_nothing_is_no_file_even_where_one_was(tmp_path: Path):
     array = made(tmp_path / "0", (64, 64))
-    array.write_shard((0, 0), [])
+    assert array.write_shard((0, 0), []) == 0
     assert not shard_file(array.path, array.spec, (0, 0)).exists()
-    array.write_region((0, 0), smooth((64, 64)))
-    array.write_shard((0, 0), [])
+    assert array.write_region((0, 0), smooth((64, 64))) == 16
+    assert array.write_shard((0, 0), []) == 0
     assert (array.read(whole(array)) == 255).all()
     assert (ShardedArray(array.path).read(whole(array)) == 255).all()
     assert [p for p in tmp_path.rglob("*") if "partial" in p.name] == []
@@ -164,15 +162,6 @@ def test_a_rewritten_shard_is_seen_by_the_array_that_wrote_it(tmp_path: Path):
         np.testing.assert_array_equal(array.read(whole(array)), smooth((64, 64), seed))
 
 
-def test_jpeg_chunks_lie_in_memory_channels_last(tmp_path: Path):
-    array = made(tmp_path / "0", (3, 64, 64), quality=90)
-    write_all(array, smooth((3, 64, 64)))
-    chunk = array.chunk((0, 0))
-    assert chunk is not None
-    assert chunk.shape == (3, 16, 16)
-    assert np.moveaxis(chunk, 0, -1).flags.c_contiguous
-
-
 @pytest.mark.parametrize("quality", [0, 90])
 def test_a_flipped_byte_in_a_chunk_is_found(tmp_path: Path, quality: int):
     array = made(tmp_path / "0", (3, 64, 64), quality)
@@ -182,7 +171,7 @@ def test_a_flipped_byte_in_a_chunk_is_found(tmp_path: Path, quality: int):
     data[20] ^= 1
     file.write_bytes(data)
     damaged = ShardedArray(array.path)
-    with pytest.raises(StoreError, match=r"chunk \(0, 0\): the checksum does not match, the file is damaged"):
+    with pytest.raises(StoreError, match=r"c/0/0/0 chunk 0: the checksum does not match, the file is damaged; tile or"):
         damaged.read(whole(array))
     damaged.read(Window(16, 16, 16, 16))  # its neighbours are whole
 
@@ -208,30 +197,118 @@ def test_a_cut_off_shard_is_found(tmp_path: Path, left: int):
         ShardedArray(array.path).read(whole(array))
 
 
-@pytest.mark.parametrize("quality", [0, 90])
-def test_several_threads_read_the_same_as_one(tmp_path: Path, quality: int):
-    array = made(tmp_path / "0", (3, 150, 150), quality)
-    write_all(array, smooth((3, 150, 150)))
-    windows = [Window(x, y, 40, 30) for x in range(0, 140, 12) for y in range(0, 140, 12)]
-    alone = [ShardedArray(array.path).read(w) for w in windows]
-    shared = ShardedArray(array.path)
-    found: dict[int, NDArray[np.generic]] = {}
-    map_threads(lambda i: shared.read(windows[i]), range(len(windows)), 4, found.__setitem__)
-    for i, pixels in enumerate(alone):
-        np.testing.assert_array_equal(found[i], pixels)
+def replaced(array: ShardedArray, index: dict[int, tuple[int, int]]) -> ShardedArray:
+    """The array, with other (offset, nbytes) of some chunks of its first shard under a checksum that is right."""
+    file = shard_file(array.path, array.spec, (0, 0))
+    data = file.read_bytes()
+    table = np.frombuffer(data[-260:-4], "<u8").copy()
+    for i, (offset, size) in index.items():
+        table[2 * i : 2 * i + 2] = offset, size
+    crc = int(google_crc32c.value(table.tobytes())).to_bytes(4, "little")
+    file.write_bytes(data[:-260] + table.tobytes() + crc)
+    return ShardedArray(array.path)
 
 
-def test_a_writer_that_fails_leaves_the_old_shard(tmp_path: Path):
+@pytest.mark.parametrize("place", [(10**9, 20), (0, 2**40), (2**63, 2**63), (0, 3), (0, 0), (5, 2**64 - 1)])
+def test_an_index_that_points_nowhere_is_found(tmp_path: Path, place: tuple[int, int]):
+    array = made(tmp_path / "0", (64, 64))
+    write_all(array, smooth((64, 64)))
+    damaged = replaced(array, {3: place})
+    with pytest.raises(StoreError, match="chunk 3: the checksum does not match"):
+        damaged.read(Window(48, 0, 16, 16))
+    np.testing.assert_array_equal(damaged.read(Window(0, 0, 48, 64)), smooth((64, 64))[:, :48])
+
+
+@pytest.mark.parametrize(
+    ("quality", "body"),
+    [
+        (90, b"no picture"),
+        (90, jpeg_encode(np.zeros((16, 8, 3), np.uint8), 90)),
+        (0, b"no zstd"),
+        (0, imagecodecs.zstd_encode(b"short")),
+    ],
+)
+def test_a_chunk_that_is_intact_but_no_picture_says_so(tmp_path: Path, quality: int, body: bytes):
+    array = made(tmp_path / "0", (3, 64, 64), quality)
+    array.write_shard((0, 0), [((1, 2), (body,))])
+    for window in (Window(32, 16, 16, 16), Window(30, 10, 9, 9)):
+        with pytest.raises(StoreError, match=r"c/0/0/0 chunk \(1, 2\): intact, but it does not decode \("):
+            array.read(window)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_writer_that_fails_leaves_the_old_shard(tmp_path: Path, error: type[BaseException]):
     array = made(tmp_path / "0", (64, 64))
     write_all(array, smooth((64, 64)))
 
-    def half():
-        yield (0, 0), b"half"
-        raise RuntimeError("power cut")
+    def half() -> Iterator[tuple[tuple[int, int], tuple[bytes]]]:
+        for i in range(16):
+            yield (i // 4, i % 4), (b"half" * 9999,)
+        raise error("power cut")
 
-    with pytest.raises(RuntimeError, match="power cut"):
+    with pytest.raises(error, match="power cut"):
         array.write_shard((0, 0), half())
+    for each in (array, ShardedArray(array.path)):
+        np.testing.assert_array_equal(each.read(whole(array)), smooth((64, 64)))
+    write_all(array, smooth((64, 64), 1))
+    np.testing.assert_array_equal(array.read(whole(array)), smooth((64, 64), 1))
+    assert [p for p in tmp_path.rglob("*") if "partial" in p.name] == []
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 700, 3000])
+def test_a_chunk_may_come_in_any_number_of_pieces(tmp_path: Path, pieces: int):
+    array = made(tmp_path / "0", (64, 64))
+    bodies = [array.spec.encode(smooth((16, 16), i)) for i in range(4)]
+    cells = [(0, 0), (3, 3), (0, 3), (1, 1)]
+    parts = [[*(b[i : i + 1] for i in range(pieces - 1)), b[pieces - 1 :]] for b in bodies]
+    assert array.write_shard((0, 0), zip(cells, parts, strict=True)) == 4
+    stock = zarr.open_array(str(array.path), mode="r")[...]
+    for i, (row, col) in enumerate(cells):
+        np.testing.assert_array_equal(stock[row * 16 : row * 16 + 16, col * 16 : col * 16 + 16], smooth((16, 16), i))
+    np.testing.assert_array_equal(array.read(whole(array)), stock)
+
+
+def test_shards_of_thousands_of_chunks(tmp_path: Path):
+    spec = ArraySpec((160, 160), "uint8", 255, chunk_px=4, shard_px=160)
+    array = array_of(tmp_path / "0", spec)
+    assert array.write_region((0, 0), smooth((160, 160))) == 1600
+    np.testing.assert_array_equal(zarr.open_array(str(array.path), mode="r")[...], smooth((160, 160)))
+
+
+@pytest.mark.parametrize("most", [1, 7, 1000])
+def test_a_disk_that_takes_less_than_it_was_given_gets_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+):
+    array, short = made(tmp_path / "a", (3, 64, 64), 90), made(tmp_path / "b", (3, 64, 64), 90)
+    write_all(array, smooth((3, 64, 64)))
+    monkeypatch.setattr(os, "writev", lambda fd, pieces: os.write(fd, b"".join(pieces)[:most]))
+    write_all(short, smooth((3, 64, 64)))
+    files = [shard_file(a.path, a.spec, (0, 0)).read_bytes() for a in (array, short)]
+    assert files[0] == files[1]
+
+
+def test_a_full_disk_leaves_the_old_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    array = made(tmp_path / "0", (64, 64))
+    write_all(array, smooth((64, 64)))
+
+    def full(fd: int, pieces: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "writev", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_all(array, smooth((64, 64), 1))
     np.testing.assert_array_equal(ShardedArray(array.path).read(whole(array)), smooth((64, 64)))
+
+
+def test_present_says_which_chunks_are_stored(tmp_path: Path):
+    array = made(tmp_path / "0", (3, 130, 70), 90)
+    cells = {(0, 0), (3, 4), (4, 1), (8, 4)}
+    for shard, _ in shard_windows(array.spec):
+        inside = sorted(cells & set(array.spec.chunks_of_shard(shard)))
+        array.write_shard(shard, [(c, (b"x",)) for c in inside])
+    found = ShardedArray(array.path).present()
+    assert (found.shape, found.dtype) == ((9, 5), bool)
+    assert set(zip(*map(list, np.nonzero(found)), strict=True)) == cells
 
 
 def test_spec_counts_shards_and_chunks_inside_the_array():

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from numpy.typing import NDArray
 
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.geometry import Grid, Window
-from wsipipe.store import SlideStore, find_stores
+from wsipipe.store import PatchTable, SlideStore, find_stores
 from wsipipe.store.slide_store import check_name, shard_windows, swap
+from wsipipe.store.tissue_levels import TissueLevels
 
 VALUES = {0: "none", 1: "tumour", 255: "ignore"}
 Shard = tuple[tuple[int, int], NDArray[np.uint8]]
@@ -123,8 +125,6 @@ def test_patches_are_a_table_that_stock_zarr_reads(tiled: Path):
 
 
 def test_patches_of_another_lattice_are_added_and_a_missing_one_is_named(store: SlideStore):
-    from wsipipe.store import PatchTable
-
     with pytest.raises(StoreError, match="no patches of 64 px every 32 px; tile with these"):
         store.patches(64, 32)
     grid = store.grid.with_patches(64, 32)
@@ -155,8 +155,87 @@ def test_another_schema_says_so(store: SlideStore):
     meta = json.loads((store.path / "zarr.json").read_text())
     meta["attributes"]["wsipipe"]["schema"] = 99
     (store.path / "zarr.json").write_text(json.dumps(meta))
-    with pytest.raises(StoreError, match="written with store schema 99, this version reads 1; tile again"):
+    with pytest.raises(StoreError, match="written with store schema 99, this version reads 2; tile again"):
         SlideStore(store.path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("slide_id", None), ("pixel_digest", None), ("grid", None), ("grid", 5), ("grid", {"mpp": [1]})]
+)
+def test_a_root_that_says_too_little_is_damaged(store: SlideStore, key: str, value: object):
+    meta = json.loads((store.path / "zarr.json").read_text())
+    del meta["attributes"]["wsipipe"][key]
+    if value:
+        meta["attributes"]["wsipipe"][key] = value
+    (store.path / "zarr.json").write_text(json.dumps(meta))
+    with pytest.raises(StoreError, match=r"zarr\.json: damaged \(.*\); tile this slide again"):
+        SlideStore(store.path)
+
+
+@pytest.mark.parametrize("text", ["[]", "5", '{"attributes": 5}', '{"attributes": {"wsipipe": 5}}', "\ufffe"])
+def test_metadata_of_any_other_shape_are_no_store(tmp_path: Path, text: str):
+    (tmp_path / "zarr.json").write_text(text)
+    with pytest.raises(StoreError, match=r"not readable as Zarr v3 metadata|not a store of wsipipe"):
+        SlideStore(tmp_path)
+
+
+def test_chunks_may_have_another_side_at_each_level(tmp_path: Path):
+    grid = Grid((1300, 700), (0.5, 0.5), (1.0, 1.0), 64, 64)
+    store = SlideStore.create(tmp_path / "a.zarr", grid, 90, {"slide_id": "a", "pixel_digest": "p"}, (240, 512))
+    assert [(a.chunk_px, a.shard_px) for a in (store.pixels(k).spec for k in range(2))] == [(240, 4080), (512, 4096)]
+    assert zarr.open_group(str(store.path), mode="r")["0"].shape == (3, 700, 1300)
+
+
+def test_what_is_noted_joins_the_attributes_and_stays_valid(store: SlideStore):
+    before = SlideStore(store.path).meta
+    store.note(stored={"0": {"0.0": 7}}, more=[1])
+    assert SlideStore(store.path).meta == store.meta == {**before, "stored": {"0": {"0.0": 7}}, "more": [1]}
+    assert "multiscales" in zarr.open_group(str(store.path), mode="r").attrs["ome"]
+
+
+def test_tiling_records_the_chunks_that_it_stored(tiled: Path):
+    store = SlideStore(tiled)
+    assert set(store.meta["stored"]) == {str(k) for k in range(store.grid.levels)}
+    for level in range(store.grid.levels):
+        assert sum(store.meta["stored"][str(level)].values()) == store.pixels(level).present().sum() > 0
+        kept = store.attributes("labels", "tissue")["stored"][str(level)]
+        assert sum(kept.values()) == store.labels("tissue", level).present().sum()
+
+
+def test_a_batch_of_windows_is_a_channels_last_tensor(tiled: Path):
+    store = SlideStore(tiled)
+    windows = [Window(-20, 5, 128, 128), *store.patches().windows[:3], Window(1100, 800, 128, 128)]
+    batch = store.read_batch(windows)
+    assert torch.from_numpy(batch).is_contiguous(memory_format=torch.channels_last)
+    assert (batch.shape, batch.dtype) == ((5, 3, 128, 128), np.uint8)
+    for pixels, window in zip(batch, windows, strict=True):
+        np.testing.assert_array_equal(np.moveaxis(pixels, 0, -1), store.read(window))
+    assert (batch[0, :, :, :20] == 255).all()
+
+
+def test_patches_replace_those_of_their_lattice_and_become_the_stores_own(store: SlideStore):
+    own = store.patches()
+    grid = store.grid.with_patches(64, 64)
+    for n in (3, 2):
+        cells = np.zeros((n, 2), np.int32)
+        store.write_patches(PatchTable(grid, cells, np.ones(n, np.float32), np.zeros(n, np.uint8)), made_of=str(n))
+        assert len(store.patches().cell) == n
+        assert store.patches_digest(64, 64) == str(n)
+    assert (SlideStore(store.path).grid, store.digest) == (grid, SlideStore(store.path).digest)
+    np.testing.assert_array_equal(store.patches(128, 128).cell, own.cell)
+    assert store.patches_digest(32, 32) is None
+    assert not [f for f in files(store.path.parent) if ".old" in f or ".partial" in f]
+
+
+@pytest.mark.parametrize("file", ["cell/c/0/0", "status/c/0", "status/zarr.json", "tissue/c/0"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "empty"])
+def test_a_damaged_patch_table_is_never_returned(store: SlideStore, file: str, damage: str):
+    path = store.path / "patches/128_128" / file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.unlink() if damage == "gone" else path.write_bytes({"flip": data, "cut": data[:9]}.get(damage, b""))
+    with pytest.raises(StoreError, match=r"cannot be read \(.*\), it is damaged; tile again"):
+        store.patches()
 
 
 def test_written_labels_are_read_back_at_every_level(tmp_path: Path):
@@ -164,7 +243,9 @@ def test_written_labels_are_read_back_at_every_level(tmp_path: Path):
     mask = striped(store)
     store.write_labels("camel", VALUES, {"digest": "x"}, in_shards(store, mask))
     assert store.names("labels") == ["camel"]
-    assert store.attributes("labels", "camel") == {"kind": "labels", "digest": "x"}
+    stored = {str(k): {"0.0": int(store.labels("camel", k).present().sum())} for k in (0, 1)}
+    assert store.attributes("labels", "camel") == {"kind": "labels", "digest": "x", "stored": stored}
+    assert stored == {"0": {"0.0": 30}, "1": {"0.0": 4}}
     np.testing.assert_array_equal(store.labels("camel").read(whole(store)), mask)
     assert store.grid.levels == 2
     rows, cols = (
@@ -175,11 +256,13 @@ def test_written_labels_are_read_back_at_every_level(tmp_path: Path):
         store.labels("camel", 2)
 
 
-def test_shards_that_were_not_given_are_ignore_or_glass_for_tissue(store: SlideStore):
+def test_shards_that_were_not_given_are_ignore_and_those_of_no_tissue_glass(store: SlideStore):
     store.write_labels("camel", VALUES, {}, [])
-    store.write_labels("tissue", VALUES, {}, [])
+    store.write_tissue(TissueLevels(np.zeros((90, 120), np.uint8), 10), {})
     assert (store.labels("camel").read(whole(store)) == 255).all()
     assert (store.labels("tissue").read(whole(store)) == 0).all()
+    assert store.attributes("labels", "camel")["stored"] == {"0": {}, "1": {"0.0": 0}}
+    assert store.attributes("labels", "tissue")["stored"] == {"0": {"0.0": 0}, "1": {"0.0": 0}}
 
 
 def test_rewritten_labels_replace_the_old_ones(store: SlideStore):
@@ -230,6 +313,7 @@ def test_scores_are_written_at_their_own_stride(store: SlideStore):
     np.testing.assert_array_equal(store.scores("camel").read(Window(0, 0, width, height)), values)
     found = store.attributes("scores", "camel")
     assert (found["stride_px"], found["classes"], found["digest"]) == (16, ["x", "y"], "d")
+    assert found["stored"] == {"0": {"0.0": 1}}
     np.testing.assert_array_equal(zarr.open_group(str(store.path / "scores/camel"), mode="r")["0"][...], values)
     ome = json.loads((store.path / "scores/camel/zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
     assert ome["datasets"][0]["coordinateTransformations"][0]["scale"] == [1, 8, 8]
@@ -254,35 +338,6 @@ def test_current_tells_same_inputs_from_others(store: SlideStore):
         StoreError, match=r"labels/camel was made from other inputs; choose another --name, .* --overwrite"
     ):
         store.current("labels", "camel", "y", overwrite=False)
-
-
-@pytest.mark.parametrize("cell", [8, 10, 15])
-@pytest.mark.parametrize("size", [(300, 200), (301, 217)])
-def test_tissue_grid_agrees_with_counting_pixels(tmp_path: Path, cell: int, size: tuple[int, int]):
-    store = empty_store(tmp_path / "a.zarr", size)
-    mask = (np.random.default_rng(0).random((size[1], size[0])) < 0.4).astype(np.uint8)
-    mask[:50, :70] = 255
-    store.write_labels("tissue", VALUES, {}, in_shards(store, mask))
-    found = store.tissue_grid(cell)
-    rows, cols = -(-size[1] // cell), -(-size[0] // cell)
-    padded = np.zeros((rows * cell, cols * cell))
-    padded[: size[1], : size[0]] = mask == 1
-    np.testing.assert_allclose(found, padded.reshape(rows, cell, cols, cell).mean((1, 3)), atol=1e-6)
-
-
-@pytest.mark.parametrize("cell", [16, 32, 50, 64])
-def test_tissue_grid_from_a_coarser_level_is_close(tiled: Path, cell: int):
-    store = SlideStore(tiled)
-    mask = store.labels("tissue").read(whole(store)) == 1
-    rows, cols = -(-900 // cell), -(-1200 // cell)
-    padded = np.zeros((rows * cell, cols * cell))
-    padded[:900, :1200] = mask
-    expected = padded.reshape(rows, cell, cols, cell).mean((1, 3))
-    found = store.tissue_grid(cell)
-    assert (found.shape, found.dtype) == (expected.shape, np.float32)
-    assert found.max() <= 1
-    assert np.abs(found - expected).max() < 0.2
-    assert np.abs(found - expected).mean() < 0.03
 
 
 @pytest.mark.parametrize("name", ["camel", "a", "9", "UNet_v2.1-x"])

@@ -22,11 +22,14 @@ def jpeg_encode(rgb: NDArray[np.uint8], quality: int) -> bytes:
     return bytes(imagecodecs.jpeg8_encode(np.ascontiguousarray(rgb), level=quality))
 
 
-def jpeg_decode(stream: bytes) -> NDArray[np.uint8]:
-    """JPEG stream -> uint8 [h, w, 3]."""
-    import imagecodecs
+def jpeg_decode(stream: bytes, out: NDArray[np.generic] | None = None, strict: bool = False) -> NDArray[np.uint8]:
+    """JPEG stream -> uint8 [h, w, 3], in `out` (contiguous) if that is given.
 
-    return np.asarray(imagecodecs.jpeg8_decode(stream), np.uint8)
+    ValueError if it cannot be decoded; if `strict`, also where libjpeg makes the best of a damaged stream.
+    """
+    import simplejpeg
+
+    return np.asarray(simplejpeg.decode_jpeg(stream, "RGB", buffer=out, strict=strict), np.uint8)
 
 
 @dataclass(frozen=True)

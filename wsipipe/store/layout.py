@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 
@@ -16,8 +18,11 @@ from wsipipe.runtime import write_json
 from wsipipe.store.codec import Jpeg
 from wsipipe.store.shards import ArraySpec, ShardedArray
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of everything under `attributes.wsipipe`; a reader of another version says so instead of guessing."""
+
+SEAL = "wsipipe_crc32c"
+"""Attribute of every zarr.json of a store: the checksum of all else that it says."""
 
 COLOURS = ((230, 25, 75), (60, 180, 75), (255, 200, 0), (0, 130, 200), (245, 130, 48), (145, 30, 180), (70, 240, 240))
 """Colours of mask values 1, 2, ..; far apart, and none of them a colour of H&E."""
@@ -46,6 +51,7 @@ def create_array(path: Path, spec: ArraySpec, axes: Sequence[str]) -> ShardedArr
         dimension_names=list(axes),
         **chain,
     )
+    _seal(path)
     return ShardedArray(path)
 
 
@@ -53,17 +59,68 @@ def create_table(path: Path, columns: Mapping[str, Any], attributes: Mapping[str
     """A group of plain one-chunk arrays, one a column."""
     write_group(path, attributes)
     for name, values in columns.items():
-        zarr.create_array(store=str(path / name), data=values, compressors=[ZstdCodec(level=3), Crc32cCodec()])
+        zarr.create_array(
+            store=str(path / name),
+            data=values,
+            compressors=[ZstdCodec(level=3), Crc32cCodec()],
+            config={"write_empty_chunks": True},  # so that a lost chunk does not read as zeros
+        )
+        _seal(path / name)
 
 
 def read_table(path: Path, names: Sequence[str]) -> list[Any]:
-    """The columns of a table written by `create_table`."""
-    return [zarr.open_array(str(path / n), mode="r")[...] for n in names]
+    """The columns of a table written by `create_table`; StoreError if one is damaged or not there."""
+    return [_read_column(path / n) for n in names]
+
+
+def chunk_files(path: Path) -> list[str]:
+    """The files of a column's chunks, relative to it."""
+    column = zarr.open_array(str(path), mode="r")
+    counts = (-(-n // chunk) for n, chunk in zip(column.shape, column.chunks, strict=True))
+    return ["/".join(["c", *map(str, cell)]) for cell in product(*map(range, counts))]
+
+
+def _read_column(path: Path) -> Any:
+    try:
+        column = zarr.open_array(str(path), mode="r")
+        if column.nchunks_initialized < column.nchunks:
+            raise ValueError(f"{column.nchunks - column.nchunks_initialized} of its chunks are missing")
+        return column[...]
+    except (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise StoreError(f"{path}: cannot be read ({error}), it is damaged; tile again") from None
 
 
 def write_group(path: Path, attributes: Mapping[str, Any]) -> None:
     """Write (or replace) the zarr.json of a group, atomically."""
-    write_json(path / "zarr.json", {"zarr_format": 3, "node_type": "group", "attributes": attributes})
+    write_json(path / "zarr.json", sealed({"zarr_format": 3, "node_type": "group", "attributes": attributes}))
+
+
+def sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a zarr.json with its own checksum among the attributes, in the place of the one it had."""
+    bare = {**meta, "attributes": {k: v for k, v in meta.get("attributes", {}).items() if k != SEAL}}
+    plain = json.loads(json.dumps(bare, default=str))
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    plain["attributes"][SEAL] = f"{google_crc32c.value(text.encode()):08x}"
+    return dict(plain)
+
+
+def check_seal(path: Path) -> dict[str, Any]:
+    """The attributes of the group or array at `path`; StoreError unless its zarr.json is as it was written."""
+    try:
+        meta = json.loads((path / "zarr.json").read_bytes())
+        right = sealed(meta)["attributes"][SEAL] == meta["attributes"][SEAL]
+    except OSError as error:
+        raise StoreError(f"it is missing or cannot be read ({error.strerror})") from None
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        raise StoreError("not readable as metadata that wsipipe wrote") from None
+    if not right:
+        raise StoreError("it was changed after it was written: its checksum does not match")
+    return dict(meta["attributes"])
+
+
+def _seal(path: Path) -> None:
+    """Write the checksum into the zarr.json that stock zarr made."""
+    write_json(path / "zarr.json", sealed(json.loads((path / "zarr.json").read_text())))
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
@@ -73,7 +130,9 @@ def read_attributes(path: Path) -> dict[str, Any]:
         return dict(meta.get("attributes", {}))
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"{path}: not a store (no zarr.json); make one with: wsipipe tile") from None
-    except (ValueError, AttributeError, UnicodeDecodeError):
+    except OSError as error:
+        raise StoreError(f"{path}/zarr.json: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, AttributeError):
         raise StoreError(f"{path}/zarr.json: not readable as Zarr v3 metadata; tile this slide again") from None
 
 

@@ -9,8 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import struct
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import google_crc32c
@@ -24,7 +30,12 @@ from wsipipe.store.codec import jpeg_decode, jpeg_encode
 
 CHUNK_PX = 256
 SHARD_PX = 4096
-_ABSENT = np.uint64(2**64 - 1)
+_ABSENT = 2**64 - 1
+_READ_TASKS = 8
+_MOST_PIECES = 768  # below the 1024 that one writev takes
+
+MOST_OPEN = 64
+"""Shard files that one array keeps open."""
 
 Cell = tuple[int, int]
 """(row, col) of a chunk in the array's chunk lattice, or of a shard in its shard lattice."""
@@ -47,13 +58,18 @@ class ArraySpec:
         return (*self.shape[:-2], self.chunk_px, self.chunk_px)
 
     @property
+    def per_shard(self) -> int:
+        """Chunks along one side of a shard."""
+        return self.shard_px // self.chunk_px
+
+    @property
     def shards(self) -> Cell:
         """Shard rows and columns."""
         return -(-self.shape[-2] // self.shard_px), -(-self.shape[-1] // self.shard_px)
 
     def chunks_of_shard(self, shard: Cell) -> list[Cell]:
         """The chunks of a shard that lie at least partly inside the array, row-major."""
-        n = self.shard_px // self.chunk_px
+        n = self.per_shard
         rows, cols = -(-self.shape[-2] // self.chunk_px), -(-self.shape[-1] // self.chunk_px)
         return [
             (r, c)
@@ -62,22 +78,55 @@ class ArraySpec:
         ]
 
     def encode(self, chunk: NDArray[np.generic]) -> bytes:
-        """One chunk as stored: [c, y, x] or [y, x] -> codec, then crc32c."""
+        """One chunk as stored, less its crc32c: [c, y, x] or [y, x] -> codec."""
         if self.quality:
-            body = jpeg_encode(np.moveaxis(chunk, 0, -1).astype(np.uint8, copy=False), self.quality)
-        else:
-            body = bytes(imagecodecs.zstd_encode(np.ascontiguousarray(chunk, self.dtype).tobytes(), level=3))
-        return body + _crc(body)
+            return jpeg_encode(np.moveaxis(chunk, 0, -1).astype(np.uint8, copy=False), self.quality)
+        return bytes(imagecodecs.zstd_encode(np.ascontiguousarray(chunk, self.dtype).tobytes(), level=3))
 
-    def decode(self, stored: bytes, where: str) -> NDArray[np.generic]:
-        """The chunk [c, y, x] or [y, x] of `stored`; StoreError if its checksum disagrees."""
-        body, crc = stored[:-4], stored[-4:]
-        if _crc(body) != crc:
-            raise StoreError(f"{where}: the checksum does not match, the file is damaged; tile or compute it again")
+    def decode(self, body: bytes, out: NDArray[np.generic] | None = None) -> NDArray[np.generic]:
+        """The chunk [c, y, x] or [y, x] of `body`, in `out` if that is given and the codec can write there.
+
+        Three axes are held channels last: the memory is (y, x, c) under a view of (c, y, x).
+        """
         if self.quality:
-            return np.moveaxis(jpeg_decode(body), -1, 0)  # a view: the memory stays (y, x, c), channels last
+            into = np.moveaxis(out, 0, -1) if out is not None else None
+            pixels = jpeg_decode(body, into if into is not None and into.flags.c_contiguous else None)
+            if pixels.shape != (self.chunk_px, self.chunk_px, self.shape[0]):
+                raise ValueError(f"a picture of {pixels.shape}, not of {self.chunk_px} px")
+            return np.moveaxis(pixels, -1, 0)
         flat = np.frombuffer(imagecodecs.zstd_decode(body), self.dtype)
         return flat.reshape(self.chunk_shape)
+
+
+class Shard:
+    """One open shard file. Its index is in memory and its chunks are read by position: threads may share it."""
+
+    def __init__(self, file: Path, chunks: int) -> None:
+        self.file = file
+        self._file = file.open("rb", buffering=0)
+        weakref.finalize(self, self._file.close)
+        self._size = size = os.fstat(self._file.fileno()).st_size
+        tail = os.pread(self._file.fileno(), chunks * 16 + 4, max(0, size - chunks * 16 - 4))
+        if len(tail) != chunks * 16 + 4 or _crc(tail[:-4]) != tail[-4:]:
+            raise StoreError(f"{file}: the index is damaged; tile or compute it again")
+        self._index = struct.unpack(f"<{2 * chunks}Q", tail[:-4])
+
+    def body(self, i: int) -> bytes | None:
+        """Chunk `i` (row-major in the shard) less its crc32c; None where it is absent, StoreError if it is damaged."""
+        offset, size = self._index[2 * i], self._index[2 * i + 1]
+        if offset == _ABSENT:
+            return None
+        stored = os.pread(self._file.fileno(), size, offset) if offset + size <= self._size else b""
+        body = stored[:-4]
+        if len(stored) != size or size < 4 or _crc(body) != stored[-4:]:
+            raise StoreError(
+                f"{self.file} chunk {i}: the checksum does not match, the file is damaged; tile or compute it again"
+            )
+        return body
+
+    def present(self) -> list[int]:
+        """The chunks that are stored."""
+        return [i for i, offset in enumerate(self._index[::2]) if offset != _ABSENT]
 
 
 class ShardedArray:
@@ -86,111 +135,182 @@ class ShardedArray:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.spec = _spec_of(path)
-        self._index: dict[Cell, NDArray[np.uint64] | None] = {}
+        self._open: OrderedDict[Cell, Shard | None] = OrderedDict()
+        self._lock = threading.Lock()
 
     def read(self, window: Window) -> NDArray[np.generic]:
         """The pixels of `window` (px of this array): [c, h, w] or [h, w]; fill value where nothing is stored."""
-        spec, n = self.spec, self.spec.chunk_px
-        out = np.full((*spec.shape[:-2], window.height_px, window.width_px), spec.fill, spec.dtype)
-        height, width = spec.shape[-2:]
-        y2, x2 = min(window.y_px + window.height_px, height), min(window.x_px + window.width_px, width)
-        if window.y_px >= height or window.x_px >= width:
-            return out
-        for r in range(max(window.y_px, 0) // n, -(-y2 // n)):
-            for c in range(max(window.x_px, 0) // n, -(-x2 // n)):
-                chunk = self.chunk((r, c))
-                if chunk is None:
-                    continue
-                ya, yb = max(window.y_px, r * n), min(y2, (r + 1) * n)
-                xa, xb = max(window.x_px, c * n), min(x2, (c + 1) * n)
-                out[..., ya - window.y_px : yb - window.y_px, xa - window.x_px : xb - window.x_px] = chunk[
-                    ..., ya - r * n : yb - r * n, xa - c * n : xb - c * n
-                ]
+        return np.asarray(self.read_batch([window])[0])
+
+    def read_batch(self, windows: Sequence[Window], pool: Executor | None = None) -> NDArray[np.generic]:
+        """Windows of one size: [n, c, h, w], channels last in memory, or [n, h, w]; fill value where nothing is stored.
+
+        Each chunk is decoded once, however many windows it serves, straight into the result where a window is a chunk;
+        `pool` decodes several chunks at a time.
+        """
+        height, width = windows[0].height_px, windows[0].width_px
+        lead = self.spec.shape[:-2]
+        out: NDArray[np.generic] = np.empty((len(windows), height, width, *lead), self.spec.dtype)
+        if lead:
+            out = np.moveaxis(out, -1, 1)
+        touched: dict[Cell, list[int]] = {}
+        for i, window in enumerate(windows):
+            if (window.height_px, window.width_px) != (height, width):
+                raise ValueError(f"windows of one size expected, found {window} after {windows[0]}")
+            cells, inside = self._cells(window)
+            if not inside:
+                out[i] = self.spec.fill
+            for cell in cells:
+                touched.setdefault(cell, []).append(i)
+
+        def place(some: Sequence[Cell]) -> None:
+            for cell in some:
+                self._place(cell, [(windows[i], out[i]) for i in touched[cell]])
+
+        all_cells = list(touched)
+        if pool and len(all_cells) > 1:  # in few tasks, as handing over a task costs as much as a tenth of a chunk
+            list(pool.map(place, [all_cells[i::_READ_TASKS] for i in range(min(_READ_TASKS, len(all_cells)))]))
+        else:
+            place(all_cells)
         return out
 
-    def chunk(self, cell: Cell) -> NDArray[np.generic] | None:
-        """One decoded chunk, or None where nothing is stored."""
-        n = self.spec.shard_px // self.spec.chunk_px
-        shard = (cell[0] // n, cell[1] // n)
-        index = self._shard_index(shard)
-        if index is None:
+    def chunk(self, cell: Cell, out: NDArray[np.generic] | None = None) -> NDArray[np.generic] | None:
+        """One decoded chunk (in `out` where the codec can write there), or None where nothing is stored."""
+        n = self.spec.per_shard
+        shard = self.shard((cell[0] // n, cell[1] // n))
+        body = shard.body(cell[0] % n * n + cell[1] % n) if shard else None
+        if shard is None or body is None:
             return None
-        offset, size = index[(cell[0] % n) * n + cell[1] % n]
-        if offset == _ABSENT:
-            return None
-        file = shard_file(self.path, self.spec, shard)
-        with file.open("rb") as f:
-            f.seek(int(offset))
-            stored = f.read(int(size))
-        return self.spec.decode(stored, f"{file} chunk {cell}")
+        try:
+            return self.spec.decode(body, out)
+        except (ValueError, RuntimeError) as error:
+            raise StoreError(f"{shard.file} chunk {cell}: intact, but it does not decode ({error})") from None
 
-    def write_shard(self, shard: Cell, chunks: Iterable[tuple[Cell, bytes]]) -> None:
-        """Write one whole shard of encoded chunks, aside and then renamed; absent chunks read as fill value."""
-        n = self.spec.shard_px // self.spec.chunk_px
-        index = np.full((n * n, 2), _ABSENT, "<u8")
+    def shard(self, shard: Cell) -> Shard | None:
+        """The open file of a shard, or None where there is none; StoreError if its index is damaged."""
+        with self._lock:
+            if shard in self._open:
+                self._open.move_to_end(shard)
+                return self._open[shard]
+        try:
+            opened = Shard(shard_file(self.path, self.spec, shard), self.spec.per_shard**2)
+        except FileNotFoundError:
+            opened = None
+        with self._lock:
+            self._open[shard] = opened
+            if len(self._open) > MOST_OPEN:
+                self._open.popitem(last=False)  # closed when its last reader lets go of it
+        return opened
+
+    def present(self) -> NDArray[np.bool_]:
+        """Which chunks are stored: bool [rows, cols] of the chunk lattice."""
+        n, (rows, cols) = self.spec.per_shard, self.spec.shards
+        out = np.zeros((rows * n, cols * n), bool)
+        for row in range(rows):
+            for col in range(cols):
+                shard = self.shard((row, col))
+                for i in shard.present() if shard else ():
+                    out[row * n + i // n, col * n + i % n] = True
+        height, width = self.spec.shape[-2:]
+        return np.asarray(out[: -(-height // self.spec.chunk_px), : -(-width // self.spec.chunk_px)])
+
+    def write_shard(self, shard: Cell, chunks: Iterable[tuple[Cell, Sequence[bytes]]]) -> int:
+        """Write one whole shard, aside and then renamed; returns the number of its chunks.
+
+        A chunk comes encoded, in one piece or several, and gets its crc32c here. Absent chunks read as fill value.
+        """
+        n = self.spec.per_shard
+        index = [_ABSENT] * (2 * n * n)
         file = shard_file(self.path, self.spec, shard)
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_name(f".{file.name}.partial")
         offset = 0
-        with aside.open("wb") as f:
-            for cell, stored in chunks:
-                index[(cell[0] % n) * n + cell[1] % n] = (offset, len(stored))
-                f.write(stored)
-                offset += len(stored)
-            f.write(index.tobytes() + _crc(index.tobytes()))
-            f.flush()
+        waiting: list[bytes] = []
+        with aside.open("wb", buffering=0) as f:
+            for cell, pieces in chunks:
+                crc = 0
+                for piece in pieces:
+                    crc = google_crc32c.extend(crc, piece)
+                size = sum(map(len, pieces)) + 4
+                i = 2 * (cell[0] % n * n + cell[1] % n)
+                index[i : i + 2] = offset, size
+                offset += size
+                waiting += (*pieces, crc.to_bytes(4, "little"))
+                if len(waiting) >= _MOST_PIECES:
+                    _write_all(f, waiting)
+                    waiting = []
+            tail = struct.pack(f"<{len(index)}Q", *index)
+            _write_all(f, [*waiting, tail, _crc(tail)])
             os.fsync(f.fileno())
         if offset:
             os.replace(aside, file)
         else:
             aside.unlink()
             file.unlink(missing_ok=True)
-        self._index.pop(shard, None)
+        with self._lock:
+            self._open.pop(shard, None)
+        return n * n - index[::2].count(_ABSENT)
 
-    def write_blocks(self, shard: Cell, blocks: Mapping[Cell, NDArray[np.generic]]) -> None:
+    def write_blocks(self, shard: Cell, blocks: Iterable[tuple[Cell, NDArray[np.generic]]]) -> int:
         """Encode and write the chunks of one shard; chunks that hold only the fill value are left out."""
-        self.write_shard(
-            shard, ((c, self.spec.encode(b)) for c, b in sorted(blocks.items()) if np.any(b != self.spec.fill))
-        )
+        return self.write_shard(shard, ((c, (self.spec.encode(b),)) for c, b in blocks if np.any(b != self.spec.fill)))
 
-    def write_region(self, shard: Cell, pixels: NDArray[np.generic]) -> None:
+    def write_region(self, shard: Cell, pixels: NDArray[np.generic]) -> int:
         """Write one shard from its pixels [c, h, w] or [h, w], as much of it as lies inside the array."""
-        n, per = self.spec.chunk_px, self.spec.shard_px // self.spec.chunk_px
-        blocks = {}
-        for cell in self.spec.chunks_of_shard(shard):
+        n, per = self.spec.chunk_px, self.spec.per_shard
+
+        def block(cell: Cell) -> NDArray[np.generic]:
             y, x = (cell[0] - shard[0] * per) * n, (cell[1] - shard[1] * per) * n
-            block = np.full(self.spec.chunk_shape, self.spec.fill, self.spec.dtype)
+            whole = np.full(self.spec.chunk_shape, self.spec.fill, self.spec.dtype)
             part = pixels[..., y : y + n, x : x + n]
-            block[..., : part.shape[-2], : part.shape[-1]] = part
-            blocks[cell] = block
-        self.write_blocks(shard, blocks)
+            whole[..., : part.shape[-2], : part.shape[-1]] = part
+            return whole
 
-    def _shard_index(self, shard: Cell) -> NDArray[np.uint64] | None:
-        if shard not in self._index:
-            self._index[shard] = self._read_index(shard)
-        return self._index[shard]
+        return self.write_blocks(shard, ((cell, block(cell)) for cell in self.spec.chunks_of_shard(shard)))
 
-    def _read_index(self, shard: Cell) -> NDArray[np.uint64] | None:
-        file = shard_file(self.path, self.spec, shard)
-        count = (self.spec.shard_px // self.spec.chunk_px) ** 2
-        size = count * 16 + 4
-        try:
-            with file.open("rb") as f:
-                f.seek(-size, os.SEEK_END)
-                tail = f.read()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise StoreError(f"{file}: not a complete shard ({error}); tile or compute it again") from None
-        if _crc(tail[:-4]) != tail[-4:]:
-            raise StoreError(f"{file}: the index is damaged; tile or compute it again")
-        return np.frombuffer(tail[:-4], "<u8").reshape(count, 2)
+    def _cells(self, window: Window) -> tuple[list[Cell], bool]:
+        """The chunks that a window touches, and whether it lies wholly inside the array."""
+        n, (height, width) = self.spec.chunk_px, self.spec.shape[-2:]
+        y1, y2 = max(window.y_px, 0), min(window.y_px + window.height_px, height)
+        x1, x2 = max(window.x_px, 0), min(window.x_px + window.width_px, width)
+        if y1 >= y2 or x1 >= x2:
+            return [], False
+        cells = [(r, c) for r in range(y1 // n, -(-y2 // n)) for c in range(x1 // n, -(-x2 // n))]
+        return cells, (y2 - y1, x2 - x1) == (window.height_px, window.width_px)
+
+    def _place(self, cell: Cell, wanted: Sequence[tuple[Window, NDArray[np.generic]]]) -> None:
+        """Copy the parts of one chunk that windows want into their pixels [c, h, w] or [h, w]."""
+        n, (height, width) = self.spec.chunk_px, self.spec.shape[-2:]
+        y0, x0 = cell[0] * n, cell[1] * n
+        window, pixels = wanted[0]
+        whole = (
+            (window.y_px, window.x_px, *pixels.shape[-2:]) == (y0, x0, n, n) and y0 + n <= height and x0 + n <= width
+        )
+        chunk = self.chunk(cell, pixels if whole else None)
+        for window, pixels in wanted:
+            ya, yb = max(window.y_px, y0), min(window.y_px + window.height_px, y0 + n, height)
+            xa, xb = max(window.x_px, x0), min(window.x_px + window.width_px, x0 + n, width)
+            part = pixels[..., ya - window.y_px : yb - window.y_px, xa - window.x_px : xb - window.x_px]
+            if chunk is None:
+                part[...] = self.spec.fill
+            elif not np.may_share_memory(part, chunk):
+                part[...] = chunk[..., ya - y0 : yb - y0, xa - x0 : xb - x0]
 
 
 def shard_file(path: Path, spec: ArraySpec, shard: Cell) -> Path:
     """The file of one shard under Zarr's default chunk keys."""
     parts = ["c", *["0"] * (len(spec.shape) - 2), str(shard[0]), str(shard[1])]
     return path.joinpath(*parts)
+
+
+def _write_all(f: FileIO, pieces: Sequence[bytes]) -> None:
+    """Write the pieces one after the other, many in one system call where the disk takes them so."""
+    for first in range(0, len(pieces), _MOST_PIECES):
+        some = pieces[first : first + _MOST_PIECES]
+        written = os.writev(f.fileno(), some)
+        rest = memoryview(b"".join(some))[written:] if written < sum(map(len, some)) else memoryview(b"")
+        while rest:
+            rest = rest[f.write(rest) or 0 :]
 
 
 def _crc(data: bytes) -> bytes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,8 +20,10 @@ from numpy.typing import NDArray
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.geometry import LEVEL_FACTOR, Grid, Window
 from wsipipe.labels import IGNORE
+from wsipipe.runtime import digest
 from wsipipe.store import layout
-from wsipipe.store.shards import ArraySpec, Cell, ShardedArray
+from wsipipe.store.shards import CHUNK_PX, SHARD_PX, ArraySpec, Cell, ShardedArray
+from wsipipe.store.tissue_levels import TISSUE_VALUES, TissueLevels
 
 KIND = "slide-store"
 RESERVED = ("tissue", "tile", "zarr.json")
@@ -29,11 +33,16 @@ GLASS = 255
 """Fill value of the pixels: white, as what was not stored is glass."""
 
 
+USABLE, CORRUPT, NOT_STORED = 0, 1, 2
+"""Status of a patch."""
+
+
 @dataclass(frozen=True)
 class PatchTable:
     """The patches kept of one lattice: cell int32 [N, 2] (row, col), tissue float32 [N] 0..1, status uint8 [N].
 
-    Status 0 is usable; anything else is excluded downstream.
+    Status is `USABLE`, `CORRUPT` (touches a tile of the slide that cannot be read) or `NOT_STORED` (touches tissue
+    whose pixels the store does not hold); only usable patches take part downstream.
     """
 
     grid: Grid
@@ -44,7 +53,7 @@ class PatchTable:
     @property
     def windows(self) -> list[Window]:
         """The usable patches as windows."""
-        return [self.grid.window(int(r), int(c)) for r, c in self.cell[self.status == 0]]
+        return [self.grid.window(int(r), int(c)) for r, c in self.cell[self.status == USABLE]]
 
 
 class SlideStore:
@@ -54,7 +63,7 @@ class SlideStore:
         self.path = path
         attributes = layout.read_attributes(path)
         meta: dict[str, Any] = attributes.get("wsipipe", {})
-        if meta.get("kind") != KIND:
+        if not isinstance(meta, dict) or meta.get("kind") != KIND:
             raise StoreError(f"{path}: a Zarr group, but not a store of wsipipe; make one with: wsipipe tile")
         if meta.get("schema") != layout.SCHEMA:
             raise StoreError(
@@ -62,23 +71,50 @@ class SlideStore:
                 "tile again"
             )
         self.meta = meta
-        self.slide_id = str(meta["slide_id"])
-        self.grid = Grid.from_dict(meta["grid"])
-        self.pixel_digest = str(meta["pixel_digest"])
+        try:
+            self.slide_id = str(meta["slide_id"])
+            self.grid = Grid.from_dict(meta["grid"])
+            self.pixel_digest = str(meta["pixel_digest"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(f"{path}/zarr.json: damaged ({error!r}); tile this slide again") from None
         self._arrays: dict[str, ShardedArray] = {}
 
     @classmethod
-    def create(cls, path: Path, grid: Grid, quality: int, meta: Mapping[str, Any]) -> SlideStore:
-        """A new store with empty arrays at `path` (which must not exist); quality 0 stores pixels with zstd."""
+    def create(
+        cls, path: Path, grid: Grid, quality: int, meta: Mapping[str, Any], chunks_px: Sequence[int] = ()
+    ) -> SlideStore:
+        """A new store with empty arrays at `path` (which must not exist); quality 0 stores pixels with zstd.
+
+        chunks_px: side of the chunks of each level, where it is not the usual one.
+        """
         attributes = {"kind": KIND, "schema": layout.SCHEMA, "grid": grid.to_dict(), **meta}
         layout.write_group(path, layout.image_attributes(str(meta["slide_id"]), grid, attributes))
         for level in range(grid.levels):
-            spec = ArraySpec((3, *grid.level_shape(level)), "uint8", GLASS, quality=quality)
+            n = chunks_px[level] if chunks_px else CHUNK_PX
+            shape, shard_px = (3, *grid.level_shape(level)), n * max(1, round(SHARD_PX / n))
+            spec = ArraySpec(shape, "uint8", GLASS, chunk_px=n, shard_px=shard_px, quality=quality)
             layout.create_array(path / str(level), spec, "cyx")
         for group in ("scores", "patches"):
             layout.write_group(path / group, {})
         layout.write_group(path / "labels", {"ome": {"version": "0.5", "labels": []}})
         return cls(path)
+
+    def note(self, **more: Any) -> None:
+        """Add to the attributes of the store, or replace some of them."""
+        with FileLock(lock_file(self.path)):
+            self.meta = {**layout.read_attributes(self.path)["wsipipe"], **more}
+            self.grid = Grid.from_dict(self.meta["grid"])
+            layout.write_group(self.path, layout.image_attributes(self.slide_id, self.grid, self.meta))
+
+    @property
+    def digest(self) -> str:
+        """Of what the later stages see: the pixels and the lattice of patches."""
+        return digest(self.pixel_digest, self._patches_attributes(self.grid).get("content", ""))
+
+    @property
+    def mask_spec(self) -> ArraySpec:
+        """What `labels/<name>` is like at level 0: its shards need not be those of the pixels."""
+        return ArraySpec(self.grid.level_shape(0), "uint8", IGNORE)
 
     def pixels(self, level: int = 0) -> ShardedArray:
         """The pixel array of a level."""
@@ -86,12 +122,20 @@ class SlideStore:
 
     def read(self, window: Window, level: int = 0) -> NDArray[np.uint8]:
         """RGB of `window` (px of `level`): uint8 [h, w, 3]; white where nothing is stored."""
-        return np.ascontiguousarray(np.moveaxis(self.pixels(level).read(window), 0, -1).astype(np.uint8, copy=False))
+        return np.moveaxis(self.pixels(level).read(window), 0, -1).astype(np.uint8, copy=False)
+
+    def read_batch(self, windows: Sequence[Window], pool: Executor | None = None) -> NDArray[np.uint8]:
+        """RGB of windows of one size at level 0: uint8 [n, 3, h, w], white where nothing is stored.
+
+        The memory is channels last, so that `torch.from_numpy` of it is a channels-last tensor without a copy. Every
+        chunk is decoded once, by the threads of `pool` if there is one.
+        """
+        return self.pixels().read_batch(windows, pool).astype(np.uint8, copy=False)
 
     def patches(self, patch_px: int = 0, stride_px: int = 0) -> PatchTable:
         """The patch table of a lattice (default: the one that the store was tiled with)."""
         grid = self.grid.with_patches(patch_px or self.grid.patch_px, stride_px or self.grid.stride_px)
-        path = self.path / "patches" / f"{grid.patch_px}_{grid.stride_px}"
+        path = self._patches_path(grid)
         if not path.exists():
             raise StoreError(
                 f"{self.path}: no patches of {grid.patch_px} px every {grid.stride_px} px; tile with these"
@@ -99,12 +143,28 @@ class SlideStore:
         cell, tissue, status = layout.read_table(path, ("cell", "tissue", "status"))
         return PatchTable(grid, cell, tissue, status)
 
-    def write_patches(self, table: PatchTable) -> None:
-        """Add a patch table."""
-        grid = table.grid
+    def patches_digest(self, patch_px: int, stride_px: int) -> str | None:
+        """Digest of what the patches of a lattice were made from; None if the store has none."""
+        return self._patches_attributes(self.grid.with_patches(patch_px, stride_px)).get("digest")
+
+    def write_patches(self, table: PatchTable, made_of: str = "") -> None:
+        """Write the patches of a lattice, in the place of others of that lattice, and make it the store's own."""
+        grid, path = table.grid, self._patches_path(table.grid)
         columns = {"cell": table.cell, "tissue": table.tissue, "status": table.status}
-        path = self.path / "patches" / f"{grid.patch_px}_{grid.stride_px}"
-        layout.create_table(path, columns, {"wsipipe": {"kind": "patches", "grid": grid.to_dict()}})
+        aside = self.path.with_name(f".{self.path.name}.patches.{path.name}.partial")
+        shutil.rmtree(aside, ignore_errors=True)
+        content = digest(made_of, *(hashlib.sha256(c.tobytes()).hexdigest() for c in (table.cell, table.status)))
+        attributes = {"kind": "patches", "grid": grid.to_dict(), "digest": made_of, "content": content}
+        layout.create_table(aside, columns, {"wsipipe": attributes})
+        swap(aside, path)
+        self.note(grid=grid.to_dict())
+
+    def _patches_path(self, grid: Grid) -> Path:
+        return self.path / "patches" / f"{grid.patch_px}_{grid.stride_px}"
+
+    def _patches_attributes(self, grid: Grid) -> dict[str, Any]:
+        path = self._patches_path(grid)
+        return dict(layout.read_attributes(path).get("wsipipe", {})) if path.exists() else {}
 
     def names(self, kind: str) -> list[str]:
         """Complete `labels` or `scores` of this store."""
@@ -175,20 +235,32 @@ class SlideStore:
     ) -> None:
         """Write `labels/<name>` aside, coarser levels included, then rename.
 
-        `values` names the mask values; `shards` yields (shard, uint8 [h, w] of that shard). Absent shards are 255
-        (0 for the mask `tissue`).
+        `values` names the mask values; `shards` yields (shard, uint8 [h, w] of that shard). Absent shards are 255.
         """
-        fill = 0 if name == "tissue" else IGNORE
         with self._replacing("labels", name) as path:
-            layout.write_group(path, layout.label_attributes(name, self.grid, values, {"kind": "labels", **meta}))
             arrays = []
             for level in range(self.grid.levels):
-                spec = ArraySpec(self.grid.level_shape(level), "uint8", fill)
+                spec = ArraySpec(self.grid.level_shape(level), "uint8", IGNORE)
                 arrays.append(layout.create_array(path / str(level), spec, "yx"))
-            for shard, pixels in shards:
-                arrays[0].write_region(shard, pixels)
-            for fine, coarse in pairwise(arrays):
-                _decimate(fine, coarse)
+            stored = {"0": {_key(shard): arrays[0].write_region(shard, pixels) for shard, pixels in shards}}
+            for level, (fine, coarse) in enumerate(pairwise(arrays), 1):
+                stored[str(level)] = _decimate(fine, coarse)
+            attributes = {"kind": "labels", **meta, "stored": stored}
+            layout.write_group(path, layout.label_attributes(name, self.grid, values, attributes))
+
+    def write_tissue(self, tissue: TissueLevels, meta: Mapping[str, Any]) -> None:
+        """Write `labels/tissue`; chunks that are all glass are left out."""
+        with self._replacing("labels", "tissue") as path:
+            stored = {}
+            for level in range(self.grid.levels):
+                spec = ArraySpec(self.grid.level_shape(level), "uint8", 0)
+                array = layout.create_array(path / str(level), spec, "yx")
+                stored[str(level)] = {
+                    _key(shard): array.write_shard(shard, tissue.chunks(spec, level, shard))
+                    for shard, _ in shard_windows(spec)
+                }
+            attributes = {"kind": "labels", **meta, "stored": stored}
+            layout.write_group(path, layout.label_attributes("tissue", self.grid, TISSUE_VALUES, attributes))
 
     def write_scores(
         self, name: str, stride_px: int, meta: Mapping[str, Any], shards: Iterable[tuple[Cell, NDArray[np.uint8]]]
@@ -200,10 +272,10 @@ class SlideStore:
         scales["datasets"] = scales["datasets"][:1]
         attributes = {"kind": "scores", "stride_px": stride_px, **meta}
         with self._replacing("scores", name) as path:
-            layout.write_group(path, {"ome": {"version": "0.5", "multiscales": [scales]}, "wsipipe": attributes})
             array = layout.create_array(path / "0", ArraySpec((len(classes), height, width), "uint8", 0), "cyx")
-            for shard, values in shards:
-                array.write_region(shard, values)
+            stored = {"0": {_key(shard): array.write_region(shard, values) for shard, values in shards}}
+            ome = {"version": "0.5", "multiscales": [scales]}
+            layout.write_group(path, {"ome": ome, "wsipipe": {**attributes, "stored": stored}})
 
     @contextmanager
     def _replacing(self, kind: str, name: str) -> Iterator[Path]:
@@ -273,10 +345,11 @@ def shard_windows(spec: ArraySpec) -> Iterator[tuple[Cell, Window]]:
             yield (row, col), Window(x, y, min(spec.shard_px, width - x), min(spec.shard_px, height - y))
 
 
-def _decimate(fine: ShardedArray, coarse: ShardedArray) -> None:
+def _decimate(fine: ShardedArray, coarse: ShardedArray) -> dict[str, int]:
     """Fill a coarser mask level with the pixel nearest to the centre of each square of the finer one."""
     f, n = LEVEL_FACTOR, coarse.spec.chunk_px
     height, width = fine.spec.shape
+    stored = {}
     for shard, _ in shard_windows(coarse.spec):
         blocks = {}
         for row, col in coarse.spec.chunks_of_shard(shard):
@@ -286,4 +359,10 @@ def _decimate(fine: ShardedArray, coarse: ShardedArray) -> None:
                 np.minimum(np.arange(n) * f + f // 2, size - 1) for size in (window.height_px, window.width_px)
             )
             blocks[(row, col)] = fine.read(window)[np.ix_(rows, cols)]
-        coarse.write_blocks(shard, blocks)
+        stored[_key(shard)] = coarse.write_blocks(shard, sorted(blocks.items()))
+    return stored
+
+
+def _key(shard: Cell) -> str:
+    """A shard as it is named in the list of what is stored: row.col."""
+    return f"{shard[0]}.{shard[1]}"

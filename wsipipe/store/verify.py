@@ -1,0 +1,279 @@
+"""Read a store again, every checksum and every chunk that must exist, and name what is damaged."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from wsipipe.config import RunConfig
+from wsipipe.errors import StoreError
+from wsipipe.runtime import Progress, Report, map_threads, silent
+from wsipipe.store import layout
+from wsipipe.store.codec import jpeg_decode
+from wsipipe.store.shards import Cell, Shard, ShardedArray, shard_file
+from wsipipe.store.slide_store import SlideStore
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("cell", "tissue", "status")
+"""Columns of a patch table."""
+
+"""Bytes at the end of a JPEG stream in which its end is looked for: some scanners pad their tiles."""
+
+_STRANGE = "not listed among what the store holds"
+
+_MOST_NAMED = 5
+"""Chunks of one shard that are named; of more, the number is."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is wrong at a place: a file or folder, relative to the store."""
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of the check of one store.
+
+    chunks: of pixels, masks and scores that were read. leftovers: files and folders that interrupted runs or other
+    programs left inside, harmless and free to be deleted.
+    """
+
+    path: Path
+    chunks: int
+    damage: tuple[Damage, ...]
+    leftovers: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is damaged."""
+        return not self.damage
+
+
+def verify(path: Path, decode: bool = False, progress: Progress = silent, workers: int = 1) -> Verdict:
+    """Check the store at `path`; with `decode`, also that every chunk can be turned into pixels.
+
+    Each of `workers` threads holds one chunk in memory at a time. Raises StoreError if there is no store of wsipipe,
+    as `SlideStore` does. A store must not be written to meanwhile.
+    """
+    check = _Check(path, decode)
+    try:
+        store = SlideStore(path)
+        name = store.slide_id
+        check.tables.add(f"patches/{store.grid.patch_px}_{store.grid.stride_px}")
+    except StoreError as error:
+        if not _is_ours(path):
+            raise
+        name = path.stem
+        check.found.append(Damage("zarr.json", f"the store does not open ({error})"))
+    shards = [(array, *each) for array, stored in check.arrays() for each in check.shards(array, stored)]
+
+    def settle(_: object, result: tuple[int, list[Damage]]) -> None:
+        check.done += 1
+        check.chunks += result[0]
+        check.found += result[1]
+        progress(f"verify {name}", check.done, len(shards))
+
+    map_threads(lambda each: check.shard(*each), shards, workers, settle)
+    check.attributes("patches")
+    for table in sorted({*check.tables, *check.folders("patches")}):
+        check.table(table)
+    strangers = list(check.strangers())
+    leftovers = tuple(where for where in strangers if Path(where).name.startswith("."))
+    check.found += [Damage(where, _STRANGE) for where in strangers if where not in leftovers]
+    return Verdict(path, check.chunks, tuple(sorted(check.found, key=str)), leftovers)
+
+
+def verify_stores(
+    stores: Sequence[Path], run: RunConfig, decode: bool = False, progress: Progress = silent
+) -> tuple[Report, list[Path]]:
+    """Check stores; returns the ledger, `<run.runs>/verify.csv`, and the stores in which nothing is damaged."""
+    report = Report(run.max_failed)
+    whole = []
+    for path in stores:
+        with report.guard(path.stem):
+            verdict = verify(path, decode, progress, run.workers)
+            for where in verdict.leftovers:
+                log.info("%s: %s is left over and may be deleted", path, where)
+            for damage in verdict.damage:
+                log.error("%s: %s", path, damage)
+            if verdict.ok:
+                whole.append(path)
+                report.add(path.stem, "done", chunks=verdict.chunks)
+            else:
+                report.add(path.stem, "failed", "; ".join(map(str, verdict.damage)), chunks=verdict.chunks)
+    report.write(Path(run.runs) / "verify.csv")
+    return report, whole
+
+
+@dataclass
+class _Check:
+    """The check of one store on its way: what is found so far, and what has its place in the store.
+
+    known: files. tables: folders of patch tables. opaque: folders of arrays whose metadata are damaged, so that nothing
+    can be said of the files inside.
+    """
+
+    path: Path
+    decode: bool
+    found: list[Damage] = field(default_factory=list)
+    known: set[str] = field(default_factory=set)
+    tables: set[str] = field(default_factory=set)
+    opaque: set[str] = field(default_factory=set)
+    chunks: int = 0
+    done: int = 0
+
+    def arrays(self) -> Iterator[tuple[ShardedArray, dict[str, int] | None]]:
+        """Every sharded array that can be opened, with its chunks by shard (row.col), or None if that is not known."""
+        yield from self._levels("")
+        for kind in ("labels", "scores"):
+            listed = self.attributes(kind).get("ome", {}).get("labels", [])
+            for where in sorted({*self.folders(kind), *(f"{kind}/{name}" for name in listed)}):
+                yield from self._levels(where)
+
+    def shards(self, array: ShardedArray, stored: Mapping[str, int] | None) -> Iterator[tuple[Cell, int | None]]:
+        """Every shard of an array with the number of its chunks (None: not known); all have their place."""
+        for row, col in product(*map(range, array.spec.shards)):
+            self.known.add(self._where(shard_file(array.path, array.spec, (row, col))))
+            yield (row, col), None if stored is None else stored.get(f"{row}.{col}", 0)
+
+    def shard(self, array: ShardedArray, cell: Cell, expected: int | None) -> tuple[int, list[Damage]]:
+        """Check one shard file: that it should be there, its index, the number of its chunks, and each of them.
+
+        Returns the number of chunks that were read, and what is damaged. Threads may call it.
+        """
+        file = shard_file(array.path, array.spec, cell)
+        where, n = self._where(file), array.spec.per_shard
+        try:
+            shard = Shard(file, n * n)
+        except FileNotFoundError:
+            return 0, [Damage(where, f"missing, with {expected} chunks")] if expected else []
+        except StoreError:
+            return 0, [Damage(where, "the index is damaged, none of its chunks can be read")]
+        except OSError as error:
+            return 0, [Damage(where, f"cannot be read ({error.strerror})")]
+        present, found = shard.present(), []
+        if expected == 0:
+            found.append(Damage(where, f"{_STRANGE}; it has {len(present)} chunks"))
+        elif expected is not None and len(present) != expected:
+            found.append(Damage(where, f"{len(present)} chunks, but {expected} were written"))
+        wrong: dict[str, list[Cell]] = {}
+        for i in present:
+            if what := self._wrong(array, shard, i):
+                wrong.setdefault(what, []).append((cell[0] * n + i // n, cell[1] * n + i % n))
+        found += [Damage(where, f"{_named(cells)}: {what}") for what, cells in wrong.items()]
+        return len(present), found
+
+    def _wrong(self, array: ShardedArray, shard: Shard, i: int) -> str:
+        """What is wrong with one chunk of a shard; empty if nothing is."""
+        try:
+            body = shard.body(i) or b""
+        except StoreError:
+            return "the checksum does not match"
+        except OSError as error:
+            return f"cannot be read ({error.strerror})"
+        if not self.decode:
+            return ""
+        try:
+            if array.spec.quality:
+                jpeg_decode(body, strict=True)
+            array.spec.decode(body)
+        except (ValueError, RuntimeError) as error:
+            return f"intact, but it does not decode ({error})"
+        return ""
+
+    def table(self, where: str) -> None:
+        """Check a patch table: every column is whole, and all are of one length."""
+        self.attributes(where)
+        lengths = set()
+        for column in (f"{where}/{name}" for name in COLUMNS):
+            if not self.attributes(column):
+                self.opaque.add(column)
+                continue
+            self.known |= {f"{column}/{file}" for file in layout.chunk_files(self.path / column)}
+            try:
+                (values,) = layout.read_table(self.path, [column])
+                lengths.add(len(values))
+            except StoreError as error:
+                self.found.append(Damage(column, str(error).removeprefix(f"{self.path / column}: ")))
+        if len(lengths) > 1:
+            self.found.append(Damage(where, f"columns of different lengths: {sorted(lengths)}"))
+
+    def attributes(self, where: str) -> dict[str, Any]:
+        """The attributes of a group or array, if its zarr.json is as it was written; else none, and that is found."""
+        file = f"{where}/zarr.json".lstrip("/")
+        self.known.add(file)
+        try:
+            return layout.check_seal(self.path / where)
+        except StoreError as error:
+            self.found.append(Damage(file, str(error)))
+            return {}
+
+    def folders(self, kind: str) -> list[str]:
+        """The masks, maps or patch tables that have a folder in the store."""
+        folder = self.path / kind
+        inside = folder.iterdir() if folder.is_dir() else ()
+        return sorted(f"{kind}/{p.name}" for p in inside if p.is_dir() and not p.name.startswith("."))
+
+    def strangers(self) -> Iterator[str]:
+        """Files that have no place in the store, or the folder where it holds nothing else."""
+        places = {str(parent) for where in self.known for parent in Path(where).parents}
+        for folder, inside, files in os.walk(self.path):
+            here = Path(folder)
+            for name in sorted(inside):
+                where = self._where(here / name)
+                if where in self.opaque or where not in places:
+                    inside.remove(name)
+                    if where not in self.opaque and any(p.is_file() for p in (here / name).rglob("*")):
+                        yield where
+            yield from (w for w in sorted(self._where(here / name) for name in files) if w not in self.known)
+
+    def _levels(self, where: str) -> Iterator[tuple[ShardedArray, dict[str, int] | None]]:
+        """The arrays of an image: the store itself, a mask or a map."""
+        attributes = self.attributes(where)
+        stored: dict[str, dict[str, int]] | None = attributes.get("wsipipe", {}).get("stored")
+        if attributes and stored is None:
+            self.found.append(Damage(f"{where}/zarr.json".lstrip("/"), "it does not say which chunks are stored"))
+        there = {p.name for p in (self.path / where).glob("[0-9]*") if p.is_dir()}
+        for level in sorted(there if stored is None else stored):
+            path = f"{where}/{level}".lstrip("/")
+            if not self.attributes(path):
+                self.opaque.add(path)
+                continue
+            try:
+                yield ShardedArray(self.path / path), None if stored is None else stored[level]
+            except StoreError as error:
+                self.found.append(Damage(f"{path}/zarr.json", str(error)))
+
+    def _where(self, path: Path) -> str:
+        return path.relative_to(self.path).as_posix()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder that does not open as a store is a damaged one of ours."""
+    try:
+        layout.check_seal(path)
+        return False  # whole, but of another kind or version
+    except StoreError:
+        try:
+            return layout.SEAL.encode() in (path / "zarr.json").read_bytes()
+        except OSError:
+            return False
+
+
+def _named(cells: list[Cell]) -> str:
+    """Chunks for a person."""
+    shown = ", ".join(map(str, cells[:_MOST_NAMED]))
+    more = f" and {len(cells) - _MOST_NAMED} more" if len(cells) > _MOST_NAMED else ""
+    return f"chunk{'s' if len(cells) > 1 else ''} {shown}{more}"
