@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from wsipipe.config import RunConfig, TileConfig
-from wsipipe.slides.base import SlideInfo
+from wsipipe.slides.base import SlideFile, SlideInfo
 from wsipipe.store import SlideStore
 from wsipipe.tiling.tile import tile_slides
 
@@ -41,7 +41,8 @@ class ArraySlide:
         self.id = slide_id
         self.levels = [shrunk(rgb, d) for d in downsamples]
         self.downsamples = tuple(float(d) for d in downsamples)
-        self.info = SlideInfo("memory", "array", "0", (rgb.shape[1], rgb.shape[0]), mpp0, "slide")
+        size = (rgb.shape[1], rgb.shape[0])
+        self.info = SlideInfo("memory", "array", "0", size, mpp0, "slide", (0, 0, *size))
         self.reads: list[tuple[int, int]] = []
 
     def level_size(self, level: int) -> tuple[int, int]:
@@ -57,6 +58,12 @@ class ArraySlide:
         if y2 > y1 and x2 > x1:
             out[y1 - y : y2 - y, x1 - x : x2 - x] = pixels[y1:y2, x1:x2]
         return out
+
+    def tiles(self, level: int) -> None:
+        return None
+
+    def tile_px(self, level: int) -> tuple[int, int]:
+        return 256, 256
 
     def close(self) -> None:
         self.levels = []
@@ -148,7 +155,7 @@ def tiled(tmp_path_factory: pytest.TempPathFactory, svs_path: Path) -> Path:
     """The store of the generated slide at its native 0.5 um/px, patches of 128 px. Read only: shared by all tests."""
     folder = tmp_path_factory.mktemp("tiled")
     run = RunConfig(stores=str(folder / "stores"), runs=str(folder / "runs"), workers=2)
-    report, stores = tile_slides({"blob": svs_path}, TileConfig(patch_px=128), run)
+    report, stores = tile_slides({"blob": SlideFile(svs_path)}, TileConfig(patch_px=128), run)
     assert report.exit_code == 0, report.rows
     return stores[0]
 

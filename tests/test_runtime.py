@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from wsipipe import runtime
-from wsipipe.errors import ConfigError, SlideError
-from wsipipe.runtime import Report, digest, map_threads, threads, write_json
+from wsipipe.errors import ConfigError, SlideError, StoreError
+from wsipipe.runtime import Hold, Report, digest, executor, map_threads, read_ledger, threads, write_json
 
 
 def report(max_failed: str, failed: int, total: int) -> Report:
@@ -207,3 +207,141 @@ def test_a_guarded_failure_costs_its_item_alone_and_a_configuration_error_all(ca
     with pytest.raises(ZeroDivisionError), report.guard("e"):
         raise ZeroDivisionError
     assert len(report.rows) == 3
+
+
+def test_table_aligns_columns_and_counts():
+    ledger = Report()
+    ledger.add("a", "done", patches=12, copied="100%")
+    ledger.add("a longer name", "empty", "no tissue", patches=0)
+    ledger.failed("b", SlideError("b.svs: gone"))
+    head, *rows, counts = ledger.table(("patches", "copied")).splitlines()
+    assert counts == "1 done, 1 empty, 1 failed"
+    assert head.split() == ["slide", "status", "patches", "copied", "reason"]
+    assert [r.split()[-1] for r in rows] == ["100%", "tissue", "gone"]
+    for column in ("status", "patches", "copied"):
+        at = head.index(column)
+        assert all(row[at - 2 : at].strip() == "" for row in rows)
+    assert rows[0][head.index("patches") :].startswith("12 ")
+    assert rows[2][head.index("reason") :] == "b.svs: gone"
+    assert all(line == line.rstrip() for line in (head, *rows))
+
+
+def test_table_of_many_shows_those_that_are_not_done():
+    ledger = report("0", 2, 100)
+    lines = ledger.table(("patches",)).splitlines()
+    assert [line.split()[0] for line in lines[1:-1]] == ["s0", "s1"]
+    assert lines[-1] == "98 done, 2 failed"
+    assert len(ledger.table((), most=100).splitlines()) == 102
+    for status in ("done", "skipped", "added"):
+        ledger.rows = [{"item": f"s{i}", "status": status, "reason": ""} for i in range(41)]
+        assert [line.split()[0] for line in ledger.table(()).splitlines()] == ["slide", "41"]
+
+
+def test_the_ledger_keeps_items_of_earlier_calls(tmp_path: Path):
+    path = tmp_path / "tile.csv"
+    first, second = Report(), Report()
+    first.add("a", "failed", "gone")
+    first.add("b", "done", patches=3)
+    first.write(path)
+    second.add("a", "done", copied="100%")
+    second.write(path)
+    assert read_ledger(path) == [
+        {"item": "a", "status": "done", "reason": "", "patches": "", "copied": "100%"},
+        {"item": "b", "status": "done", "reason": "", "patches": "3", "copied": ""},
+    ]
+    assert read_ledger(tmp_path / "none.csv") == []
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_executor_of_threads_runs_so_many_tasks_at_a_time(workers: int):
+    together = threading.Barrier(workers)
+    with executor(workers) as (pool, n):
+        assert n == workers
+        assert len([f.result(timeout=30) for f in [pool.submit(together.wait, 20) for _ in range(workers)]]) == workers
+    with executor(0) as (_, n):
+        assert n == threads(0)
+
+
+def test_an_executor_that_ends_in_an_error_takes_back_what_has_not_begun():
+    begun: list[int] = []
+
+    def breaks() -> None:
+        with executor(1) as (pool, _):
+            for i in range(50):
+                pool.submit(lambda i=i: (begun.append(i), time.sleep(0.01)))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        breaks()
+    assert len(begun) < 25
+
+
+def test_dask_without_its_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    message = r"--dask needs the package distributed; install it with: pip install"
+    with pytest.raises(ConfigError, match=message), executor(1, "2"):
+        pass
+
+
+def test_an_address_that_is_none_says_so(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(runtime, "SCHEDULER_S", 0.5)
+    message = r"--dask nowhere://x: no scheduler answers there"
+    with pytest.raises(ConfigError, match=message), executor(1, "nowhere://x"):
+        pass
+
+
+def test_a_hold_is_exclusive_and_names_its_holder(tmp_path: Path):
+    file = tmp_path / "new" / ".a.tiling"
+    mine, theirs = Hold(file, "a.zarr: tiling it"), Hold(file, "a.zarr: tiling it")
+    mine.take()
+    assert (mine.is_held, theirs.is_held) == (True, False)
+    message = (
+        rf"a\.zarr: tiling it is held by process {os.getpid()} on .+ since \d{{4}}-\d\d-\d\d .+; wait for it to end"
+    )
+    for _ in range(2):  # who asks does not wipe out the name
+        with pytest.raises(StoreError, match=message):
+            theirs.take()
+    theirs.let_go()
+    assert file.exists()
+    mine.let_go()
+    assert (mine.is_held, list(file.parent.iterdir())) == (False, [])
+    mine.let_go()
+    theirs.take()
+    theirs.let_go()
+    assert list(file.parent.iterdir()) == []
+
+
+def test_a_hold_of_a_process_that_was_killed_is_free(tmp_path: Path):
+    code = (
+        "import os, sys; from pathlib import Path; from wsipipe.runtime import Hold\n"
+        "Hold(Path(sys.argv[1]), 'a').take(); os.kill(os.getpid(), 9)"
+    )
+    file = tmp_path / ".a.tiling"
+    assert subprocess.run([sys.executable, "-c", code, file], check=False).returncode == -9
+    assert file.read_text().startswith("process ")
+    hold = Hold(file, "a")
+    hold.take()
+    assert f"process {os.getpid()} " in file.read_text()
+    hold.let_go()
+    assert not file.exists()
+
+
+def test_only_one_of_many_takes_a_hold(tmp_path: Path):
+    file, got, start = tmp_path / ".a.tiling", [], threading.Barrier(8)
+
+    def race() -> None:
+        hold = Hold(file, "a")
+        start.wait(10)
+        try:
+            hold.take()
+        except StoreError:
+            return
+        got.append(hold)
+
+    runners = [threading.Thread(target=race) for _ in range(8)]
+    for r in runners:
+        r.start()
+    for r in runners:
+        r.join()
+    assert len(got) == 1

@@ -92,7 +92,7 @@ def _import(
         meta,
         (
             (shard, meaning.apply(mask[w.y_px : w.y_px + w.height_px, w.x_px : w.x_px + w.width_px], path))
-            for shard, w in shard_windows(store.pixels().spec)
+            for shard, w in shard_windows(store.mask_spec)
         ),
     )
     return True

@@ -16,9 +16,9 @@ from typing import Any
 import click
 
 import wsipipe
-from wsipipe.config import SECTIONS, EvaluateConfig, scalar
+from wsipipe.config import SECTIONS, EvaluateConfig, RunConfig, scalar
 from wsipipe.errors import ConfigError, WsipipeError
-from wsipipe.pipeline import Settings, expand, read_settings, run_chain
+from wsipipe.pipeline import Settings, read_settings, run_chain
 from wsipipe.pseudolabel.registry import names
 from wsipipe.runtime import Progress, Report
 
@@ -69,7 +69,7 @@ def common(function: F) -> F:
     function = click.option(
         "--config", type=click.Path(path_type=Path), default=None, help="YAML file instead of ./pipeline.yaml"
     )(function)
-    return options("run", "slides")(function)
+    return options("run", "slides", "dask")(function)
 
 
 def settings_of(call: dict[str, Any], **more: dict[str, Any]) -> Settings:
@@ -82,6 +82,11 @@ def settings_of(call: dict[str, Any], **more: dict[str, Any]) -> Settings:
     for section, values in more.items():
         flags[section].update(values)
     return read_settings(call.get("config"), flags)
+
+
+def _dask(function: F) -> F:
+    """The option of commands that can run on a dask cluster."""
+    return options("run", *(f.name for f in dataclasses.fields(RunConfig) if f.name != "dask"))(function)
 
 
 class _Commands(click.Group):
@@ -127,15 +132,18 @@ def main() -> None:
 @main.command()
 @click.argument("slide", nargs=-1, required=True)
 @options("tile")
+@_dask
 @common
 def tile(slide: tuple[str, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
-    """Turn slides (files, DICOM folders, folders of slides) into stores of patches."""
-    from wsipipe.slides import find_slides
+    """Turn slides (files, DICOM folders, folders of slides, manifests in CSV) into stores of patches."""
+    from wsipipe.pipeline import slides_of
     from wsipipe.tiling.tile import tile_slides
 
     settings = settings_of(call)
     with reporting(quiet) as progress:
-        report, stores = tile_slides(find_slides(expand(slide)), settings.tile, settings.run, progress, overwrite)
+        report, stores = tile_slides(slides_of(slide, settings.tile), settings.tile, settings.run, progress, overwrite)
+        if not quiet:
+            click.echo(report.table(("patches", "copied", "corrupt", "seconds")), err=True)
     finish(report, stores)
 
 
@@ -244,6 +252,7 @@ def import_(
 
 @main.command()
 @click.argument("slide", nargs=-1)
+@_dask
 @common
 def run(slide: tuple[str, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
     """Run the whole chain of pipeline.yaml: tile, pseudolabel, segment --stitch. Everything is checked first."""
@@ -260,6 +269,20 @@ def info(store: Path) -> None:
     from wsipipe.store.info import describe
 
     click.echo(describe(store))
+
+
+@main.command()
+@_STORES_ARGUMENT
+@click.option("--decode", is_flag=True, help="decode every chunk too: finds what was damaged in the slide already")
+@common
+def verify(store: tuple[Path, ...], decode: bool, overwrite: bool, quiet: bool, **call: Any) -> None:
+    """Read every chunk of STOREs (default: all) that must exist, check every checksum, and name what is damaged."""
+    from wsipipe.store.verify import verify_stores
+
+    settings = settings_of(call)
+    with reporting(quiet) as progress:
+        report, stores = verify_stores(_stores(store, settings), settings.run, decode, progress)
+    finish(report, stores)
 
 
 @main.command()

@@ -42,8 +42,16 @@ class TileConfig:
     )
     tissue_mpp: float = option(8.0, "um/px at which tissue is told from glass")
     min_area_um2: float = option(10_000.0, "tissue pieces and holes smaller than this (um2) are ignored")
+    qc: bool = option(True, "leave out pen marks and what is out of focus")
+    tissue: str = option(
+        "", "masks that replace the tissue finder: folder with <slide_id>.png, .tif or .geojson, or a pattern"
+    )
+    max_corrupt: float = option(0.05, "share (0..1) of a slide's tiles that may be unreadable before the slide fails")
+    fast_resample: bool = option(False, "let libjpeg shrink tiles while it decodes them: faster, not the exact mean")
+    qc_image: bool = option(False, "write the picture that a person checks the tissue by: runs/tile/<slide_id>.png")
 
     def __post_init__(self) -> None:
+        check(0 <= self.max_corrupt <= 1, f"tile.max_corrupt: {self.max_corrupt} is not a share between 0 and 1")
         check(0.05 <= self.mpp <= 20, f"tile.mpp: {self.mpp} um/px is outside 0.05..20")
         check(self.patch_px >= 16, f"tile.patch_px: {self.patch_px} is too small; 16 at least")
         check(self.stride_px >= 0, f"tile.stride_px: {self.stride_px} is negative; 0 means the patch size")
@@ -122,6 +130,7 @@ class RunConfig:
     workers: int = option(0, "threads that read and write pixels; 0: one a processor")
     seed: int = option(0, "seed of everything random")
     max_failed: str = option("0", "slides that may fail before the exit code is 1: N or P%")
+    dask: str = option("", "dask scheduler that tiling runs on, tcp://host:port, or a number of local processes")
 
     def __post_init__(self) -> None:
         number = self.max_failed.removesuffix("%")

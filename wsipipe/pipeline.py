@@ -6,7 +6,7 @@ import glob
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsipipe.config import (
     SECTIONS,
@@ -22,6 +22,9 @@ from wsipipe.config import (
 from wsipipe.errors import ConfigError
 from wsipipe.pseudolabel.registry import names
 from wsipipe.runtime import Progress, Report, silent
+
+if TYPE_CHECKING:
+    from wsipipe.slides import SlideFile
 
 T = TypeVar("T")
 Values = Mapping[str, Mapping[str, Any]]
@@ -80,7 +83,15 @@ def expand(patterns: tuple[str, ...]) -> list[Path]:
     return paths
 
 
-def check_all(settings: Settings) -> dict[str, Path]:
+def slides_of(patterns: tuple[str, ...], config: TileConfig) -> dict[str, SlideFile]:
+    """Slide id -> slide for files, folders, manifests and patterns, with the tissue masks that the user gives."""
+    from wsipipe.slides import find_slides, with_masks
+
+    slides = find_slides(expand(patterns))
+    return with_masks(slides, config.tissue) if config.tissue else slides
+
+
+def check_all(settings: Settings) -> dict[str, SlideFile]:
     """Check every stage's options, the labels and the slides against each other; returns the slides by id."""
     from wsipipe.labels import match_stores, read_labels
     from wsipipe.nn.encoders import check_encoder, create_encoder
@@ -88,7 +99,6 @@ def check_all(settings: Settings) -> dict[str, Path]:
     from wsipipe.pseudolabel.registry import load
     from wsipipe.runtime import device
     from wsipipe.segment.train import check_side, train_ids
-    from wsipipe.slides import find_slides
 
     if not settings.run.slides:
         raise ConfigError("no slides; name them after the command, or as run.slides in pipeline.yaml")
@@ -103,7 +113,7 @@ def check_all(settings: Settings) -> dict[str, Path]:
     _check_names(settings)
     check_side(settings.segment.window_px or settings.tile.patch_px)
     create_segmenter(settings.segment.architecture, settings.segment.encoder, 2)
-    slides = find_slides(expand(settings.run.slides))
+    slides = slides_of(settings.run.slides, settings.tile)
     match_stores(read_labels(Path(settings.pseudolabel.labels), settings.pseudolabel.classes or None), list(slides))
     if splits := settings.segment.splits:
         check(not train_ids(Path(splits), slides).isdisjoint(slides), f"segment.splits: {splits}: trains on no slide")

@@ -8,19 +8,27 @@ import io
 import json
 import logging
 import os
+import socket
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from wsipipe.errors import ConfigError, WsipipeError
+from filelock import FileLock, Timeout
+
+from wsipipe.errors import ConfigError, StoreError, WsipipeError
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
+
+SCHEDULER_S = 10.0
+"""Time in which a dask scheduler has to answer."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -105,6 +113,79 @@ def map_threads(
             raise
 
 
+@contextmanager
+def executor(workers: int, dask: str = "") -> Iterator[tuple[Executor, int]]:
+    """What runs tasks, and how many at a time: threads of this process, or the workers of a dask cluster.
+
+    `dask` is the address of a scheduler (tcp://host:port) or a number: that many local processes. A task is a function
+    at the top of a module, of picklable values; what it makes lies on a file system that all workers share.
+    Raises ConfigError if the scheduler does not answer.
+    """
+    if not dask:
+        n = threads(workers)
+        pool = ThreadPoolExecutor(n)
+        try:
+            yield pool, n
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise ConfigError(
+            "--dask needs the package distributed; install it with: pip install 'wsipipe[dask]'"
+        ) from None
+    with ExitStack() as stack:
+        if dask.isdecimal():
+            local = LocalCluster(
+                n_workers=int(dask),
+                threads_per_worker=1,
+                host="127.0.0.1",
+                dashboard_address="127.0.0.1:0",  # any free port: the usual one may be another cluster's
+                scheduler_kwargs={"dashboard": False},
+                silence_logs=40,
+            )
+            dask = stack.enter_context(local).scheduler_address
+        try:
+            client = stack.enter_context(Client(dask, timeout=SCHEDULER_S, set_as_default=False))
+        except (OSError, TimeoutError, ValueError) as error:
+            raise ConfigError(f"--dask {dask}: no scheduler answers there ({error})") from None
+        n = sum(client.nthreads().values())
+        if not n:
+            raise ConfigError(f"--dask {dask}: the scheduler has no workers; start some, e.g. dask worker {dask}")
+        yield stack.enter_context(client.get_executor(pure=False)), n
+
+
+class Hold:
+    """An exclusive hold on a piece of work, over processes; the file names who has it, and goes when it is let go."""
+
+    def __init__(self, file: Path, what: str) -> None:
+        self._file, self._what = file, what
+        self._lock = FileLock(file)
+
+    def take(self) -> None:
+        """Take it, or raise StoreError that names the holder."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            holder = self._file.read_text(encoding="utf-8").strip() or "another process"
+            raise StoreError(f"{self._what} is held by {holder}; wait for it to end, or stop it") from None
+        since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        self._file.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}\n", encoding="utf-8")
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process has it."""
+        return self._lock.is_locked
+
+    def let_go(self) -> None:
+        """Let go of it; nothing happens if it is not held."""
+        if self._lock.is_locked:
+            self._file.unlink(missing_ok=True)
+            self._lock.release()
+
+
 def digest(*parts: Any) -> str:
     """Short SHA-256 of JSON-ready values, stable across runs and machines."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), default=str)
@@ -150,7 +231,7 @@ class Report:
     ledger: Path | None = None
 
     def add(self, item: str, status: str, reason: str = "", **more: object) -> None:
-        """Record one item; `status` is done, skipped, empty or failed."""
+        """Record one item; `status` is done, added, skipped, empty or failed."""
         self.rows.append({"item": item, "status": status, "reason": reason, **{k: str(v) for k, v in more.items()}})
 
     def failed(self, item: str, error: WsipipeError) -> None:
@@ -182,6 +263,19 @@ class Report:
         number = int(self.max_failed.removesuffix("%"))
         allowed = number * len(self.rows) / 100 if self.max_failed.endswith("%") else number
         return int(bad > allowed)
+
+    def table(self, columns: Sequence[str], most: int = 40) -> str:
+        """The rows for a person: item, status, `columns` and the reason, aligned; of many, those that are not done."""
+        told = [r for r in self.rows if r["status"] not in ("done", "skipped", "added")]
+        shown = self.rows if len(self.rows) <= most else told
+        keys = ("item", "status", *columns, "reason")
+        cells = [("slide", *keys[1:]), *([r.get(k, "") for k in keys] for r in shown)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(keys) - 1)]
+        lines = [
+            "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in cells
+        ]
+        counts = Counter(r["status"] for r in self.rows)
+        return "\n".join([*lines, ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))])
 
     def write(self, path: Path) -> None:
         """Put the rows into the ledger, a CSV: each item keeps its newest row, items of earlier calls stay."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from wsipipe.config import RunConfig, TileConfig
+from wsipipe.slides import SlideFile
 from wsipipe.tiling.tile import tile_slides
 
 PINK = np.array([205.0, 150.0, 185.0])
@@ -50,8 +51,9 @@ def tiled_pictures(folder: Path, pictures: Mapping[str, NDArray[np.uint8]], **op
     slides = {}
     folder.mkdir(parents=True, exist_ok=True)
     for name, rgb in pictures.items():
-        slides[name] = folder / f"{name}.png"
-        slides[name].write_bytes(imagecodecs.png_encode(np.ascontiguousarray(rgb)))
+        path = folder / f"{name}.png"
+        path.write_bytes(imagecodecs.png_encode(np.ascontiguousarray(rgb)))
+        slides[name] = SlideFile(path)
     run = RunConfig(stores=str(folder / "stores"), runs=str(folder / "runs"), workers=1)
     report, stores = tile_slides(slides, TileConfig(**settings), run)
     assert report.exit_code == 0, report.rows

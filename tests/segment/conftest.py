@@ -14,6 +14,7 @@ from two_colours import PATCH_PX, colour_mask, frame, paint, two_colours
 from wsipipe.config import RunConfig, TileConfig
 from wsipipe.nn.checkpoint import Checkpoint
 from wsipipe.nn.encoders import MEAN, STD
+from wsipipe.slides import SlideFile
 from wsipipe.store import SlideStore
 from wsipipe.tiling.tile import tile_slides
 
@@ -31,7 +32,7 @@ def coloured(tmp_path_factory: pytest.TempPathFactory, svs_writer: Callable[...,
     svs_writer(slides["bare"], np.full((331, 437, 3), 243, np.uint8), factors=(4,))
     run = RunConfig(stores=str(folder / "stores"), runs=str(folder / "runs"), workers=1)
     config = TileConfig(patch_px=PATCH_PX, codec="zstd", tissue_mpp=2.0, min_area_um2=100.0)
-    report, stores = tile_slides(slides, config, run)
+    report, stores = tile_slides({i: SlideFile(path) for i, path in slides.items()}, config, run)
     assert report.exit_code == 0, report.rows
     for path in stores:
         store = SlideStore(path)

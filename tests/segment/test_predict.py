@@ -20,6 +20,7 @@ from wsipipe.errors import CheckpointError, ConfigError
 from wsipipe.geometry import Window
 from wsipipe.segment import predict
 from wsipipe.segment.predict import on_patches, predict_stores, predictor
+from wsipipe.slides import SlideFile
 from wsipipe.store import SlideStore
 from wsipipe.tiling.tile import tile_slides
 
@@ -151,7 +152,7 @@ def test_a_slide_longer_than_one_shard_is_written_shard_by_shard(tmp_path, svs_w
     rgb[4200:4400, 20:170, 0] = 90
     svs_writer(tmp_path / "tall.svs", rgb, factors=(4,))
     config = TileConfig(patch_px=64, codec="zstd", tissue_mpp=2.0)
-    report, paths = tile_slides({"tall": tmp_path / "tall.svs"}, config, run)
+    report, paths = tile_slides({"tall": SlideFile(tmp_path / "tall.svs")}, config, run)
     assert report.exit_code == 0
     store = SlideStore(paths[0])
     predict_stores([store], checkpoint_of(RedNet()), SMALL, run)

@@ -157,11 +157,12 @@ def test_stores_that_disagree_on_the_classes_are_refused(stores, run):
 
 def test_a_patch_that_no_network_takes_is_refused_before_any_training(tmp_path, coloured, run):
     from wsipipe.config import TileConfig
+    from wsipipe.slides import SlideFile
     from wsipipe.store import SlideStore
     from wsipipe.tiling.tile import tile_slides
 
     config = TileConfig(patch_px=100, tissue_mpp=2.0, min_area_um2=100.0)
-    _, paths = tile_slides({"left": coloured.parent / "left.svs"}, config, run)
+    _, paths = tile_slides({"left": SlideFile(coloured.parent / "left.svs")}, config, run)
     store = SlideStore(paths[0])
     resplit(store, "train")
     with pytest.raises(ConfigError, match="patch or window of 100 px is not a multiple of 32 px"):

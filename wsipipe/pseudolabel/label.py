@@ -116,7 +116,7 @@ class Stage:
         made_of = {
             "rows": rows,
             "classes": self.table.classes.names,
-            "stores": [self.stores[i].pixel_digest for i in self.train_ids],
+            "stores": [self.stores[i].digest for i in self.train_ids],
             "method": (c.method, asdict(self.params)),
             "encoder": (c.encoder, digest(weights.hex()), c.pretrain, c.pretrain_steps, c.self_train),
             "seed": self.run.seed,
@@ -162,7 +162,7 @@ class Stage:
 
     def _key(self, store: SlideStore) -> str:
         """Key of what is painted into a store: the fit, its pixels, and the labels that it is held to."""
-        return digest(self.digest, store.pixel_digest, self._rules(store.slide_id))
+        return digest(self.digest, store.digest, self._rules(store.slide_id))
 
     def _compute(self, progress: Progress) -> Compute:
         return Compute(self.device, self.run.seed, progress)

@@ -62,7 +62,7 @@ def _predict_store(
     """One slide; returns done or skipped."""
     window_px = config.window_px or checkpoint.patch_px
     stride_px = max(1, round(window_px * (1 - config.overlap)))
-    key = digest(checkpoint.digest, store.pixel_digest, window_px, stride_px, config.score_stride_px)
+    key = digest(checkpoint.digest, store.digest, window_px, stride_px, config.score_stride_px)
     if store.current("labels", name, key, overwrite) and store.current("scores", name, key, overwrite):
         return "skipped"
     own = sum(store.grid.mpp) / 2
@@ -86,14 +86,11 @@ def predictor(
 ) -> Callable[[Sequence[Window]], NDArray[np.float32]]:
     """A function from windows to class probabilities float32 [N, C, h, w]; windows are read ahead of the network."""
 
-    def read(windows: Sequence[Window]) -> NDArray[np.uint8]:
-        return np.stack([store.read(w) for w in windows]).transpose(0, 3, 1, 2)
-
     def predict(windows: Sequence[Window]) -> NDArray[np.float32]:
         groups = [windows[i : i + batch] for i in range(0, len(windows), batch)]
         out = []
         with ThreadPoolExecutor(min(2, workers)) as pool, torch.inference_mode():
-            for rgb in pool.map(read, groups):
+            for rgb in pool.map(store.read_batch, groups):
                 with autocast(on):
                     logits = model(normalise(torch.from_numpy(rgb).to(on)))
                 out.append(logits.float().softmax(1).cpu().numpy())

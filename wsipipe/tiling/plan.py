@@ -2,39 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
+from numpy.typing import NDArray
 
 from wsipipe.geometry import Grid, Window
 from wsipipe.slides.tissue import TissueMask
-from wsipipe.store import PatchTable
+from wsipipe.store import CORRUPT, NOT_STORED, USABLE, PatchTable
 
-Cell = tuple[int, int]
+Bits = NDArray[np.bool_]
+"""One bit for each chunk of a level: bool [rows, cols]."""
 
 
 def plan_patches(grid: Grid, tissue: TissueMask, min_tissue: float) -> PatchTable:
-    """The patches of `grid` with at least `min_tissue` (0..1) of tissue, none of it empty."""
-    cells = np.array([(r, c) for r, c, _ in grid.windows()], np.int32).reshape(-1, 2)
+    """The patches of `grid` with at least `min_tissue` (0..1) of tissue, none of it empty, row-major."""
+    rows, cols = grid.rows, grid.cols
+    cells = np.stack(np.divmod(np.arange(rows * cols, dtype=np.int32), np.int32(cols)), axis=1)
     share = tissue.fractions(cells.astype(np.int64) * grid.stride_px, (grid.patch_px, grid.patch_px))
     keep = (share >= min_tissue) & (share > 0)
-    return PatchTable(grid, cells[keep], share[keep], np.zeros(int(keep.sum()), np.uint8))
+    return PatchTable(grid, cells[keep], share[keep], np.full(int(keep.sum()), USABLE, np.uint8))
 
 
-def plan_chunks(table: PatchTable, chunk_px: int, shard_px: int) -> dict[Cell, list[Cell]]:
-    """Chunks that any patch, grown by one patch of margin, touches: shard -> row-major chunk cells."""
+def plan_chunks(table: PatchTable, chunk_px: int) -> Bits:
+    """The chunks that any patch, grown by one patch of margin, touches."""
     grid = table.grid
     width, height = grid.size_px
-    wanted = np.zeros((-(-height // chunk_px), -(-width // chunk_px)), bool)
-    for window in table.windows:
-        rows, cols = _touched(window.grown(grid.patch_px), chunk_px)
-        wanted[rows, cols] = True
-    n = shard_px // chunk_px
-    chunks: dict[Cell, list[Cell]] = {}
-    for row, col in np.argwhere(wanted).tolist():
-        chunks.setdefault((row // n, col // n), []).append((row, col))
-    return chunks
+    rows, cols = -(-height // chunk_px), -(-width // chunk_px)
+    first, last = _touched(table, grid.patch_px, chunk_px)
+    # each patch adds 1 to its chunks: a rectangle of ones is four corners of its double difference
+    corners = np.zeros((rows + 1, cols + 1), np.int32)
+    high, left = (np.clip(v, 0, n) for v, n in zip(first.T, (rows, cols), strict=True))
+    low, right = (np.clip(v, 0, n) for v, n in zip(last.T, (rows, cols), strict=True))
+    for y, x, sign in ((high, left, 1), (high, right, -1), (low, left, -1), (low, right, 1)):
+        np.add.at(corners, (y, x), sign)
+    return np.asarray(corners.cumsum(0).cumsum(1)[:rows, :cols] > 0)
 
 
-def _touched(window: Window, chunk_px: int) -> tuple[slice, slice]:
-    rows = slice(max(0, window.y_px // chunk_px), max(0, -(-(window.y_px + window.height_px) // chunk_px)))
-    cols = slice(max(0, window.x_px // chunk_px), max(0, -(-(window.x_px + window.width_px) // chunk_px)))
-    return rows, cols
+def with_status(
+    table: PatchTable, stored: Bits, chunk_px: int, tissue: TissueMask, bad: Sequence[Window]
+) -> PatchTable:
+    """The patches with their status, given the chunks that exist and the windows (working px) without pixels."""
+    grid = table.grid
+    yx = np.stack(np.nonzero(~stored), axis=1).astype(np.int64)
+    missing = np.zeros(stored.shape, bool)
+    missing[~stored] = tissue.fractions(yx * chunk_px, (chunk_px, chunk_px)) > 0
+    total = np.zeros((stored.shape[0] + 1, stored.shape[1] + 1), np.int32)
+    total[1:, 1:] = missing.cumsum(0).cumsum(1)
+    first, last = _touched(table, 0, chunk_px)
+    (y1, x1), (y2, x2) = first.T, np.minimum(last, stored.shape).T
+    lacking = total[y2, x2] - total[y1, x2] - total[y2, x1] + total[y1, x1] > 0
+    status = np.where(lacking, NOT_STORED, USABLE).astype(np.uint8)
+    y, x = (table.cell.astype(np.int64) * grid.stride_px).T
+    for w in bad:
+        beside = (y >= w.y_px + w.height_px) | (y + grid.patch_px <= w.y_px)
+        beside |= (x >= w.x_px + w.width_px) | (x + grid.patch_px <= w.x_px)
+        status[~beside] = CORRUPT
+    return replace(table, status=status)
+
+
+def _touched(table: PatchTable, margin_px: int, chunk_px: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First chunk, and the one after the last, that each patch with a margin touches: int [N, 2] (row, col)."""
+    start = table.cell.astype(np.int64) * table.grid.stride_px
+    first = np.maximum(start - margin_px, 0) // chunk_px
+    return first, -(-(start + table.grid.patch_px + margin_px) // chunk_px)

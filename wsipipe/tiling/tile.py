@@ -1,179 +1,229 @@
-"""Tile slides: each becomes one store, written aside and renamed when it is complete."""
+"""Tile many slides: shards of all of them go through one pool, and each slide's store is put in place when complete."""
 
 from __future__ import annotations
 
 import logging
-import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-import wsipipe
 from wsipipe.config import RunConfig, TileConfig
-from wsipipe.errors import StoreError
-from wsipipe.geometry import LEVEL_FACTOR, Grid, Window
-from wsipipe.runtime import Progress, Report, digest, map_threads, silent
-from wsipipe.slides import Slide, open_slide
-from wsipipe.slides.resample import read_window
-from wsipipe.slides.tissue import TissueMask, find_tissue
-from wsipipe.store import PatchTable, SlideStore
-from wsipipe.store.shards import CHUNK_PX, SHARD_PX, Cell, ShardedArray
-from wsipipe.store.slide_store import lock_file, shard_windows, swap
-from wsipipe.tiling.plan import plan_chunks, plan_patches
+from wsipipe.errors import WsipipeError
+from wsipipe.runtime import Hold, Progress, Report, executor, read_ledger, silent, write_csv
+from wsipipe.slides import SlideFile
+from wsipipe.slides.base import chosen_mpp
+from wsipipe.slides.probe import Prober
+from wsipipe.store import USABLE, SlideStore
+from wsipipe.tiling.finish import finish
+from wsipipe.tiling.job import TileJob, discard, forget
+from wsipipe.tiling.pixels import ShardTask, write_shard
+from wsipipe.tiling.prepare import Prepared, prepare
 
 log = logging.getLogger(__name__)
 
-TISSUE_VALUES = {0: "glass", 1: "tissue", 255: "invalid"}
+AHEAD = 2
+"""Tasks in flight for each worker: one that runs and one that waits."""
+
+CORRUPT_COLUMNS = ("slide", "level", "row", "col", "x_px", "y_px", "width_px", "height_px", "reason")
 
 
 def tile_slides(
-    slides: Mapping[str, Path], config: TileConfig, run: RunConfig, progress: Progress = silent, overwrite: bool = False
+    slides: Mapping[str, SlideFile],
+    config: TileConfig,
+    run: RunConfig,
+    progress: Progress = silent,
+    overwrite: bool = False,
 ) -> tuple[Report, list[Path]]:
-    """Tile every slide into `run.stores`; returns the ledger and the stores that are there now.
+    """Tile every slide into `run.stores`; returns the ledger and the stores that are there now, in the given order.
 
-    A slide whose store was made from the same file with the same settings is skipped. A slide that fails is
-    recorded and costs only itself.
+    A slide whose store was made from the same content with the same options is skipped, one that was cut off goes on
+    at its next shard, and one that fails is recorded and costs only itself. Interrupted, the shards that are running
+    end, and all that is written stays for the next run.
     """
+    folder = Path(run.runs) / "tile"
+    call = uuid.uuid4().hex
+    jobs = [
+        TileJob(
+            slide_id,
+            file,
+            config,
+            Path(run.stores) / f"{slide_id}.zarr",
+            overwrite,
+            folder / f"{slide_id}.png" if config.qc_image else None,
+            call,
+        )
+        for slide_id, file in slides.items()
+    ]
+    if run.dask:
+        jobs = [job.absolute() for job in jobs]
     report = Report(run.max_failed)
-    stores: list[Path] = []
-    for i, (slide_id, path) in enumerate(slides.items()):
-        progress("tile", i, len(slides), slide_id)
-        began = time.monotonic()
-        with report.guard(slide_id):
-            status, store = _tile_slide(slide_id, path, config, run, progress=progress, overwrite=overwrite)
-            n = len(store.patches(config.patch_px, config.stride_px or config.patch_px).cell)
-            note = str(store.meta.get("note", ""))
-            if n == 0:
-                log.warning("%s: no tissue (%s)", slide_id, note or "no patch holds enough of it; see --min-tissue")
-                status = "empty" if status == "done" else status
-            report.add(slide_id, status, note, patches=n, seconds=f"{time.monotonic() - began:.1f}", store=store.path)
-            stores.append(store.path)
-    progress("tile", len(slides), len(slides))
-    report.write(Path(run.runs) / "tile" / "tile.csv")
-    return report, stores
-
-
-def _tile_slide(
-    slide_id: str, path: Path, config: TileConfig, run: RunConfig, *, progress: Progress, overwrite: bool
-) -> tuple[str, SlideStore]:
-    """One slide; returns the status (done or skipped) and its store."""
-    target = Path(run.stores) / f"{slide_id}.zarr"
-    slide = open_slide(path, slide_id, config.mpp_override)
-    try:
-        stride_px = config.stride_px or config.patch_px
-        info = slide.info
-        grid = Grid.plan(info.size_px0, info.mpp0, slide.downsamples, config.mpp, (config.patch_px, stride_px))
-        made_of = {"fingerprint": info.fingerprint, "mpp0": info.mpp0, "tile": asdict(config)}
-        pixel_digest = digest(made_of)
-        if target.exists():
-            old = _old_store(target, overwrite)
-            if old and old.pixel_digest == pixel_digest:
-                return "skipped", old
-            made = [n for n in old.names("labels") if n != "tissue"] if old else []
-            if not overwrite:
-                also = f" (its labels {', '.join(made)} would go too)" if made else ""
-                raise StoreError(
-                    f"{target}: made from another slide or with other settings; replace it with --overwrite{also}"
-                )
-            if made:
-                log.warning("%s: replaced; its labels %s are gone", target, ", ".join(made))
-        tissue = find_tissue(slide, grid, config.tissue_mpp, config.min_area_um2)
-        table = plan_patches(grid, tissue, config.min_tissue)
-        aside = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        meta = {
-            "slide_id": slide_id,
-            "slide": info.to_dict(),
-            "pixel_digest": pixel_digest,
-            "tile": asdict(config),
-            "versions": _versions(),
-            "note": tissue.note,
-        }
+    with executor(run.workers, run.dask) as (pool, workers), Prober() as prober:
+        line = _Line(pool, workers, prober, report, progress)
         try:
-            store = SlideStore.create(aside, grid, config.quality if config.codec == "jpeg" else 0, meta)
-            _write(store, _Source(slide, grid, run.workers), table, tissue, progress)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
+            line.run(jobs)
         finally:
-            lock_file(aside).unlink(missing_ok=True)
-        swap(aside, target)
-        return "done", SlideStore(target)
-    finally:
-        slide.close()
+            line.stop()
+            forget()
+            order = {job.slide_id: i for i, job in enumerate(jobs)}
+            report.rows.sort(key=lambda row: order[row["item"]])
+            report.write(folder / "tile.csv")
+            _write_corrupt(folder / "corrupt.csv", line.corrupt, set(line.finished))
+    return report, [Path(run.stores) / f"{i}.zarr" for i in slides if i in line.finished]
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where pixels come from: a slide seen in the frame of `grid`, read by `workers` threads."""
+@dataclass(eq=False)
+class _Slide:
+    """A slide on its way through the line."""
 
-    slide: Slide
-    grid: Grid
-    workers: int
-
-
-def _old_store(path: Path, overwrite: bool) -> SlideStore | None:
-    """The store in the way; one that cannot be read may only be overwritten."""
-    try:
-        return SlideStore(path)
-    except StoreError:
-        if overwrite:
-            return None
-        raise
+    job: TileJob
+    hold: Hold
+    began: float = field(default_factory=time.monotonic)
+    waiting: deque[ShardTask] = field(default_factory=deque)
+    flying: int = 0
+    done: int = 0
+    total: int = 0
+    ready: bool = False
+    error: WsipipeError | None = None
 
 
-def _write(store: SlideStore, source: _Source, table: PatchTable, tissue: TissueMask, progress: Progress) -> None:
-    """Pixels, coarser levels, tissue mask and patch table of one slide."""
-    grid = store.grid
-    chunks = plan_chunks(table, CHUNK_PX, SHARD_PX)
-    total = sum(map(len, chunks.values()))
-    done = 0
-    for shard, cells in chunks.items():
-        _write_shard(store.pixels(0), source, shard, cells, 1)
-        done += len(cells)
-        progress(f"tile {store.slide_id}", done, total)
-    if len(table.cell):
-        for level in range(1, grid.levels):
-            array = store.pixels(level)
-            for shard, _ in shard_windows(array.spec):
-                _write_shard(array, source, shard, array.spec.chunks_of_shard(shard), LEVEL_FACTOR**level)
-    store.write_labels(
-        "tissue",
-        TISSUE_VALUES,
-        {"digest": store.pixel_digest},
-        ((shard, tissue.pixels(window)) for shard, window in shard_windows(store.pixels().spec)),
-    )
-    store.write_patches(table)
+class _Line:
+    """Keeps the pool busy: shards of the slides under way first, then the next slide."""
+
+    def __init__(self, pool: Executor, workers: int, prober: Prober, report: Report, progress: Progress) -> None:
+        self._pool, self._most = pool, AHEAD * workers
+        self._prober, self._report, self._progress = prober, report, progress
+        self._flying: dict[Future[Any], tuple[_Slide, Callable[[_Slide, Any], None]]] = {}
+        self._active: list[_Slide] = []
+        self._total = 0
+        self.finished: dict[str, Path] = {}
+        self.corrupt: list[dict[str, object]] = []
+
+    def run(self, jobs: list[TileJob]) -> None:
+        """All jobs, until each has its row in the ledger."""
+        waiting = deque(jobs)
+        self._total = len(jobs)
+        self._tell("")
+        while waiting or self._active:
+            self._fill(waiting)
+            if not self._flying:
+                continue  # what was started has failed before it came to the pool
+            for future in wait(self._flying, return_when=FIRST_COMPLETED).done:
+                slide, then = self._flying.pop(future)
+                slide.flying -= 1
+                try:
+                    then(slide, future.result())
+                except WsipipeError as error:
+                    slide.error = slide.error or error
+                    slide.waiting.clear()
+                self._go_on(slide)
+
+    def stop(self) -> None:
+        """Take back what has not begun, wait for what has, and let go of every slide."""
+        for future in self._flying:
+            future.cancel()
+        wait(self._flying)
+        for slide in self._active:
+            slide.hold.let_go()
+
+    def _fill(self, waiting: deque[TileJob]) -> None:
+        """Give the pool work, oldest slide first, and begin slides while it has room."""
+        for slide in self._active:
+            while slide.waiting and len(self._flying) < self._most:
+                self._submit(slide, self._written, write_shard, slide.job, slide.waiting.popleft())
+        while waiting and len(self._flying) < self._most:
+            self._begin(waiting.popleft())
+
+    def _begin(self, job: TileJob) -> None:
+        slide = _Slide(job, Hold(job.target.with_name(f".{job.target.name}.tiling"), f"{job.target}: tiling it"))
+        self._active.append(slide)
+        try:
+            slide.hold.take()
+            override, source = chosen_mpp(job.file, job.config.mpp_override)
+            self._prober.check(job.file.path, job.slide_id, override, source)
+        except WsipipeError as error:
+            slide.error = error
+            self._go_on(slide)
+        else:
+            self._submit(slide, self._prepared, prepare, job)
+
+    def _submit(self, slide: _Slide, then: Callable[[_Slide, Any], None], task: Callable[..., Any], *what: Any) -> None:
+        slide.flying += 1
+        self._flying[self._pool.submit(task, *what)] = (slide, then)
+
+    def _prepared(self, slide: _Slide, plan: Prepared) -> None:
+        if plan.status != "planned":
+            self._end(slide, plan.status)
+            return
+        slide.ready = True
+        slide.waiting.extend(plan.shards)
+        slide.done, slide.total = plan.written, plan.written + sum(t.chunks for t in plan.shards)
+        if plan.written:
+            log.info("%s: goes on: %d of %d chunks are there", slide.job.slide_id, plan.written, slide.total)
+
+    def _written(self, slide: _Slide, chunks: int) -> None:
+        slide.done += chunks
+        self._progress(f"tile {slide.job.slide_id}", slide.done, slide.total)
+
+    def _go_on(self, slide: _Slide) -> None:
+        """After a task of a slide: finish it if that was its last shard, or record that it failed."""
+        if slide.flying or slide not in self._active:
+            return
+        if slide.error:
+            if slide.hold.is_held:
+                discard(slide.job)
+            with self._report.guard(slide.job.slide_id):
+                raise slide.error
+            self._leave(slide)
+        elif slide.ready and not slide.waiting:
+            slide.ready = False
+            self._submit(slide, self._complete, finish, slide.job)
+
+    def _complete(self, slide: _Slide, _: None) -> None:
+        self._end(slide, "done")
+
+    def _end(self, slide: _Slide, status: str) -> None:
+        """The row of a slide whose store is there."""
+        job = slide.job
+        store = SlideStore(job.target)
+        table, bad = store.patches(), store.meta["bad"]
+        for (*place, why), box_px in zip(bad, store.meta["bad_px"], strict=True):
+            self.corrupt.append(dict(zip(CORRUPT_COLUMNS, (job.slide_id, *place, *box_px, why), strict=True)))
+        reason = str(store.meta.get("note", ""))
+        if bad:
+            reason = f"{len(bad)} of its tiles cannot be read, e.g. {bad[0][3]}"
+            log.warning("%s: %s", job.slide_id, reason)
+        if not len(table.cell):
+            log.warning("%s: no tissue (%s)", job.slide_id, reason or "no patch holds enough of it; see --min-tissue")
+            status = "empty" if status == "done" else status
+        self._report.add(
+            job.slide_id,
+            status,
+            reason,
+            patches=int((table.status == USABLE).sum()),
+            corrupt=len(bad),
+            copied=f"{store.meta['copied']:.0%}",
+            seconds=f"{time.monotonic() - slide.began:.1f}",
+            store=store.path,
+        )
+        self.finished[job.slide_id] = store.path
+        self._leave(slide)
+
+    def _leave(self, slide: _Slide) -> None:
+        slide.hold.let_go()
+        self._active.remove(slide)
+        self._tell(slide.job.slide_id)
+
+    def _tell(self, slide_id: str) -> None:
+        self._progress("tile", len(self._report.rows), self._total, slide_id)
 
 
-def _write_shard(array: ShardedArray, source: _Source, shard: Cell, cells: list[Cell], factor: int) -> None:
-    """Read, resample and encode the chunks of one shard in threads, then write it whole."""
-    height, width = array.spec.shape[-2:]
-
-    def encode(cell: Cell) -> bytes:
-        y, x = cell[0] * CHUNK_PX, cell[1] * CHUNK_PX
-        window = Window(x, y, min(CHUNK_PX, width - x), min(CHUNK_PX, height - y))
-        return array.spec.encode(_padded(read_window(source.slide, source.grid, window, factor)))
-
-    encoded: dict[Cell, bytes] = {}
-    map_threads(encode, cells, source.workers, encoded.__setitem__)
-    array.write_shard(shard, sorted(encoded.items()))
-
-
-def _padded(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 [h, w, 3] -> one whole chunk [3, y, x], its border repeated so that JPEG sees no edge."""
-    h, w = rgb.shape[:2]
-    return np.moveaxis(np.pad(rgb, ((0, CHUNK_PX - h), (0, CHUNK_PX - w), (0, 0)), mode="edge"), -1, 0)
-
-
-def _versions() -> dict[str, str]:
-    """Versions of what decided the pixels."""
-    from importlib.metadata import version
-
-    names = ("openslide-python", "openslide-bin", "tifffile", "imagecodecs", "zarr", "numpy")
-    return {"wsipipe": wsipipe.__version__, **{n: version(n) for n in names}}
+def _write_corrupt(path: Path, rows: list[dict[str, object]], tiled: set[str]) -> None:
+    """Bad tiles of all slides, one a row, in px of the store; slides of this call replace their earlier rows."""
+    earlier = [row for row in read_ledger(path) if row["slide"] not in tiled]
+    if rows or earlier or path.exists():
+        write_csv(path, CORRUPT_COLUMNS, [*earlier, *rows])

@@ -1,0 +1,39 @@
+"""Slides and stores that the tests of tiling share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from wsipipe.config import RunConfig
+from wsipipe.slides.probe import Prober
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "slides"))  # its helper module writes TIFFs of every kind
+
+
+@pytest.fixture(autouse=True)
+def unprobed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process opens slides first, as that takes as long as tiling a small one; but in tests that use `probed`."""
+    if "probed" not in request.fixturenames:
+        monkeypatch.setattr(Prober, "check", lambda *_: None)
+
+
+@pytest.fixture
+def probed() -> None:
+    """For a test that has slides opened in a process of their own first."""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunConfig:
+    """Stores and ledgers of one test."""
+    return RunConfig(stores=str(tmp_path / "stores"), runs=str(tmp_path / "runs"), workers=2)
+
+
+@pytest.fixture(scope="session")
+def wide_path(tmp_path_factory: pytest.TempPathFactory, svs_writer, tissue_drawer) -> Path:
+    """5408 x 304 px at 0.5 um/px, levels 1, 1/4, 1/16: a store of three levels, with two shards in the first."""
+    path = tmp_path_factory.mktemp("wide") / "wide.svs"
+    svs_writer(path, tissue_drawer((5408, 304))[0])
+    return path

@@ -1,0 +1,91 @@
+"""Tiling on a dask cluster: the same bytes, and one clear sentence where there is no cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiffs import tamper
+from tilings import CONFIG, corrupt, files, ledger
+
+from wsipipe import runtime
+from wsipipe.config import RunConfig
+from wsipipe.errors import ConfigError
+from wsipipe.slides import SlideFile
+from wsipipe.tiling.tile import tile_slides
+
+pytest.importorskip("distributed")
+psutil = pytest.importorskip("psutil")
+
+
+@pytest.fixture
+def busy_port() -> Iterator[None]:
+    """Another cluster has dask's usual port."""
+    with socket.socket() as other:
+        with contextlib.suppress(OSError):
+            other.bind(("127.0.0.1", 8787))
+            other.listen()
+        yield
+
+
+@pytest.mark.usefixtures("busy_port")
+def test_processes_of_a_cluster_write_the_same_bytes(
+    wide_path: Path, svs_path: Path, run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "rubbish.svs").write_bytes(b"rubbish")
+    tamper(Path(shutil.copy(svs_path, tmp_path / "damaged.svs")), 7, size=99)
+    paths = {"wide": wide_path, "rubbish": tmp_path / "rubbish.svs", "damaged": tmp_path / "damaged.svs"}
+    slides = {n: SlideFile(p) for n, p in paths.items()}
+    config = replace(CONFIG, max_corrupt=0.2)
+    tile_slides(slides, config, run)
+    monkeypatch.chdir(tmp_path)  # the paths of a job hold wherever its tasks run
+    near = {n: SlideFile(Path(p.name)) if p.parent == tmp_path else SlideFile(p) for n, p in paths.items()}
+    other = RunConfig(stores="far/stores", runs="far/runs", dask="2")
+    report, stores = tile_slides(near, config, other)
+    assert [(r["item"], r["status"]) for r in report.rows] == [
+        ("wide", "done"),
+        ("rubbish", "failed"),
+        ("damaged", "done"),
+    ]
+    assert stores == [Path("far/stores") / f"{n}.zarr" for n in ("wide", "damaged")]
+    assert files(tmp_path / "far/stores") == files(Path(run.stores))
+    assert [r["corrupt"] for r in ledger(other)] == [r["corrupt"] for r in ledger(run)]
+    (mine,), (theirs,) = corrupt(other), corrupt(run)
+    assert mine == theirs
+
+
+def test_no_scheduler_is_told_in_time(svs_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    assert runtime.SCHEDULER_S <= 15
+    monkeypatch.setattr(runtime, "SCHEDULER_S", 0.5)
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match=r"--dask tcp://127\.0\.0\.1:1: no scheduler answers there"):
+        tile_slides({"blob": SlideFile(svs_path)}, CONFIG, replace(run, dask="tcp://127.0.0.1:1"))
+    assert time.monotonic() - start < 10
+    assert not Path(run.stores).exists()
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_costs_nothing(wide_path: Path, run: RunConfig, tmp_path: Path):
+    slides = {n: SlideFile(wide_path) for n in "abcd"}
+    tile_slides(slides, CONFIG, run)
+    killed: list[int] = []
+
+    def kill_one(task: str, done: int, total: int, note: str = "") -> None:
+        if task == "tile a" and not killed:
+            workers = [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+            killed.append(workers[0].pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    other = replace(run, stores=str(tmp_path / "far"), dask="2")
+    report, _ = tile_slides(slides, CONFIG, other, kill_one)
+    assert killed
+    assert [r["status"] for r in report.rows] == ["done"] * 4
+    assert files(Path(other.stores)) == files(Path(run.stores))

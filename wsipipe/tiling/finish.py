@@ -1,0 +1,90 @@
+"""The last task of tiling a slide: tissue, patches and attributes, and the store is put in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsipipe.geometry import LEVEL_FACTOR, Window
+from wsipipe.slides.means import area_mean
+from wsipipe.slides.tissue import TissueMask
+from wsipipe.store import PatchTable, SlideStore
+from wsipipe.store.shards import Cell, ShardedArray
+from wsipipe.store.slide_store import shard_windows, swap
+from wsipipe.store.tissue_levels import TissueLevels
+from wsipipe.tiling.job import TileJob, bad_of_rows, bad_rows, discard, records_of, tidy, work_of
+from wsipipe.tiling.levels import bad_windows, check_share, is_derived
+from wsipipe.tiling.plan import with_status
+from wsipipe.tiling.qc_image import write_qc_image
+
+
+def finish(job: TileJob) -> None:
+    """Write tissue, patches and attributes, then put the store in its place.
+
+    Raises SlideError if more of the slide is unreadable than `max_corrupt` allows.
+    """
+    work = work_of(job)
+    plan, slide = work.plan, work.slide
+    store = SlideStore(job.aside)  # opened anew: other processes may have written since
+    records = records_of(job)
+    bad = dict(plan.bad)
+    for record in records.values():
+        bad |= bad_of_rows(record["bad"])
+    windows = bad_windows(slide, plan.grid, bad)
+    level0 = store.pixels()
+    check_share(job, windows, int(plan.chunks.sum()) * level0.spec.chunk_px**2, bad)
+    stored = {level: _counts(records, level, "stored") for level in range(plan.grid.levels)}
+    for level in range(2, plan.grid.levels if len(plan.table.cell) else 0):
+        if is_derived(slide, plan.grid, level):
+            stored[level] = _shrink(store.pixels(level - 1), store.pixels(level))
+    tissue = TissueLevels(plan.tissue.mask.astype(np.uint8), plan.tissue.step_px, windows)
+    store.write_tissue(tissue, {"digest": store.pixel_digest, "shares": plan.tissue.shares()})
+    table = with_status(plan.table, level0.present(), level0.spec.chunk_px, plan.tissue, windows)
+    store.write_patches(table, plan.recipe.patches)
+    copied = sum(_counts(records, 0, "copied").values())
+    store.note(
+        stored={str(k): v for k, v in stored.items()},
+        copied=copied / max(1, sum(stored[0].values())),
+        bad=bad_rows(bad),
+        bad_px=[astuple(w) for w in windows],
+    )
+    if job.qc_image:
+        _write_qc_image(job.qc_image, store, plan.tissue, table, windows)
+    swap(job.aside, job.target)
+    discard(job)
+    tidy(job)
+
+
+def _shrink(fine: ShardedArray, coarse: ShardedArray) -> dict[str, int]:
+    """Fill a level with means of the one below; returns the chunks stored, by shard."""
+    f, n = LEVEL_FACTOR, coarse.spec.chunk_px
+    counts = {}
+    for shard, _ in shard_windows(coarse.spec):
+
+        def block(cell: Cell) -> tuple[Cell, NDArray[np.generic]]:
+            source = fine.read(Window(cell[1] * n * f, cell[0] * n * f, n * f, n * f))
+            rgb = np.ascontiguousarray(np.moveaxis(source, 0, -1), np.uint8)
+            return cell, np.moveaxis(area_mean(rgb, (0, 0), (f, f), (n, n)), -1, 0)
+
+        counts[f"{shard[0]}.{shard[1]}"] = coarse.write_blocks(shard, map(block, coarse.spec.chunks_of_shard(shard)))
+    return counts
+
+
+def _counts(records: Mapping[tuple[int, int, int], Mapping[str, Any]], level: int, what: str) -> dict[str, int]:
+    """Shard (row.col) of a level -> the number of its chunks that are stored, or copied."""
+    return {f"{row}.{col}": record[what] for (k, row, col), record in sorted(records.items()) if k == level}
+
+
+def _write_qc_image(
+    path: Path, store: SlideStore, tissue: TissueMask, table: PatchTable, bad: Sequence[Window]
+) -> None:
+    """The overview picture of a slide, from the coarsest level that still fills it."""
+    level = max(k for k in range(store.grid.levels) if k == 0 or max(store.grid.level_shape(k)) >= 800)
+    height, width = store.grid.level_shape(level)
+    rgb = store.read(Window(0, 0, width, height), level)
+    write_qc_image(path, rgb, LEVEL_FACTOR**level, tissue, table, bad)

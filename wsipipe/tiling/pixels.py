@@ -1,0 +1,89 @@
+"""The second task of tiling a slide, one for each shard: copy, or decode, resample and encode its pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsipipe.geometry import LEVEL_FACTOR, Window
+from wsipipe.runtime import write_json
+from wsipipe.slides.resample import SlideView, source_level
+from wsipipe.store.shards import ArraySpec, Cell
+from wsipipe.store.slide_store import GLASS
+from wsipipe.tiling.job import TileJob, Work, bad_rows, record_file, work_of
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard of one level, and the chunks that it has to hold."""
+
+    level: int
+    shard: Cell
+    chunks: int
+
+
+def write_shard(job: TileJob, task: ShardTask) -> int:
+    """Write one shard of pixels and the record that it is there; returns the number of its planned chunks.
+
+    A shard depends on nothing but the job, so that any process may write it, and again if need be, to the same bytes.
+    """
+    work = work_of(job)
+    array = work.store.pixels(task.level)
+    view = SlideView(work.slide, work.plan.grid, job.config.fast_resample)
+    copied = 0
+
+    def chunks() -> Iterator[tuple[Cell, tuple[bytes, ...]]]:
+        nonlocal copied
+        for cell, stream in _streams(work, task):
+            if stream:
+                copied += 1
+                yield cell, stream
+                continue
+            rgb = view.read(_inside(array.spec, cell), LEVEL_FACTOR**task.level)
+            if not view.bad or (rgb != GLASS).any():
+                yield cell, (array.spec.encode(_padded(rgb, array.spec.chunk_px)),)
+
+    stored = array.write_shard(task.shard, chunks())
+    write_json(
+        record_file(job, task.level, task.shard), {"stored": stored, "copied": copied, "bad": bad_rows(view.bad)}
+    )
+    return task.chunks
+
+
+def _streams(work: Work, task: ShardTask) -> Iterator[tuple[Cell, tuple[bytes, ...] | None]]:
+    """The chunks of a shard in order, each with the slide's own JPEG stream, or None where it is to be made."""
+    cells = work.cells(task.level, task.shard)
+    tiles = work.slide.tiles(source_level(work.slide, work.plan.grid, LEVEL_FACTOR**task.level))
+    if tiles is None or task.level not in work.store.meta["copied_levels"]:
+        yield from ((cell, None) for cell in cells)
+        return
+    rows, cols = _covered(work.store.pixels(task.level).spec, tiles.size_px)
+    streams = tiles.jpegs([(r, c) for r, c in cells if r < rows and c < cols])
+    for row, col in cells:
+        yield next(streams) if row < rows and col < cols else ((row, col), None)
+
+
+def _covered(spec: ArraySpec, size_px: tuple[int, int]) -> Cell:
+    """Rows and columns of chunks all of whose pixels in the array a slide level of this (width, height) has."""
+    rows, cols = (
+        have // spec.chunk_px if have < n else -(-n // spec.chunk_px)
+        for n, have in zip(spec.shape[-2:], reversed(size_px), strict=True)
+    )
+    return rows, cols
+
+
+def _inside(spec: ArraySpec, cell: Cell) -> Window:
+    """The pixels of a chunk that lie inside the array."""
+    n, (height, width) = spec.chunk_px, spec.shape[-2:]
+    y, x = cell[0] * n, cell[1] * n
+    return Window(x, y, min(n, width - x), min(n, height - y))
+
+
+def _padded(rgb: NDArray[np.uint8], n: int) -> NDArray[np.uint8]:
+    """uint8 [h, w, 3] -> one whole chunk [3, n, n], its border repeated so that JPEG sees no edge."""
+    h, w = rgb.shape[:2]
+    whole = rgb if (h, w) == (n, n) else np.pad(rgb, ((0, n - h), (0, n - w), (0, 0)), mode="edge")
+    return np.moveaxis(whole, -1, 0)

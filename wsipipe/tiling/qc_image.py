@@ -1,0 +1,166 @@
+"""The picture that a person checks a tiled slide by: what was taken for tissue, what was left out, and the patches."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+from wsipipe.geometry import Grid, Window
+from wsipipe.runtime import write_bytes
+from wsipipe.slides.overview import BLACK, BLUR, PEN, TISSUE
+from wsipipe.slides.tissue import TissueMask
+from wsipipe.store import PatchTable
+
+LONGEST_PX = 1600
+"""Longer side of the picture, legend apart; smaller overviews are enlarged by a whole factor."""
+
+LEAST_PATCH_PX = 6
+"""Patches smaller than this in the picture are shown by the outline of all of them: a grid would hide the slide."""
+
+Colour = tuple[int, int, int]
+
+TINTS: dict[int, tuple[Colour, float]] = {
+    PEN: ((40, 70, 255), 0.45),
+    BLUR: ((255, 140, 0), 0.45),
+    BLACK: ((128, 128, 128), 0.7),
+}
+"""Colour and opacity of what is not tissue."""
+
+TISSUE_LINE: Colour = (0, 150, 50)
+PATCH_LINE: Colour = (30, 30, 90)
+CORRUPT: Colour = (225, 0, 0)
+
+_FONT_PX, _LINE_PX, _MARGIN_PX = 16, 24, 12
+
+
+def write_qc_image(
+    path: Path,
+    rgb: NDArray[np.uint8],
+    step_px: float,
+    tissue: TissueMask,
+    table: PatchTable,
+    corrupt: Sequence[Window],
+) -> None:
+    """Write a PNG of the slide called `path.stem`; written aside, then renamed.
+
+    rgb: uint8 [h, w, 3], the whole slide, one pixel for `step_px` working px. corrupt: windows (working px) whose
+    pixels cannot be read; they are red, as are patches that are excluded.
+    """
+    picture, px = _picture(rgb, step_px)
+    kind = _kinds(tissue, picture.size, px)
+    for value, (colour, opacity) in TINTS.items():
+        picture.paste(colour, mask=_layer(kind == value, opacity))
+    inside = kind == TISSUE
+    usable = table.status == 0
+    _draw_patches(picture, table.grid, table.cell[usable], px, PATCH_LINE)
+    _draw_patches(picture, table.grid, table.cell[~usable], px, CORRUPT)
+    picture.paste(TISSUE_LINE, mask=_layer(inside & ~ndimage.binary_erosion(inside, iterations=2, border_value=1)))
+    draw = ImageDraw.Draw(picture)
+    for window in corrupt:
+        x, y = window.x_px / px, window.y_px / px
+        draw.rectangle((x, y, x + max(2, window.width_px / px), y + max(2, window.height_px / px)), CORRUPT)
+    out = _with_legend(picture, px * sum(table.grid.mpp) / 2, path.stem, tissue.note, _entries(tissue, table, corrupt))
+    stream = io.BytesIO()
+    out.save(stream, "PNG")
+    write_bytes(path, stream.getvalue())
+
+
+def _picture(rgb: NDArray[np.uint8], step_px: float) -> tuple[Image.Image, float]:
+    """The overview at its size in the picture, and working px per pixel of it."""
+    height, width = rgb.shape[:2]
+    whole = LONGEST_PX // max(height, width)
+    scale = float(whole) if whole else LONGEST_PX / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    how = Image.Resampling.BILINEAR if whole else Image.Resampling.BOX
+    return Image.fromarray(rgb).resize(size, how), step_px / scale
+
+
+def _kinds(tissue: TissueMask, size: tuple[int, int], px: float) -> NDArray[np.uint8]:
+    """The kind at the centre of each pixel of the picture, `px` working px large: uint8 [h, w]."""
+    x, y = (
+        np.minimum((np.arange(n) + 0.5) * px / tissue.step_px, m - 1).astype(np.intp)
+        for n, m in zip(size, tissue.kind.shape[::-1], strict=True)
+    )
+    return tissue.kind[np.ix_(y, x)]
+
+
+def _layer(where: NDArray[np.bool_], opacity: float = 1.0) -> Image.Image:
+    """The mask under which a colour is laid: bool [h, w] -> picture."""
+    return Image.fromarray(where * np.uint8(round(255 * opacity)))
+
+
+def _draw_patches(picture: Image.Image, grid: Grid, cell: NDArray[np.int32], px: float, colour: Colour) -> None:
+    """Outline patches, cell int32 [N, 2] (row, col), or all of them together where they are small."""
+    layer, side = Image.new("L", picture.size), grid.patch_px / px
+    draw = ImageDraw.Draw(layer)
+    small = side < LEAST_PATCH_PX
+    for y, x in (cell * (grid.stride_px / px)).tolist():
+        box = (round(x), round(y), round(x + side), round(y + side))
+        draw.rectangle(box, fill=255 if small else None, outline=255 if small else 150)
+    if small:
+        filled = np.asarray(layer) > 0
+        layer = _layer(filled & ~ndimage.binary_erosion(filled, border_value=1))
+    picture.paste(colour, mask=layer)
+
+
+def _entries(tissue: TissueMask, table: PatchTable, corrupt: Sequence[Window]) -> list[tuple[Colour, str]]:
+    """Colour and text of the legend; only the tissue and the patches are named where there is nothing else."""
+    mm2 = tissue.step_px**2 * table.grid.mpp[0] * table.grid.mpp[1] / 1e6
+    counts = {value: int((tissue.kind == value).sum()) for value in (TISSUE, PEN, BLUR, BLACK)}
+    matter = max(1, counts[TISSUE] + counts[PEN] + counts[BLUR])
+    used = int((table.status == 0).sum())
+    entries = [
+        (TISSUE_LINE, f"tissue {counts[TISSUE] * mm2:.3g} mm2"),
+        (PATCH_LINE, f"patches of {table.grid.patch_px} px: {used}"),
+    ]
+    for value, name in ((PEN, "pen"), (BLUR, "out of focus")):
+        if counts[value]:
+            entries.append((TINTS[value][0], f"{name} {counts[value] / matter:.1%}"))
+    if counts[BLACK]:
+        entries.append((TINTS[BLACK][0], f"black {counts[BLACK] * mm2:.3g} mm2"))
+    if corrupt or used < len(table.status):
+        entries.append((CORRUPT, f"unreadable tiles: {len(corrupt)}, patches excluded: {len(table.status) - used}"))
+    return entries
+
+
+def _with_legend(
+    picture: Image.Image, um_per_px: float, title: str, note: str, entries: Iterable[tuple[Colour, str]]
+) -> Image.Image:
+    """The picture over a white band: title, scale bar, entries, note."""
+    font = ImageFont.load_default(_FONT_PX)
+    width = max(picture.width, 480)
+    bar_um = _round_length(um_per_px * picture.width / 5)
+    length = f"{bar_um / 1000:g} mm" if bar_um >= 1000 else f"{bar_um:g} um"
+    words = [*entries, (None, note)] if note else [*entries]
+    places, x, y = [], _MARGIN_PX, _MARGIN_PX + _LINE_PX
+    for colour, text in words:
+        wide = font.getlength(text) + (_FONT_PX + 6 if colour else 0)
+        if x > _MARGIN_PX and x + wide > width - _MARGIN_PX:
+            x, y = _MARGIN_PX, y + _LINE_PX
+        places.append((x, y))
+        x += round(wide) + 2 * _MARGIN_PX
+    out = Image.new("RGB", (width, picture.height + y + _LINE_PX + _MARGIN_PX), "white")
+    out.paste(picture, (0, 0))
+    draw, top = ImageDraw.Draw(out), picture.height
+    draw.line((0, top, width, top), "black")
+    draw.text((_MARGIN_PX, top + _MARGIN_PX), title, "black", font)
+    end = width - _MARGIN_PX - round(font.getlength(length)) - 6
+    draw.rectangle((end - bar_um / um_per_px, top + _MARGIN_PX + 8, end, top + _MARGIN_PX + 12), "black")
+    draw.text((end + 6, top + _MARGIN_PX), length, "black", font)
+    for (colour, text), (x, y) in zip(words, places, strict=True):
+        if colour:
+            draw.rectangle((x, top + y + 2, x + _FONT_PX, top + y + 2 + _FONT_PX), colour)
+        draw.text((x + (_FONT_PX + 6 if colour else 0), top + y), text, "black", font)
+    return out
+
+
+def _round_length(length: float) -> float:
+    """The largest of 1, 2, 5, 10, 20 .. that is not above `length`."""
+    power = 10.0 ** np.floor(np.log10(length))
+    return float(max(f * power for f in (1, 2, 5) if f * power <= length * (1 + 1e-9)))
