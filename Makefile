@@ -15,14 +15,14 @@ test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2
 
 check: $(STAMP)
-	$(BIN)/ruff check wsipipe tests
-	$(BIN)/ruff format --check wsipipe tests
+	$(BIN)/ruff check wsipipe tests benchmarks
+	$(BIN)/ruff format --check wsipipe tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(STAMP)
-	$(BIN)/ruff check --fix wsipipe tests
-	$(BIN)/ruff format wsipipe tests
+	$(BIN)/ruff check --fix wsipipe tests benchmarks
+	$(BIN)/ruff format wsipipe tests benchmarks
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
