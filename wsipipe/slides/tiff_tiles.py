@@ -45,6 +45,7 @@ LARGEST_TILE_PX = 2**26
 """Pixels of the largest tile or strip that is decoded at once; a larger one is an error or an attack."""
 
 _MANY_TILES = 50_000
+"""Tiles of a file from which on what tifffile leaves in memory is collected at once."""
 
 _GAP, _RUN = 1 << 14, 1 << 22
 """Bytes between two tiles that are read rather than skipped, and the most bytes read at once."""

@@ -242,7 +242,7 @@ class SlideStore:
             for level in range(self.grid.levels):
                 spec = ArraySpec(self.grid.level_shape(level), "uint8", IGNORE)
                 arrays.append(layout.create_array(path / str(level), spec, "yx"))
-            stored = {"0": {_key(shard): arrays[0].write_region(shard, pixels) for shard, pixels in shards}}
+            stored = {"0": {shard_key(shard): arrays[0].write_region(shard, pixels) for shard, pixels in shards}}
             for level, (fine, coarse) in enumerate(pairwise(arrays), 1):
                 stored[str(level)] = _decimate(fine, coarse)
             attributes = {"kind": "labels", **meta, "stored": stored}
@@ -256,7 +256,7 @@ class SlideStore:
                 spec = ArraySpec(self.grid.level_shape(level), "uint8", 0)
                 array = layout.create_array(path / str(level), spec, "yx")
                 stored[str(level)] = {
-                    _key(shard): array.write_shard(shard, tissue.chunks(spec, level, shard))
+                    shard_key(shard): array.write_shard(shard, tissue.chunks(spec, level, shard))
                     for shard, _ in shard_windows(spec)
                 }
             attributes = {"kind": "labels", **meta, "stored": stored}
@@ -273,7 +273,7 @@ class SlideStore:
         attributes = {"kind": "scores", "stride_px": stride_px, **meta}
         with self._replacing("scores", name) as path:
             array = layout.create_array(path / "0", ArraySpec((len(classes), height, width), "uint8", 0), "cyx")
-            stored = {"0": {_key(shard): array.write_region(shard, values) for shard, values in shards}}
+            stored = {"0": {shard_key(shard): array.write_region(shard, values) for shard, values in shards}}
             ome = {"version": "0.5", "multiscales": [scales]}
             layout.write_group(path, {"ome": ome, "wsipipe": {**attributes, "stored": stored}})
 
@@ -359,10 +359,10 @@ def _decimate(fine: ShardedArray, coarse: ShardedArray) -> dict[str, int]:
                 np.minimum(np.arange(n) * f + f // 2, size - 1) for size in (window.height_px, window.width_px)
             )
             blocks[(row, col)] = fine.read(window)[np.ix_(rows, cols)]
-        stored[_key(shard)] = coarse.write_blocks(shard, sorted(blocks.items()))
+        stored[shard_key(shard)] = coarse.write_blocks(shard, sorted(blocks.items()))
     return stored
 
 
-def _key(shard: Cell) -> str:
+def shard_key(shard: Cell) -> str:
     """A shard as it is named in the list of what is stored: row.col."""
     return f"{shard[0]}.{shard[1]}"

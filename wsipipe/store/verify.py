@@ -16,14 +16,12 @@ from wsipipe.runtime import Progress, Report, map_threads, silent
 from wsipipe.store import layout
 from wsipipe.store.codec import jpeg_decode
 from wsipipe.store.shards import Cell, Shard, ShardedArray, shard_file
-from wsipipe.store.slide_store import SlideStore
+from wsipipe.store.slide_store import SlideStore, shard_key
 
 log = logging.getLogger(__name__)
 
 COLUMNS = ("cell", "tissue", "status")
 """Columns of a patch table."""
-
-"""Bytes at the end of a JPEG stream in which its end is looked for: some scanners pad their tiles."""
 
 _STRANGE = "not listed among what the store holds"
 
@@ -146,7 +144,7 @@ class _Check:
         """Every shard of an array with the number of its chunks (None: not known); all have their place."""
         for row, col in product(*map(range, array.spec.shards)):
             self.known.add(self._where(shard_file(array.path, array.spec, (row, col))))
-            yield (row, col), None if stored is None else stored.get(f"{row}.{col}", 0)
+            yield (row, col), None if stored is None else stored.get(shard_key((row, col)), 0)
 
     def shard(self, array: ShardedArray, cell: Cell, expected: int | None) -> tuple[int, list[Damage]]:
         """Check one shard file: that it should be there, its index, the number of its chunks, and each of them.

@@ -15,7 +15,7 @@ from wsipipe.slides.means import area_mean
 from wsipipe.slides.tissue import TissueMask
 from wsipipe.store import PatchTable, SlideStore
 from wsipipe.store.shards import Cell, ShardedArray
-from wsipipe.store.slide_store import shard_windows, swap
+from wsipipe.store.slide_store import shard_key, shard_windows, swap
 from wsipipe.store.tissue_levels import TissueLevels
 from wsipipe.tiling.job import TileJob, bad_of_rows, bad_rows, discard, records_of, tidy, work_of
 from wsipipe.tiling.levels import bad_windows, check_share, is_derived
@@ -71,13 +71,13 @@ def _shrink(fine: ShardedArray, coarse: ShardedArray) -> dict[str, int]:
             rgb = np.ascontiguousarray(np.moveaxis(source, 0, -1), np.uint8)
             return cell, np.moveaxis(area_mean(rgb, (0, 0), (f, f), (n, n)), -1, 0)
 
-        counts[f"{shard[0]}.{shard[1]}"] = coarse.write_blocks(shard, map(block, coarse.spec.chunks_of_shard(shard)))
+        counts[shard_key(shard)] = coarse.write_blocks(shard, map(block, coarse.spec.chunks_of_shard(shard)))
     return counts
 
 
 def _counts(records: Mapping[tuple[int, int, int], Mapping[str, Any]], level: int, what: str) -> dict[str, int]:
     """Shard (row.col) of a level -> the number of its chunks that are stored, or copied."""
-    return {f"{row}.{col}": record[what] for (k, row, col), record in sorted(records.items()) if k == level}
+    return {shard_key((row, col)): record[what] for (k, row, col), record in sorted(records.items()) if k == level}
 
 
 def _write_qc_image(

@@ -208,7 +208,7 @@ def versions() -> dict[str, str]:
     """Versions of what decided the pixels."""
     from importlib.metadata import version
 
-    names = ("openslide-python", "openslide-bin", "tifffile", "imagecodecs", "pillow", "zarr", "numpy")
+    names = ("openslide-python", "openslide-bin", "tifffile", "imagecodecs", "simplejpeg", "zarr", "numpy")
     return {"wsipipe": wsipipe.__version__, **{n: version(n) for n in names}}
 
 

@@ -15,7 +15,7 @@ from wsipipe.geometry import Grid, Window
 from wsipipe.runtime import write_bytes
 from wsipipe.slides.overview import BLACK, BLUR, PEN, TISSUE
 from wsipipe.slides.tissue import TissueMask
-from wsipipe.store import PatchTable
+from wsipipe.store import USABLE, PatchTable
 
 LONGEST_PX = 1600
 """Longer side of the picture, legend apart; smaller overviews are enlarged by a whole factor."""
@@ -57,7 +57,7 @@ def write_qc_image(
     for value, (colour, opacity) in TINTS.items():
         picture.paste(colour, mask=_layer(kind == value, opacity))
     inside = kind == TISSUE
-    usable = table.status == 0
+    usable = table.status == USABLE
     _draw_patches(picture, table.grid, table.cell[usable], px, PATCH_LINE)
     _draw_patches(picture, table.grid, table.cell[~usable], px, CORRUPT)
     picture.paste(TISSUE_LINE, mask=_layer(inside & ~ndimage.binary_erosion(inside, iterations=2, border_value=1)))
@@ -114,7 +114,7 @@ def _entries(tissue: TissueMask, table: PatchTable, corrupt: Sequence[Window]) -
     mm2 = tissue.step_px**2 * table.grid.mpp[0] * table.grid.mpp[1] / 1e6
     counts = {value: int((tissue.kind == value).sum()) for value in (TISSUE, PEN, BLUR, BLACK)}
     matter = max(1, counts[TISSUE] + counts[PEN] + counts[BLUR])
-    used = int((table.status == 0).sum())
+    used = int((table.status == USABLE).sum())
     entries = [
         (TISSUE_LINE, f"tissue {counts[TISSUE] * mm2:.3g} mm2"),
         (PATCH_LINE, f"patches of {table.grid.patch_px} px: {used}"),
