@@ -22,10 +22,11 @@ from click.testing import Result
 from rich.console import Console
 from tiny_chain import LABELS, SLIDES, add_broken_slide, make_folder, wsipipe
 
-from wsipipe.cli import _bars, main, settings_of
+from wsipipe.cli import main, settings_of
 from wsipipe.config import SECTIONS
 from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
+from wsipipe.progress import bars
 from wsipipe.store import SlideStore
 
 BIN = Path(sys.executable).with_name("wsipipe")
@@ -526,7 +527,7 @@ def test_settings_take_no_unknown_flag_section():
 
 def test_bars_of_single_slides_vanish_and_a_second_round_gets_a_new_bar():
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    with _bars(console) as progress:
+    with bars(console) as progress:
         for slide in ("a", "b", "c"):
             progress("tile", "abc".index(slide), 3, slide)
             for done in range(3):

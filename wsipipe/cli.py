@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import os
 import sys
-import time
 import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import wsipipe
 from wsipipe.config import SECTIONS, EvaluateConfig, RunConfig, scalar
 from wsipipe.errors import ConfigError, WsipipeError
 from wsipipe.pipeline import Settings, read_settings, run_chain
+from wsipipe.progress import bars, lines
 from wsipipe.pseudolabel.registry import names
 from wsipipe.runtime import Progress, Report
 
@@ -355,50 +355,9 @@ def reporting(quiet: bool) -> Iterator[Progress]:
         if quiet:
             yield lambda task, done, total, note="": None
         elif console.is_terminal:
-            with _bars(console) as progress:
+            with bars(console) as progress:
                 yield progress
         else:
-            yield _lines()
+            yield lines(log)
     finally:
         root.removeHandler(handler)
-
-
-@contextmanager
-def _bars(console: Any) -> Iterator[Progress]:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Bars(*columns, console=console) as bars:
-        tasks: dict[str, Any] = {}
-        so_far: dict[str, int] = {}
-
-        def show(task: str, done: int, total: int, note: str = "") -> None:
-            if task not in tasks or done < so_far[task]:  # a second round of the same task gets a bar of its own
-                tasks[task] = bars.add_task(task, total=total, note=note)
-            so_far[task] = done
-            bars.update(tasks[task], completed=done, total=total, note=note)
-            if done >= total and " " in task:  # the bar of one slide goes when it is done: there may be thousands
-                bars.remove_task(tasks.pop(task))
-
-        yield show
-
-
-def _lines(every_s: float = 30.0) -> Progress:
-    """Progress as log lines: the start and end of each task, and one line every `every_s` seconds between."""
-    last: dict[str, float] = {}
-
-    def show(task: str, done: int, total: int, note: str = "") -> None:
-        now = time.monotonic()
-        if done == total or now - last.get(task, -1e9) >= every_s:
-            last[task] = now
-            log.info("%s %d/%d %s", task, done, total, note)
-
-    return show

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import struct
 import unicodedata
-import zlib
 from pathlib import Path
 
 import imagecodecs
@@ -15,7 +13,6 @@ import pytest
 import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from wsipipe.errors import ConfigError, SlideError
 from wsipipe.labels import slide_id_of
@@ -428,46 +425,3 @@ def test_a_tiff_of_strips_is_read_piece_by_piece_and_one_of_grey_whole(tmp_path:
         assert slide.info.vendor == vendor
         np.testing.assert_array_equal(slide.read((500, 300), 0, (64, 32))[..., 0], rgb[300:332, 500:564, 0])
         slide.close()
-
-
-def png_of(width: int, height: int) -> bytes:
-    """A PNG that declares this size and holds no pixels."""
-    small = imagecodecs.png_encode(np.zeros((1, 1), np.uint8))
-    ihdr = b"IHDR" + struct.pack(">II", width, height) + small[24:29]
-    return small[:12] + ihdr + struct.pack(">I", zlib.crc32(ihdr)) + small[33:]
-
-
-def jpeg_of(width: int, height: int) -> bytes:
-    """A JPEG that declares this size and holds the pixels of a small one."""
-    small = imagecodecs.jpeg8_encode(np.zeros((16, 16, 3), np.uint8))
-    at = small.index(b"\xff\xc0") + 5
-    return small[:at] + struct.pack(">HH", height, width) + small[at + 4 :]
-
-
-@pytest.mark.parametrize(("name", "data"), [
-    ("a.png", png_of(60_000, 60_000)), ("a.jpg", jpeg_of(60_000, 60_000)), ("b.png", png_of(2**14 + 1, 2**14)),
-])  # fmt: skip
-def test_an_image_that_declares_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path, name: str, data: bytes):
-    (tmp_path / name).write_bytes(data)
-    with pytest.raises(
-        SlideError, match=r"px are more than the 268,435,456 px of an image that is decoded whole; save"
-    ):
-        open_slide(tmp_path / name, "a", 0.5)
-
-
-def test_a_tiff_that_declares_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path):
-    tifffile.imwrite(tmp_path / "a.tif", np.zeros((16, 16), np.uint8), rowsperstrip=16)
-    data = bytearray((tmp_path / "a.tif").read_bytes())
-    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
-        for tag in ("ImageWidth", "ImageLength"):
-            where = tiff.pages[0].tags[tag].valueoffset
-            data[where : where + 4] = struct.pack("<I", 30_000)
-    (tmp_path / "a.tif").write_bytes(data)
-    with pytest.raises(SlideError, match=r"30000 x 30000 px are more than"):
-        open_slide(tmp_path / "a.tif", "a", 0.5)
-
-
-def test_print_colours_are_refused(tmp_path: Path):
-    Image.new("CMYK", (16, 16)).save(tmp_path / "a.jpg")
-    with pytest.raises(SlideError, match="found CMYK, the colours of print; save it as RGB"):
-        open_slide(tmp_path / "a.jpg", "a", 0.5)
