@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.geometry import Grid, Window
+from wsipipe.slides.means import block_mean
 
 GLASS, TISSUE, PEN, BLUR, BLACK = range(5)
 """What a pixel of the overview shows; only TISSUE is tiled."""
@@ -97,21 +98,13 @@ def survey(
         rgb = view(Window(0, at, inner_w, min(bottom * parts, inner_h) - at), factor)
         whole = ((last - first) * block * parts, across * block * parts)  # blocks; the border is repeated to fill them
         rgb = np.pad(rgb, [*((0, n - m) for n, m in zip(whole, rgb.shape[:2], strict=True)), (0, 0)], mode="edge")
-        strip = _binned(rgb, parts)[: bottom - top, :width]
+        strip = (rgb if parts == 1 else block_mean(rgb, parts, parts))[: bottom - top, :width]
         brightness += histogram(strip)
         od[top:bottom], marks[top:bottom] = _colours(strip, qc)
         if qc:
             grey = np.asarray(rgb[..., 0].astype(np.float32) + rgb[..., 1] + rgb[..., 2], np.float32)
             focus[:, first:last] = [_contrast(grey, block * parts, lag) for lag in (frame.near, 4 * frame.near)]
     return od, marks, brightness, focus
-
-
-def _binned(rgb: Bytes, parts: int) -> Bytes:
-    """Means over `parts` x `parts` pixels (1 or 2): uint8 [h, w, 3] -> uint8 [h / parts, w / parts, 3]."""
-    if parts == 1:
-        return rgb
-    rows = np.add(rgb[::2], rgb[1::2], dtype=np.uint16)
-    return ((rows[:, ::2] + rows[:, 1::2] + 2) // 4).astype(np.uint8)
 
 
 def _colours(rgb: Bytes, qc: bool) -> tuple[Bytes, Bytes]:
