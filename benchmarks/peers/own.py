@@ -46,14 +46,18 @@ class ShardPhase:
 
 def tile(job: Job) -> dict[str, Any]:
     """The whole command on one slide without start-up; `shards` are the seconds in which level 0 is written."""
-    from wsipipe.config import RunConfig, TileConfig
     from wsipipe.slides import SlideFile
-    from wsipipe.tiling.tile import tile_slides
+    from wsipipe.slides.probe import Prober
 
-    phase = ShardPhase()
-    run_config = RunConfig(stores=str(job.out), runs=str(job.out), workers=WORKERS)
-    with Stopwatch() as watch:
-        report, _ = tile_slides({"store": SlideFile(job.slide)}, TileConfig(mpp=job.mpp), run_config)
+    with Prober().start() as prober:  # as the command does: it starts while the rest is loaded
+        from wsipipe.config import RunConfig, TileConfig
+        from wsipipe.tiling.tile import tile_slides
+
+        phase = ShardPhase()
+        run_config = RunConfig(stores=str(job.out), runs=str(job.out), workers=WORKERS)
+        with Stopwatch() as watch:
+            slides = {"store": SlideFile(job.slide)}
+            report, _ = tile_slides(slides, TileConfig(mpp=job.mpp), run_config, prober=prober)
     assert [row["status"] for row in report.rows] == ["done"], report.rows
     cells = stored_chunks(job.out / "store.zarr")
     probe = pixels_of(job.out / "store.zarr", cells[len(cells) // 2])

@@ -109,6 +109,25 @@ BROKEN = (1, 2)
 PLAIN = picture(256, 256, seed=3)
 
 
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_tiles_are_kept_only_for_the_boxes_beside(slides: Slides, monkeypatch: pytest.MonkeyPatch, overlap: int):
+    decoded = []
+    decode = TiffTiles.decode
+    monkeypatch.setattr(
+        TiffTiles, "decode", lambda self, cell, shrink: decoded.append(cell) or decode(self, cell, shrink)
+    )
+    slide, rgb = slides["direct"]
+    pixels = LevelPixels(slide, 0)
+    most = 0
+    for y in range(0, 256, 128):
+        for x in range(0, 256, 128):
+            box = (x - overlap, y - overlap, 128 + overlap, 128 + overlap)
+            np.testing.assert_array_equal(pixels.read(box, overlap)[0], cut(rgb, box))
+            most = max(most, len(pixels._near))
+    assert sorted(decoded) == sorted(set(decoded))
+    assert (most > 0) == (overlap > 0)
+
+
 def shorten(path: Path, page: int = 0) -> None:
     tamper(path, 6, page, size=place(path, 6, page)[1] // 2)
 

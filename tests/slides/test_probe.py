@@ -164,6 +164,20 @@ def test_no_process_and_no_file_is_left_even_after_an_interrupt(tmp_path: Path, 
     assert len(os.listdir("/proc/self/fd")) == files
 
 
+def test_a_child_may_be_started_early_and_ended_when_all_is_opened(svs_path: Path):
+    before = children()
+    with Prober() as prober:
+        (early,) = children() - before if prober.start() else ()
+        assert prober.start() is prober
+        prober.check(svs_path, "blob")
+        assert children() - before == {early}
+        prober.end()
+        assert children() == before
+        prober.check(svs_path, "blob")
+        assert len(children() - before) == 1
+    assert children() == before
+
+
 def test_a_child_that_cannot_start_is_told(svs_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with Prober() as prober, pytest.raises(WsipipeError, match=r"the process that opens slides first ended the reader"):

@@ -42,10 +42,14 @@ class LevelPixels:
         self._near: OrderedDict[tuple[int, int], NDArray[np.uint8] | str] = OrderedDict()
         self._most_near = max(4, KEPT_BYTES // (3 * self._tile_px[0] * self._tile_px[1]))
 
-    def read(self, box_px: tuple[int, int, int, int]) -> tuple[NDArray[np.uint8], dict[BadTile, str]]:
+    def read(
+        self, box_px: tuple[int, int, int, int], again_px: int = 0
+    ) -> tuple[NDArray[np.uint8], dict[BadTile, str]]:
         """RGB of a box (x, y, w, h): uint8 [h, w, 3]; white outside the level and where a tile is bad.
 
-        The second answer names those tiles, and why they could not be read.
+        The second answer names those tiles, and why they could not be read. Boxes come one beside the other, and
+        `again_px` along the right and lower border of each belong to its neighbours too: tiles that are wholly used
+        are not kept.
         """
         x_px, y_px, width_px, height_px = box_px
         if not self._tiles:
@@ -67,7 +71,9 @@ class LevelPixels:
                 ya, yb = max(y_px, row * th), min(y2, row * th + th)
                 xa, xb = max(x_px, col * tw), min(x2, col * tw + tw)
                 place = out[ya - y_px : yb - y_px, xa - x_px : xb - x_px]
-                tile = self._tile(row, col)
+                used = row * th >= y_px and col * tw >= x_px
+                used &= row * th + th + again_px <= y_px + height_px and col * tw + tw + again_px <= x_px + width_px
+                tile = self._tile(row, col, keep=not used)
                 if isinstance(tile, str):
                     bad[BadTile(self._level, row, col)] = tile
                     place[...] = WHITE
@@ -81,8 +87,8 @@ class LevelPixels:
         for cell in [c for c in self._near if c[0] < first]:
             del self._near[cell]
 
-    def _tile(self, row: int, col: int) -> NDArray[np.uint8] | str:
-        """A decoded tile from memory or file, or why it is bad."""
+    def _tile(self, row: int, col: int, keep: bool) -> NDArray[np.uint8] | str:
+        """A decoded tile from memory or file, or why it is bad; kept in memory for the boxes beside if so asked."""
         if (row, col) in self._near:
             self._near.move_to_end((row, col))
             return self._near[row, col]
@@ -91,7 +97,8 @@ class LevelPixels:
             tile = self._decoded(row, col)
         except SlideError as error:
             tile = str(error)
-        self._near[row, col] = tile
+        if keep:
+            self._near[row, col] = tile
         if len(self._near) > self._most_near:
             self._near.popitem(last=False)
         return tile

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,7 +28,7 @@ BLOCK_UM = 48.0
 OD_UNITS = 255
 """Steps of a quantised optical density of 1; what is darker counts as 1."""
 
-_STRIP_ROWS = 128
+_STRIP_ROWS = 64
 """Overview rows read at once: at half the step 256 pixels, which are whole rows of tiles in most files."""
 
 Bytes = NDArray[np.uint8]
@@ -110,12 +111,12 @@ def survey(
 def _colours(rgb: Bytes, qc: bool) -> tuple[Bytes, Bytes]:
     """Optical density in 1/255 and marks by colour: uint8 [h, w, 3] -> two uint8 [h, w]."""
     table = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
-    red, green, blue = (table[rgb[..., i]] for i in range(3))
+    red, green, blue = (np.asarray(c, np.float32) for c in cv2.split(cv2.LUT(rgb, table)))
     od = np.minimum(np.rint((red + green + blue) * (OD_UNITS / 3)), 255).astype(np.uint8)
     marks = np.zeros(od.shape, np.uint8)
     if qc:
         marks[_ink(red, green, blue)] = PEN
-    marks[rgb.max(-1) < BLACK_BELOW] = BLACK
+    marks[np.minimum(np.minimum(red, green), blue) > table[BLACK_BELOW]] = BLACK
     return od, marks
 
 

@@ -38,7 +38,7 @@ class Prober:
     """Opens slides in a child of its own, which is started when needed and anew after a slide has killed it.
 
     seconds: time for one slide. memory_bytes: what one slide may take. Not for several threads at once; the child ends
-    with the `with` block.
+    with the `with` block. `start` early where there is other work to do: the child takes a quarter of a second.
     """
 
     def __init__(self, seconds: float = 60.0, memory_bytes: int = MEMORY_BYTES) -> None:
@@ -51,7 +51,14 @@ class Prober:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
+        self.end()
+
+    def start(self) -> Prober:
+        """Start the child, without waiting for it."""
+        if self._child is None or not self._child.lives():
+            self.end()
+            self._child = _Child(*self._limits)
+        return self
 
     def check(
         self, path: Path, slide_id: str, mpp_override: float | tuple[float, float] = 0.0, mpp_source: str = "override"
@@ -61,17 +68,16 @@ class Prober:
         Raises SlideError with the reader's own words if it cannot be opened, and if the child dies or takes too long.
         Pixels that cannot be decoded are no error here: tiling judges them one by one.
         """
-        if self._child is None or not self._child.lives():
-            self._end()
-            self._child = _Child(*self._limits)
-        child = self._child
+        child = self.start()._child
+        assert child is not None
         try:
+            child.await_ready()
             child.tell(
                 {"path": str(path), "slide_id": slide_id, "mpp_override": mpp_override, "mpp_source": mpp_source}
             )
             problem = child.answer()
         except BaseException:
-            self._end()  # interrupted: its answer must not be taken for that on the next slide
+            self.end()  # interrupted: its answer must not be taken for that on the next slide
             raise
         if problem is None:
             raise SlideError(
@@ -81,17 +87,19 @@ class Prober:
         if problem:
             raise SlideError(problem)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """End the child, if there is one; it is started again when needed."""
         if self._child:
             self._child.end()
         self._child = None
 
 
 class _Child:
-    """The process that opens slides, as its parent sees it. Raises WsipipeError if it cannot start."""
+    """The process that opens slides, as its parent sees it."""
 
     def __init__(self, seconds: float, memory_bytes: int) -> None:
         self._limits = (seconds, memory_bytes)
+        self._ready = False
         with ExitStack() as made:
             self._stderr = made.enter_context(tempfile.TemporaryFile())
             self._process = subprocess.Popen(  # noqa: S603 - this very module
@@ -105,9 +113,13 @@ class _Child:
             )
             made.enter_context(self._process)
             made.callback(self._process.kill)
-            if self.answer() is None:
-                raise WsipipeError(f"the process that opens slides first {self.last_words()}: its error is in the log")
             self._made = made.pop_all()
+
+    def await_ready(self) -> None:
+        """Wait until it has started. Raises WsipipeError if it cannot."""
+        if not self._ready and self.answer() is None:
+            raise WsipipeError(f"the process that opens slides first {self.last_words()}: its error is in the log")
+        self._ready = True
 
     def lives(self) -> bool:
         """Whether it waits for the next slide."""

@@ -58,8 +58,9 @@ class SlideView:
             return self._in_halves(level, window, factor)
         if (level, shrink) not in self._levels:
             self._levels[level, shrink] = LevelPixels(self._slide, level, shrink)
-        source, bad = self._levels[level, shrink].read((low[0], low[1], size[0], size[1]))
         start = (first[0] - low[0], first[1] - low[1])
+        whole = max(*start, *(abs(s - round(s)) for s in steps)) < WHOLE
+        source, bad = self._levels[level, shrink].read((low[0], low[1], size[0], size[1]), 0 if whole else 1)
         return area_mean(source, start, steps, (window.width_px, window.height_px)), bad
 
     def _in_halves(self, level: int, window: Window, factor: int) -> tuple[NDArray[np.uint8], dict[BadTile, str]]:

@@ -13,7 +13,7 @@ from scipy import ndimage
 from wsipipe.config import check
 from wsipipe.geometry import Grid, Window
 from wsipipe.slides.geojson import SUFFIXES as GEOJSON_SUFFIXES
-from wsipipe.slides.geojson import rasterise, read_regions
+from wsipipe.slides.geojson import read_regions
 from wsipipe.slides.mask import read_mask
 from wsipipe.slides.overview import (
     BLACK,
@@ -30,6 +30,7 @@ from wsipipe.slides.overview import (
     strips,
     survey,
 )
+from wsipipe.slides.polygons import rasterise
 
 TISSUE_OD = (0.06, 0.12)
 """Range of the threshold on the mean optical density over RGB: below it glass is uneven, above it stroma is stained."""
@@ -101,12 +102,15 @@ class TissueMask:
         Pixels cut by a border count in part; outside the slide counts as glass.
         """
         height, width = self.kind.shape
-        integral = np.zeros((height + 1, width + 1), np.int32)
-        for row, (above, below) in zip(self.kind, pairwise(integral), strict=True):
-            np.cumsum(row == TISSUE, out=below[1:])
-            np.add(below, above, out=below)
         y = np.clip(np.stack([yx_px[:, 0], yx_px[:, 0] + size_px[0]]) / self.step_px, 0, height)
         x = np.clip(np.stack([yx_px[:, 1], yx_px[:, 1] + size_px[1]]) / self.step_px, 0, width)
+        above = y.astype(np.intp)
+        lines = np.unique([above, np.minimum(above + 1, height)])  # the rows of the integral image that are needed
+        integral = np.zeros((len(lines), width + 1), np.int32)
+        for i, (first, last) in enumerate(pairwise([0, *lines.tolist()])):
+            integral[i, 1:] = (self.kind[first:last] == TISSUE).sum(0, dtype=np.int32).cumsum()
+        np.cumsum(integral, axis=0, out=integral)
+        y += np.searchsorted(lines, above) - above
         corners = ((1, 1, 1), (0, 0, 1), (0, 1, -1), (1, 0, -1))
         area = sum(s * ndimage.map_coordinates(integral, [y[i], x[j]], np.float64, order=1) for i, j, s in corners)
         return np.asarray(np.clip(area * self.step_px**2 / (size_px[0] * size_px[1]), 0, 1), np.float32)

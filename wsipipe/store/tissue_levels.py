@@ -15,6 +15,9 @@ from wsipipe.store.shards import ArraySpec, Cell
 TISSUE_VALUES = {0: "glass", 1: "tissue", IGNORE: "invalid"}
 """Values of `labels/tissue`; invalid: the slide has no readable pixels there."""
 
+MIXED = 2
+"""Stands for the value of a chunk that holds both."""
+
 
 @dataclass(frozen=True)
 class TissueLevels:
@@ -24,6 +27,7 @@ class TissueLevels:
     step_px: int
     invalid: Sequence[Window] = ()
     _flat: dict[tuple[int, int], bytes] = field(default_factory=dict, repr=False, compare=False)
+    _levels: dict[int, _Level] = field(default_factory=dict, repr=False, compare=False)
 
     def chunks(self, spec: ArraySpec, level: int, shard: Cell) -> Iterator[tuple[Cell, tuple[bytes]]]:
         """The chunks of one shard that hold anything but glass, encoded, row-major.
@@ -31,31 +35,21 @@ class TissueLevels:
         A chunk of one value (most of them) is encoded once and written many times.
         """
         n, f = spec.chunk_px, LEVEL_FACTOR**level
-        cells = spec.chunks_of_shard(shard)
-        (row0, col0), (row1, col1) = cells[0], cells[-1]
-        rows, cols = self._source(row0, row1, n * f, f, 0), self._source(col0, col1, n * f, f, 1)
-        lowest, highest = (_over(self.values, rows, cols, extreme) for extreme in (np.minimum, np.maximum))
-        for row, col in cells:
-            i, j = row - row0, col - col0
+        if level not in self._levels:
+            self._levels[level] = _Level.of(self.values, spec, f, self.step_px)
+        held = self._levels[level]
+        for row, col in spec.chunks_of_shard(shard):
+            value = held.flat[row, col]
             holes = self._holes(Window(col * n, row * n, n, n), f) if self.invalid else []
-            if lowest[i, j] == highest[i, j] and not holes:
-                if highest[i, j]:
-                    yield (row, col), (self._encoded(spec, int(highest[i, j])),)
+            if value != MIXED and not holes:
+                if value:
+                    yield (row, col), (self._encoded(spec, int(value)),)
                 continue
-            y, x = rows[i], cols[j]
+            y, x = held.rows[row], held.cols[col]
             block = self.values[y[0] : y[-1] + 1, x[0] : x[-1] + 1].take(x - x[0], axis=1).take(y - y[0], axis=0)
             for hole in holes:
                 block[hole] = IGNORE
             yield (row, col), (spec.encode(block),)
-
-    def _source(self, first: int, last: int, side_px: int, factor: int, axis: int) -> NDArray[np.intp]:
-        """Indices into `values` for the pixels of chunks first..last along one axis: int [chunks, pixels].
-
-        side_px: of a chunk, in working px. Of each pixel, `factor` working px wide, the value at its centre counts.
-        """
-        centres = np.arange(first * side_px, (last + 1) * side_px, factor) + factor // 2
-        held = np.minimum(centres // self.step_px, self.values.shape[axis] - 1)
-        return np.asarray(held.reshape(last - first + 1, -1), np.intp)
 
     def _holes(self, chunk: Window, factor: int) -> list[tuple[slice, slice]]:
         """The parts of a chunk (px of its level) that invalid windows cover, grown to whole pixels."""
@@ -75,13 +69,35 @@ class TissueLevels:
         return self._flat[key]
 
 
-def _over(
-    values: NDArray[np.uint8], rows: NDArray[np.intp], cols: NDArray[np.intp], extreme: np.ufunc
-) -> NDArray[np.uint8]:
-    """The extreme value that each chunk holds: uint8 [chunk rows, chunk cols]; index rows and columns ascend."""
-    part = values[rows[0, 0] : rows[-1, -1] + 1, cols[0, 0] : cols[-1, -1] + 1]
-    part = np.pad(part, ((0, 1), (0, 1)), mode="edge")  # so that the end of the last chunk is an index too
-    for axis, held in enumerate((rows - rows[0, 0], cols - cols[0, 0])):
-        ends = np.stack([held[:, 0], held[:, -1] + 1], axis=1).ravel()
-        part = extreme.reduceat(part, ends, axis=axis).take(np.arange(0, len(ends), 2), axis=axis)
-    return part
+@dataclass(frozen=True)
+class _Level:
+    """One level: rows, cols int [chunks, pixels] index `values` for the pixels of each row and column of chunks.
+
+    flat: uint8 [chunk rows, chunk cols], the one value that a chunk holds, or MIXED.
+    """
+
+    rows: NDArray[np.intp]
+    cols: NDArray[np.intp]
+    flat: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, values: NDArray[np.uint8], spec: ArraySpec, factor: int, step_px: int) -> _Level:
+        """Of each pixel, `factor` working px wide, the value at its centre counts."""
+        rows, cols = (
+            np.minimum(
+                (np.arange(-(-side // spec.chunk_px) * spec.chunk_px) * factor + factor // 2) // step_px, have - 1
+            )
+            for side, have in zip(spec.shape, values.shape, strict=True)
+        )
+        rows, cols = rows.reshape(-1, spec.chunk_px), cols.reshape(-1, spec.chunk_px)
+        return cls(rows, cols, np.stack([_flat(values[y[0] : y[-1] + 1], cols) for y in rows]))
+
+
+def _flat(band: NDArray[np.uint8], cols: NDArray[np.intp]) -> NDArray[np.uint8]:
+    """What each chunk of one row holds, given its `band` of values: uint8 [chunks] of 0, 1 or MIXED."""
+    ends = np.stack([cols[:, 0], cols[:, -1] + 1], axis=1).ravel()
+    low, high = (
+        extreme.reduceat(np.append(line, line[-1]), ends)[::2]  # the end of the last chunk must be an index too
+        for extreme, line in ((np.minimum, band.min(0)), (np.maximum, band.max(0)))
+    )
+    return np.where(low == high, low, MIXED).astype(np.uint8)

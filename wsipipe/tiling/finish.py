@@ -42,7 +42,7 @@ def finish(job: TileJob) -> None:
     for level in range(2, plan.grid.levels if len(plan.table.cell) else 0):
         if is_derived(slide, plan.grid, level):
             stored[level] = _shrink(store.pixels(level - 1), store.pixels(level))
-    tissue = TissueLevels(plan.tissue.mask.astype(np.uint8), plan.tissue.step_px, windows)
+    tissue = TissueLevels(plan.tissue.mask.view(np.uint8), plan.tissue.step_px, windows)
     store.write_tissue(tissue, {"digest": store.pixel_digest, "shares": plan.tissue.shares()})
     table = with_status(plan.table, level0.present(), level0.spec.chunk_px, plan.tissue, windows)
     store.write_patches(table, plan.recipe.patches)

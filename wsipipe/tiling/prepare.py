@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from wsipipe.errors import StoreError
 from wsipipe.geometry import Grid, Window
+from wsipipe.runtime import trim_memory
 from wsipipe.slides import Slide
 from wsipipe.slides.resample import SlideView
 from wsipipe.slides.tissue import TissueMask, TissueRules, find_tissue, tissue_from_mask
@@ -151,6 +152,7 @@ def _create(job: TileJob, slide: Slide, recipe: Recipe) -> None:
     }
     SlideStore.create(job.aside, grid, config.quality if config.codec == "jpeg" else 0, meta, sides)
     Plan(recipe, grid, tissue, table, plan_chunks(table, sides[0]), view.bad).save(job.aside / "plan.npz")
+    trim_memory()
 
 
 def _tissue(job: TileJob, view: SlideView, grid: Grid) -> TissueMask:

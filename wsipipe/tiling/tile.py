@@ -38,12 +38,13 @@ def tile_slides(
     run: RunConfig,
     progress: Progress = silent,
     overwrite: bool = False,
+    prober: Prober | None = None,
 ) -> tuple[Report, list[Path]]:
     """Tile every slide into `run.stores`; returns the ledger and the stores that are there now, in the given order.
 
     A slide whose store was made from the same content with the same options is skipped, one that was cut off goes on
     at its next shard, and one that fails is recorded and costs only itself. Interrupted, the shards that are running
-    end, and all that is written stays for the next run.
+    end, and all that is written stays for the next run. Slides are opened first by `prober` (default: one of its own).
     """
     folder = Path(run.runs) / "tile"
     call = uuid.uuid4().hex
@@ -62,8 +63,8 @@ def tile_slides(
     if run.dask:
         jobs = [job.absolute() for job in jobs]
     report = Report(run.max_failed)
-    with executor(run.workers, run.dask) as (pool, workers), Prober() as prober:
-        line = _Line(pool, workers, prober, report, progress)
+    with executor(run.workers, run.dask) as (pool, workers), prober or Prober() as opener:
+        line = _Line(pool, workers, opener, report, progress)
         try:
             line.run(jobs)
         finally:
@@ -137,6 +138,8 @@ class _Line:
                 self._submit(slide, self._written, write_shard, slide.job, slide.waiting.popleft())
         while waiting and len(self._flying) < self._most:
             self._begin(waiting.popleft())
+        if not waiting:
+            self._prober.end()  # all slides have been opened: its memory is better used
 
     def _begin(self, job: TileJob) -> None:
         slide = _Slide(job, Hold(job.target.with_name(f".{job.target.name}.tiling"), f"{job.target}: tiling it"))
