@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import imagecodecs
@@ -66,6 +67,23 @@ def test_masks_become_labels(stores: list[Path], run: RunConfig, tmp_path: Path)
     assert SlideStore(stores[2]).names("labels") == []
     rows = list(csv.DictReader((Path(run.runs) / "mine" / "import.csv").read_text().splitlines()))
     assert [r["item"] for r in rows] == ["a", "b"]
+
+
+def test_annotations_become_labels(stores: list[Path], run: RunConfig, tmp_path: Path) -> None:
+    ring = [[10, 4], [50, 4], [50, 36], [10, 36]]
+    feature = {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {"classification": {"name": "Tumor"}},
+    }
+    (tmp_path / "masks" / "c.geojson").write_text(json.dumps(feature))
+    report, written = imported(stores[2:], run, "Tumor=tumour,outside=ignore")
+    assert written == stores[2:]
+    expected = np.full((20, 30), 255, np.uint8)
+    expected[2:18, 5:25] = 2
+    np.testing.assert_array_equal(SlideStore(stores[2]).labels("mine").read(Window(0, 0, 30, 20)), expected)
+    report, written = imported(stores[2:], run, "Tumor=stroma,outside=ignore")
+    assert "was made from other inputs" in report.rows[0]["reason"]
 
 
 def test_the_same_again_is_skipped(stores: list[Path], run: RunConfig) -> None:

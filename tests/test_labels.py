@@ -269,3 +269,16 @@ def test_classes_number_masks_from_one():
     with pytest.raises(ValueError, match="255 classes do not fit beside 0 and 255 in a uint8 mask"):
         Classes(tuple(map(str, range(255))))
     assert len(Classes(tuple(map(str, range(254))))) == 254
+
+
+def test_labels_that_are_not_for_fitting_may_all_be_alike(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("slide_id,label,split\na,tumour,test\nb,tumour,test\n")
+    with pytest.raises(LabelsError, match="no row has split train"):
+        read_labels(path)
+    assert [r.present for r in read_labels(path, to_fit=False).rows] == [(1,), (1,)]
+    path.write_text("slide_id,label\na,\n")
+    assert read_labels(path, to_fit=False).classes.names == ()
+    path.write_text("slide_id,label,split,patient_id\na,,test,p\nb,,train,p\n")
+    with pytest.raises(LabelsError, match="patient p is in test and train"):
+        read_labels(path, to_fit=False)

@@ -1,4 +1,4 @@
-"""Write masks that a user already has into the stores, as labels like any other."""
+"""Write masks and annotations that a user already has into the stores, as labels like any other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from wsipipe.config import RunConfig, check
 from wsipipe.labels import IGNORE, Classes
 from wsipipe.runtime import Progress, Report, digest, silent
-from wsipipe.slides.mask import ValueMap, find_masks, read_mask
+from wsipipe.slides.mask import ValueMap, find_masks
+from wsipipe.slides.truth import SUFFIXES, open_truth
 from wsipipe.store import SlideStore
 from wsipipe.store.slide_store import check_name, shard_windows
 
@@ -30,16 +31,16 @@ def import_masks(
 ) -> tuple[Report, list[Path]]:
     """Write the mask of every store that has one into `labels/<name>`; returns the ledger and the stores that hold it.
 
-    `spec` says where the masks are (see `find_masks`), `value_map_text` what their values mean, e.g.
-    `1=stroma,2=tumour`; empty: values are class indices. A store that holds the same already is skipped, one that
-    fails is recorded and costs only itself. The ledger goes to `<run.runs>/<name>/import.csv`. Raises ConfigError for
-    bad names, classes or values, and if there is no mask for any store.
+    `spec` says where the masks or annotations are (see `find_masks`), `value_map_text` what their values or names
+    mean, e.g. `1=stroma,2=tumour` (see `ValueMap.parse`, `open_truth`). A store that holds the same already is
+    skipped, one that fails is recorded and costs only itself. The ledger goes to `<run.runs>/<name>/import.csv`.
+    Raises ConfigError for bad names, classes or values, and if there is no mask for any store.
     """
     _check(classes, name)
     meaning = ValueMap.parse(value_map_text, classes, "--map")
     report = Report(run.max_failed)
     opened = _open(stores, report)
-    masks = find_masks(spec, [s.slide_id for s in opened]) if opened else {}
+    masks = find_masks(spec, [s.slide_id for s in opened], SUFFIXES) if opened else {}
     written: list[Path] = []
     chosen = [s for s in opened if s.slide_id in masks]
     if len(chosen) < len(opened):
@@ -80,19 +81,16 @@ def _import(
     """Write the mask of one store; False if it is there already."""
     with path.open("rb") as f:
         sha256 = hashlib.file_digest(f, "sha256").hexdigest()
-    made_of = digest(sha256, meaning.pairs, classes, store.pixel_digest)
+    made_of = digest(sha256, meaning.pairs, meaning.names, classes, store.pixel_digest)
     if store.current("labels", name, made_of, overwrite):
         return False
-    mask = read_mask(path, store.grid)
+    read = open_truth(path, store.grid, meaning)
     values = {0: "none", **dict(enumerate(classes, start=1)), IGNORE: "ignore"}
     meta = {"classes": list(classes), "source": str(path.resolve()), "digest": made_of}
     store.write_labels(
         name,
         values,
         meta,
-        (
-            (shard, meaning.apply(mask[w.y_px : w.y_px + w.height_px, w.x_px : w.x_px + w.width_px], path))
-            for shard, w in shard_windows(store.mask_spec)
-        ),
+        ((shard, read(window)) for shard, window in shard_windows(store.mask_spec)),
     )
     return True

@@ -75,8 +75,10 @@ def slide_id_of(name: str) -> str:
     return safe if re.match(r"[A-Za-z0-9]", safe) else "s" + safe
 
 
-def read_labels(path: Path, classes: Sequence[str] | None = None) -> LabelTable:
+def read_labels(path: Path, classes: Sequence[str] | None = None, to_fit: bool = True) -> LabelTable:
     """Read labels.csv; `classes` declares the allowed names (default: those that the file uses).
+
+    What makes fitting impossible (no training rows, all labels alike) is an error only where they are read `to_fit`.
 
     Accepts a BOM, `;` or tab as separator, stray spaces, and `label` (names joined by `;` or `|`) or one 0/1
     column per class. Raises LabelsError with every problem found.
@@ -97,9 +99,9 @@ def read_labels(path: Path, classes: Sequence[str] | None = None) -> LabelTable:
             rows.append(_row(line, record, columns, table))
         except ValueError as error:
             problems.append(f"line {line}: {error}")
-    if not table.names:
+    if to_fit and not table.names:
         problems.append("no row names a class: nothing can be learned; give at least one positive label")
-    problems += _table_problems(rows)
+    problems += _table_problems(rows, to_fit)
     if problems:
         raise LabelsError(path, problems)
     return LabelTable(path, table, tuple(rows))
@@ -194,7 +196,7 @@ def _box(record: Mapping[str, str]) -> tuple[float, float, float, float] | None:
     return x, y, w, h
 
 
-def _table_problems(rows: Sequence[WeakLabel]) -> list[str]:
+def _table_problems(rows: Sequence[WeakLabel], to_fit: bool = True) -> list[str]:
     """Contradictions between rows: doubles, patients or slides on both sides of a split, labels that all agree."""
     problems: list[str] = []
     seen: dict[tuple[str, object], int] = {}
@@ -210,6 +212,8 @@ def _table_problems(rows: Sequence[WeakLabel]) -> list[str]:
             splits.setdefault(getattr(r, name), set()).add(r.split)
         both = {i: s for i, s in splits.items() if i and len(s) > 1}
         problems += [f"{kind} {i} is in {' and '.join(sorted(s))}: a split must not share it" for i, s in both.items()]
+    if not to_fit:
+        return problems
     train = [r for r in rows if r.split == "train"]
     if rows and not train:
         problems.append("no row has split train: nothing to fit on")

@@ -21,10 +21,10 @@ SMALL = CohortConfig(train_slides=2, test_slides=1, size_px0=(640, 512), patch_p
 QUICK = """\
 run: {slides: [slides], device: cpu, workers: 1}
 tile: {patch_px: 128}
+pretrain: {steps: 2, batch: 8}
 pseudolabel:
   labels: labels.csv
   encoder: resnet18_quarter
-  pretrain_steps: 2
   camel: {selector_steps: 2, retrain_steps: 2, self_train_steps: 2, batch: 8, views: 1}
 segment: {encoder: resnet18_quarter, steps: 2, batch: 2}
 """

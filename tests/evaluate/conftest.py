@@ -11,7 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from wsipipe.geometry import Grid
+from wsipipe.labels import LabelTable, read_labels
 from wsipipe.store import SlideStore
+from wsipipe.store.shards import ArraySpec
 from wsipipe.store.slide_store import shard_windows
 
 Masks = dict[str, NDArray[np.uint8]]
@@ -49,5 +51,31 @@ def make_truth(tmp_path: Path) -> Callable[[str, NDArray[np.uint8]], Path]:
         folder.mkdir(exist_ok=True)
         (folder / f"{slide_id}.truth.png").write_bytes(imagecodecs.png_encode(np.ascontiguousarray(mask)))
         return folder
+
+    return make
+
+
+@pytest.fixture
+def add_scores() -> Callable[..., None]:
+    """`add_scores(store path, name, values uint8 [K, h, w], stride_px, classes)` writes `scores/<name>`."""
+
+    def add(path: Path, name: str, values: NDArray[np.uint8], stride_px: int, classes: tuple[str, ...]) -> None:
+        spec = ArraySpec(values.shape, "uint8", 0)
+        shards = (
+            (shard, values[:, w.y_px : w.y_px + w.height_px, w.x_px : w.x_px + w.width_px])
+            for shard, w in shard_windows(spec)
+        )
+        SlideStore(path).write_scores(name, stride_px, {"digest": "d", "classes": list(classes)}, shards)
+
+    return add
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Callable[[str], LabelTable]:
+    """`table(text)` -> the labels of a CSV of that text."""
+
+    def make(text: str) -> LabelTable:
+        (tmp_path / "labels.csv").write_text(text)
+        return read_labels(tmp_path / "labels.csv", to_fit=False)
 
     return make

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from wsipipe.evaluate import metrics
-from wsipipe.evaluate.metrics import Confusion, count_pairs
+from wsipipe.evaluate.metrics import Confusion, accuracy_of, count_pairs, dice_of, iou_of, mean_of
 
 NAMES = ("a", "b")
 Mask = NDArray[np.uint8]
@@ -115,7 +115,7 @@ def test_not_predicted_is_class_0_and_counted_apart() -> None:
 
 def test_binary_table_of_the_papers() -> None:
     # F1 0.926 is IoU 0.862 (CAMEL): 926 hits, 74 false, 74 missed
-    confusion = Confusion.binary("a", np.array([[0, 74], [74, 926]]))
+    confusion = Confusion.of(("a",), np.array([[0, 74], [74, 926]]))
     assert confusion.dice[1] == pytest.approx(0.926)
     assert confusion.iou[1] == pytest.approx(0.862, abs=5e-4)
     assert confusion.names == ("a",)
@@ -150,3 +150,12 @@ def test_errors() -> None:
         Confusion.empty(NAMES).add(one, one.T)
     with pytest.raises(ValueError, match="cannot be pooled"):
         Confusion.empty(NAMES).plus(Confusion.empty(("a",)))
+
+
+@given(st.lists(pixel_pairs, min_size=1, max_size=4))
+def test_stacked_matrices_score_as_each_alone(sets: list[list[tuple[int, int]]]) -> None:
+    each = [counted(pairs) for pairs in sets]
+    stack = np.stack([c.matrix for c in each])
+    for function, score in ((iou_of, "iou"), (dice_of, "dice"), (accuracy_of, "accuracy")):
+        np.testing.assert_array_equal(function(stack), [getattr(c, score) for c in each])
+    np.testing.assert_array_equal(mean_of(iou_of(stack)), [c.miou for c in each])

@@ -1,23 +1,19 @@
-"""QuPath's GeoJSON: every form it comes in, every way to be wrong, and pixels against a slow even-odd count."""
+"""QuPath's GeoJSON: every form it comes in, and every way to be wrong."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from wsipipe.errors import SlideError
 from wsipipe.slides import geojson
-from wsipipe.slides.geojson import Region, rasterise, read_regions
+from wsipipe.slides.geojson import read_regions
 
 SQUARE = [[10, 20], [50, 20], [50, 60], [10, 60], [10, 20]]
 HOLE = [[20, 30], [30, 30], [30, 40], [20, 40], [20, 30]]
@@ -34,99 +30,6 @@ def write(folder: Path, root: Any) -> Path:
     return path
 
 
-def inside(rings: list[list[tuple[Fraction, Fraction]]], x: Fraction, y: Fraction) -> bool:
-    """Even-odd in exact arithmetic: edges crossed on the way from (x, y) to the left, edges through it counted."""
-    odd = False
-    for ring in rings:
-        for (x1, y1), (x2, y2) in zip(ring, ring[1:] + ring[:1], strict=True):
-            if (y1 <= y) != (y2 <= y) and x1 + (y - y1) * (x2 - x1) / (y2 - y1) <= x:
-                odd = not odd
-    return odd
-
-
-def slow(regions: list[Region], shape: tuple[int, int], step: tuple[float, float], origin: tuple[int, int]) -> NDArray:
-    out = np.zeros(shape, bool)
-    exact = [[[(Fraction(x), Fraction(y)) for x, y in ring.tolist()] for ring in r.rings] for r in regions]
-    for row in range(shape[0]):
-        for col in range(shape[1]):
-            x, y = (
-                Fraction(o) + Fraction(s) * Fraction(2 * n + 1, 2)
-                for o, s, n in zip(origin, step, (col, row), strict=True)
-            )
-            out[row, col] = any(inside(rings, x, y) for rings in exact)
-    return out
-
-
-# eighths of a pixel are exact in floating point, and often on a pixel's centre
-points = st.lists(st.tuples(st.integers(-60, 260), st.integers(-60, 260)), min_size=3, max_size=7)
-
-
-@given(
-    st.lists(st.lists(points, min_size=1, max_size=3), min_size=1, max_size=3),
-    st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    st.sampled_from([(1.0, 1.0), (2.0, 4.0), (0.5, 8.0)]),
-    st.tuples(st.integers(-5, 5), st.integers(-5, 5)),
-)
-def test_pixels_whose_centre_is_inside(
-    rings: list[list[list[tuple[int, int]]]],
-    shape: tuple[int, int],
-    step: tuple[float, float],
-    origin: tuple[int, int],
-) -> None:
-    regions = [Region(tuple(np.array(ring, float) / 8 for ring in polygon)) for polygon in rings]
-    found = rasterise(regions, shape, step, origin)
-    assert found.dtype == np.bool_
-    # edges that lean meet centres at fractions that are not exact: there the nearest pixel may differ
-    expected = slow(regions, shape, step, origin)
-    wrong = np.argwhere(found != expected)
-    for row, col in wrong:
-        centre = (origin[0] + step[0] * (col + 0.5), origin[1] + step[1] * (row + 0.5))
-        assert min(distance(ring, centre) for r in regions for ring in r.rings) < 1e-9
-
-
-def distance(ring: NDArray[np.float64], at: tuple[float, float]) -> float:
-    """From a point to the nearest edge."""
-    best = math.inf
-    for a, b in zip(ring, np.roll(ring, -1, axis=0), strict=True):
-        d = b - a
-        t = np.clip(np.dot(np.array(at) - a, d) / max(np.dot(d, d), 1e-300), 0, 1)
-        best = min(best, float(np.hypot(*(a + t * d - at))))
-    return best
-
-
-def test_a_hole_is_empty_and_polygons_add_up() -> None:
-    square, hole = (np.array(r, float) for r in (SQUARE, HOLE))
-    found = rasterise([Region((square, hole)), Region((hole + 5,))], (8, 8), (10, 10))
-    assert found.astype(int).tolist() == [
-        [0] * 8,
-        [0] * 8,
-        [0, 1, 1, 1, 1, 0, 0, 0],
-        [0, 1, 1, 1, 1, 0, 0, 0],  # (25, 35) lies in the hole and, at its corner, in the second polygon
-        [0, 1, 1, 1, 1, 0, 0, 0],
-        [0, 1, 1, 1, 1, 0, 0, 0],
-        [0] * 8,
-        [0] * 8,
-    ]
-    assert not rasterise([Region((square, hole))], (8, 8), (10, 10))[3, 2]
-
-
-def test_rasterising_many_vertices_does_not_depend_on_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    angle = np.linspace(0, 2 * np.pi, 5000, endpoint=False)
-    radius = 300 + 40 * np.sin(9 * angle)
-    star = Region((np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1) + 400,))
-    whole = rasterise([star], (100, 100), (8, 8))
-    monkeypatch.setattr(geojson, "_CROSSINGS", 300)
-    np.testing.assert_array_equal(rasterise([star], (100, 100), (8, 8)), whole)
-    area = 0.5 * np.mean(radius**2) * 2 * np.pi / 64
-    assert whole.sum() == pytest.approx(area, rel=0.01)
-
-
-def test_far_polygons_cost_no_memory() -> None:
-    far = np.array(SQUARE, float) * 1e5
-    assert not rasterise([Region((far,))], (4, 4), (1, 1)).any()
-    assert rasterise([Region((far - 2e6,))], (4, 4), (1, 1)).all()
-
-
 @pytest.mark.parametrize("form", ["collection", "array", "feature"])
 def test_every_form_of_the_root(tmp_path: Path, form: str) -> None:
     one = feature("Polygon", [SQUARE, HOLE], classification={"name": "Tumor", "color": [200, 0, 0]})
@@ -138,12 +41,22 @@ def test_every_form_of_the_root(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("classification", "name"),
-    [("Stroma", "Stroma"), ({"names": ["A", "B"], "color": [0, 0, 0]}, "A: B"), (None, ""), ({"colorRGB": -1}, "")],
+    ("classification", "name", "above"),
+    [
+        ("Stroma", "Stroma", ()),
+        ({"name": "A: B: C"}, "A: B: C", ("A: B", "A")),
+        ({"names": ["A", "B"], "color": [0, 0, 0]}, "A: B", ("A",)),
+        (None, "", ()),
+        ({"colorRGB": -1}, "", ()),
+    ],
 )
-def test_every_form_of_a_classification(tmp_path: Path, classification: Any, name: str) -> None:
+def test_every_form_of_a_classification(tmp_path: Path, classification: Any, name: str, above: tuple[str, ...]) -> None:
     (region,) = read_regions(write(tmp_path, feature("Polygon", [SQUARE], classification=classification)))
-    assert region.name == name
+    assert (region.name, region.above) == (name, above)
+
+
+def test_a_file_without_polygons_may_be_wanted(tmp_path: Path) -> None:
+    assert read_regions(write(tmp_path, {"type": "FeatureCollection", "features": []}), may_be_empty=True) == []
 
 
 def test_several_polygons_and_the_origin_of_the_frame(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from wsipipe.errors import ConfigError, SlideError
-from wsipipe.geometry import Grid
-from wsipipe.slides.mask import ValueMap, find_masks, read_mask
+from wsipipe.geometry import Grid, Window
+from wsipipe.slides.mask import ValueMap, find_masks, mask_reader, read_mask
 
 CLASSES = ("stroma", "tumour")
 
@@ -80,6 +80,37 @@ def test_tiff_in_pieces_is_the_same_as_png(tmp_path: Path, how: dict[str, object
     grid, mask = grid_of((101, 67), 1.98), random_mask((101, 67), dtype)
     tiff = read_mask(write(tmp_path / "m.tif", mask, **how), grid)
     np.testing.assert_array_equal(tiff, read_mask(write(tmp_path / "m.png", mask), grid))
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("m.png", {}),
+        ("m.tif", {}),
+        ("m.tif", {"tile": (32, 16), "compression": "zlib"}),
+        ("m.tif", {"rowsperstrip": 13, "compression": "zlib"}),
+    ],
+)
+def test_a_window_is_a_part_of_the_whole(tmp_path: Path, name: str, how: dict[str, object]) -> None:
+    grid = grid_of((101, 67), 1.98)
+    path = write(tmp_path / name, random_mask((101, 67)), **how)
+    whole, read = read_mask(path, grid), mask_reader(path, grid)
+    for x, y, w, h in ((0, 0, 51, 33), (3, 5, 1, 1), (20, 0, 31, 7), (50, 32, 1, 1)):
+        np.testing.assert_array_equal(read(Window(x, y, w, h)), whole[y : y + h, x : x + w])
+
+
+def test_only_the_pieces_under_a_window_are_decoded(tmp_path: Path) -> None:
+    mask = random_mask((128, 128))
+    path = write(tmp_path / "m.tif", mask, tile=(16, 16), compression="zlib")
+    with tifffile.TiffFile(path) as tiff:
+        first = tiff.pages[0].dataoffsets[0]
+    damaged = bytearray(path.read_bytes())
+    damaged[first : first + 8] = b"\xff" * 8
+    path.write_bytes(damaged)
+    read = mask_reader(path, grid_of((128, 128)))
+    np.testing.assert_array_equal(read(Window(16, 0, 112, 128)), mask[:, 16:])
+    with pytest.raises(SlideError, match="not a readable PNG or TIFF mask"):
+        read(Window(15, 0, 112, 128))
 
 
 def test_bilevel_tiff(tmp_path: Path) -> None:
@@ -176,6 +207,17 @@ def test_class_names_win_over_words() -> None:
     assert ValueMap.parse("1=other,2=none", ("x", "other")).pairs == ((1, 2), (2, 0))
 
 
+def test_names_keep_their_order_and_numbers_are_names_too() -> None:
+    meaning = ValueMap.parse("_2=0, Tumor: big =tumour,7=ignore", CLASSES)
+    assert meaning.names == (("_2", 0), ("Tumor: big", 2), ("7", 255))
+    assert meaning.pairs == ((7, 255),)
+
+
+def test_without_a_map_names_are_those_of_the_classes() -> None:
+    names = dict(ValueMap.parse("", ("stroma", "other")).names)
+    assert names == {"stroma": 1, "other": 2, "0": 0, "none": 0, "ignore": 255}
+
+
 @given(st.integers(0, 200))
 def test_without_a_map_values_are_class_indices(count: int) -> None:
     classes = tuple(f"c{i}" for i in range(count))
@@ -199,8 +241,9 @@ def test_values_without_a_meaning_are_listed() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0=ignore,2", r"--truth-map: '2' is not VALUE=CLASS with a value 0\.\.255, e\.g\. 2=stroma"),
-        ("x=stroma", "'x=stroma' is not VALUE=CLASS"),
+        ("0=ignore,2", r"--truth-map: '2' is not VALUE=CLASS with a value 0\.\.255 or a name, e\.g\. 2=stroma"),
+        ("=stroma", "'=stroma' is not VALUE=CLASS"),
+        ("a=0,a=stroma", "name a is given twice"),
         ("256=stroma", "'256=stroma' is not VALUE=CLASS"),
         ("-1=stroma", "'-1=stroma' is not VALUE=CLASS"),
         ("1=0,1=stroma", "value 1 is given twice"),

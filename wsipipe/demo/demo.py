@@ -28,9 +28,9 @@ PIPELINE = """\
 # Settings of the demonstration: the defaults with less training, for two processors and a few minutes.
 # In this folder, `wsipipe run` repeats it.
 run: {slides: [slides]}
+pretrain: {steps: 100}
 pseudolabel:
   labels: labels.csv
-  pretrain_steps: 100
   camel: {selector_steps: 300, retrain_steps: 200, self_train_steps: 150, views: 2}
 segment: {steps: 200}
 """
@@ -72,7 +72,8 @@ def _settings(folder: Path) -> Settings:
 
 def _table(cohort: Cohort, settings: Settings, stores: list[Path], truth: Path) -> str:
     """One table: pseudo-masks, final maps, and the trivial answers that they have to beat."""
-    splits = {r.slide_id: r.split for r in read_labels(cohort.labels_csv).rows}
+    labels = read_labels(cohort.labels_csv)
+    splits = {r.slide_id: r.split for r in labels.rows}
     maps = settings.segment.architecture
     rows = [["answer", "class", "IoU", "Dice", "precision", "recall", "slides"]]
     for title, name, split in (
@@ -81,7 +82,7 @@ def _table(cohort: Cohort, settings: Settings, stores: list[Path], truth: Path) 
         ("final maps, test slides", maps, "test"),
     ):
         config = EvaluateConfig(labels=name, truth=str(truth), truth_map=TRUTH_MAP, split=split)
-        result = judge(stores, config, settings.run, splits)
+        result = judge(stores, config, settings.run, labels)
         write_tables(result, Path(settings.run.runs) / name / split)
         answer, *trivial = result.answers.items()
         for k, class_name in enumerate(("none", *result.classes)):

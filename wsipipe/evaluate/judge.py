@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,85 +10,73 @@ from numpy.typing import NDArray
 
 from wsipipe.config import EvaluateConfig, RunConfig, check
 from wsipipe.errors import ConfigError, StoreError
-from wsipipe.evaluate.metrics import Confusion, count_pairs
+from wsipipe.evaluate.bootstrap import LEAST_GROUPS, group_names, interval, pixel_intervals, pixel_scores, resample
+from wsipipe.evaluate.calibration import pixel_reliability
+from wsipipe.evaluate.cohort import Cohort
+from wsipipe.evaluate.detections import Found, read_detections
+from wsipipe.evaluate.froc import Detections, froc
+from wsipipe.evaluate.metrics import Confusion, Floats
+from wsipipe.evaluate.result import EMPTY, Evaluation, SlideLevel, Spread, trivial_answers
+from wsipipe.evaluate.scored import Scored
+from wsipipe.evaluate.slide_level import auc
+from wsipipe.evaluate.tally import Names, Tally, tally
+from wsipipe.geometry import Window
+from wsipipe.labels import LabelTable
 from wsipipe.runtime import Progress, Report, silent
-from wsipipe.slides.mask import ValueMap, find_masks, read_mask
+from wsipipe.slides.mask import ValueMap, find_masks
+from wsipipe.slides.truth import SUFFIXES, open_truth
 from wsipipe.store import SlideStore
-from wsipipe.store.slide_store import shard_windows
-
-TISSUE = 1
-"""Value of tissue in `labels/tissue`."""
-
-Names = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What came out. `answers` begins with the judged labels, by their name, over all `classes`.
-
-    The trivial answers follow, each a confusion of one class: "all tissue is <class>" and "all tissue of slides with
-    <class>". `slides` were judged, `note` says which pixels were scored, `report` holds the failed stores.
-    """
-
-    classes: Names
-    answers: Mapping[str, Confusion]
-    slides: Names
-    note: str
-    report: Report
-
-
-@dataclass(frozen=True, eq=False)
-class _Tally:
-    """Counts of one slide: the judged labels, and truth against tissue, int64 [C, 2] (not tissue, tissue)."""
-
-    confusion: Confusion
-    tissue: NDArray[np.int64]
 
 
 def judge(
     stores: Sequence[Path],
     config: EvaluateConfig,
     run: RunConfig,
-    split: Mapping[str, str] | None = None,
+    labels: LabelTable | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Pool `labels/<config.labels>` of every store that has a truth into one confusion matrix.
+    """Pool `labels/<config.labels>` of every store that has a truth into one confusion matrix, and all that it gives.
 
-    `split` maps slide ids to the names of their split; it is needed if `config.split` is given, and slides that it
-    does not hold are then left out. A store that cannot be judged costs only itself and is recorded as failed. The
-    ledger goes to `<run.runs>/<config.labels>/evaluate.csv`. Raises ConfigError if there is nothing to judge, or a
-    truth value without a meaning; StoreError if every store failed.
+    `labels` says split, patient and weak label of slides; it is needed if `config.split` is given, and slides that it
+    does not hold are then left out. A slide without a truth file whose label is empty is taken to hold no class. A
+    store that cannot be judged costs only itself and is recorded as failed. The ledger goes to
+    `<run.runs>/<config.labels>/evaluate.csv`. Raises ConfigError if there is nothing to judge, or a truth value without
+    a meaning; StoreError if every store failed.
     """
     check(config.truth != "", "evaluate.truth: no truth given; name a folder of masks with --truth")
-    check(not config.split or split is not None, f"evaluate.split: {config.split!r} needs a labels file with splits")
+    check(not config.split or labels is not None, f"evaluate.split: {config.split!r} needs a labels file with splits")
     report = Report(run.max_failed)
-    opened, apart = _open(stores, config, split, report)
-    truths = find_masks(config.truth, [s.slide_id for s in opened]) if opened else {}
-    chosen = [s for s in opened if s.slide_id in truths]
+    cohort = Cohort.of(labels, [p.stem for p in stores])
+    opened, apart = _open(stores, config, cohort, report)
+    truths = find_masks(config.truth, [s.slide_id for s in opened], SUFFIXES) if opened else {}
+    chosen = [s for s in opened if s.slide_id in truths or cohort.is_negative(s.slide_id)]
     tallies = _tallies(chosen, truths, config, report, progress)
-    report.write(Path(run.runs) / config.labels / "evaluate.csv")
     if not tallies:
+        report.write(Path(run.runs) / config.labels / "evaluate.csv")
         raise StoreError(f"none of {len(report.rows)} stores could be judged; the first: {report.rows[0]['reason']}")
-    names = next(iter(tallies.values())).confusion.names
-    answers = _pooled(config.labels, names, tallies)
+    bare = sum(t.score_px is None for t in tallies.values())
     counts = {
+        "slides without scores, left out of slide AUC and calibration": bare if bare < len(tallies) else 0,
+        "slides without a truth file, taken for empty as their label is": len(set(tallies) - set(truths)),
         "stores without truth, left out": len(opened) - len(chosen),
         f"stores outside split {config.split}, left out": apart,
         "stores that failed": len(report.of("failed")),
     }
-    note = [_scored(answers[config.labels], len(tallies)), *(f"{what}: {n}" for what, n in counts.items() if n)]
-    return Evaluation(names, answers, tuple(tallies), "; ".join(note), report)
+    result = _evaluation(tallies, cohort, config, run, counts, report)
+    _note_slides(report, result)
+    report.write(Path(run.runs) / config.labels / "evaluate.csv")
+    return result
 
 
 def _open(
-    stores: Sequence[Path], config: EvaluateConfig, split: Mapping[str, str] | None, report: Report
+    stores: Sequence[Path], config: EvaluateConfig, cohort: Cohort, report: Report
 ) -> tuple[list[SlideStore], int]:
     """The stores of the asked split, and how many are not in it; those that cannot be opened are reported."""
     opened, apart = [], 0
     for path in stores:
         with report.guard(path.stem):
             store = SlideStore(path)
-            if config.split and (split or {}).get(store.slide_id) != config.split:
+            if config.split and cohort.split.get(store.slide_id) != config.split:
                 apart += 1
             else:
                 opened.append(store)
@@ -105,18 +92,32 @@ def _tallies(
     config: EvaluateConfig,
     report: Report,
     progress: Progress,
-) -> dict[str, _Tally]:
+) -> dict[str, Tally]:
     """The counts of every store that can be judged, by slide id; what became of each goes to `report`."""
-    tallies: dict[str, _Tally] = {}
+    tallies: dict[str, Tally] = {}
     names: Names | None = None
+    given: Found | None = None
     for i, store in enumerate(stores):
         progress("evaluate", i, len(stores), store.slide_id)
         with report.guard(store.slide_id):
             names = _agreed(store, config.labels, names)
-            tallies[store.slide_id] = tally = _tally(store, config, names, truths[store.slide_id])
-            report.add(store.slide_id, "done", pixels=tally.confusion.pixels)
+            if config.detections and given is None:
+                given = read_detections(Path(config.detections), names)
+            meaning = ValueMap.parse(config.truth_map, names)
+            file = truths.get(store.slide_id)
+            read = open_truth(file, store.grid, meaning) if file else _empty
+            points = None
+            if given is not None:
+                points = [given.get(store.slide_id, {}).get(n, Detections.none()) for n in names]
+            tallies[store.slide_id] = counted = tally(store, config, names, read, points)
+            report.add(store.slide_id, "done", pixels=counted.confusion.pixels)
     progress("evaluate", len(stores), len(stores))
     return tallies
+
+
+def _empty(window: Window) -> NDArray[np.uint8]:
+    """The truth of a slide that holds no class."""
+    return np.zeros((window.height_px, window.width_px), np.uint8)
 
 
 def _agreed(store: SlideStore, labels: str, names: Names | None) -> Names:
@@ -132,46 +133,98 @@ def _agreed(store: SlideStore, labels: str, names: Names | None) -> Names:
     return tuple(found)
 
 
-def _tally(store: SlideStore, config: EvaluateConfig, names: Names, truth_file: Path) -> _Tally:
-    """Count one slide shard by shard, so that only its truth is ever whole in memory."""
-    meaning = ValueMap.parse(config.truth_map, names)
-    answer, tissue = store.labels(config.labels), store.labels("tissue")
-    truth_mask = read_mask(truth_file, store.grid)
-    tally = _Tally(Confusion.empty(names), np.zeros((len(names) + 1, 2), np.int64))
-    for _, w in shard_windows(answer.spec):
-        part = truth_mask[w.y_px : w.y_px + w.height_px, w.x_px : w.x_px + w.width_px]
-        truth = meaning.apply(part, truth_file)
-        try:
-            tally.confusion.add(truth, answer.read(w).astype(np.uint8, copy=False))
-        except ValueError as error:
-            raise StoreError(f"{store.path}: labels/{config.labels}: {error}; compute it again") from None
-        tally.tissue[...] += count_pairs(truth, (tissue.read(w) == TISSUE).astype(np.uint8), tally.tissue.shape)
-    return tally
-
-
-def _pooled(labels: str, names: Names, tallies: Mapping[str, _Tally]) -> dict[str, Confusion]:
-    """The judged labels, then the two trivial answers for every class, over the same pixels."""
+def _evaluation(
+    tallies: Mapping[str, Tally],
+    cohort: Cohort,
+    config: EvaluateConfig,
+    run: RunConfig,
+    counts: Mapping[str, int],
+    report: Report,
+) -> Evaluation:
+    """Everything that is made of the counts."""
+    slides, every = tuple(tallies), list(tallies.values())
+    names = every[0].confusion.names
+    groups = group_names(slides, cohort.patient)
+    weights = resample(groups, run.seed) if len(set(groups)) >= LEAST_GROUPS else None
     total = Confusion.empty(names)
-    for tally in tallies.values():
-        total = total.plus(tally.confusion)
-    answers = {labels: total}
+    for one in every:
+        total = total.plus(one.confusion)
+    answers, spread = {config.labels: total}, {}
+    for name, matrices in _answers(config.labels, names, every).items():
+        answers.setdefault(name, Confusion.of(names, matrices.sum(0)))
+        spread[name] = _spread(matrices, groups, weights)
+    hits = [t.hits for t in every if t.hits is not None]
+    with_scores = [t.score_px for t in every if t.score_px is not None]
+    return Evaluation(
+        names,
+        answers,
+        slides,
+        Scored.of(every, total, config.glass, counts),
+        report,
+        groups,
+        spread,
+        _slide_level(tallies, cohort, config.slide_top, weights) if with_scores else None,
+        pixel_reliability(np.sum(with_scores, 0)[..., :2]) if with_scores else None,
+        {n: froc([h[k] for h in hits]) for k, n in enumerate(names)} if len(hits) == len(every) else None,
+        {s: dict(zip(names, t.detections, strict=True)) for s, t in tallies.items() if t.detections is not None},
+    )
+
+
+def _answers(labels: str, names: Names, tallies: Sequence[Tally]) -> dict[str, NDArray[np.int64]]:
+    """Of every answer, the confusion of each slide over the same pixels: int64 [slides, C, C]."""
+    tissue = np.stack([t.tissue for t in tallies])
+    off, on = tissue[..., 0], tissue[..., 1]
+    empty = _column(0, off + on)
+    answers = {labels: np.stack([t.confusion.matrix for t in tallies]), EMPTY: empty}
     for k, name in enumerate(names, start=1):
-        every, positive = np.zeros((2, 2), np.int64), np.zeros((2, 2), np.int64)
-        for tally in tallies.values():
-            pairs = np.stack([np.delete(tally.tissue, k, axis=0).sum(0), tally.tissue[k]])
-            every += pairs
-            # a slide without the class is answered "nowhere": all its pixels move to column 0
-            holds = pairs[1].sum() > 0
-            positive += pairs if holds else np.stack([pairs.sum(1), np.zeros(2, np.int64)], axis=1)
-        answers[f"all tissue is {name}"] = Confusion.binary(name, every)
-        answers[f"all tissue of slides with {name}"] = Confusion.binary(name, positive)
+        every = _column(0, off) + _column(k, on)
+        holds = tissue[:, k].sum(-1) > 0
+        positive = np.where(holds[:, None, None], every, empty)
+        answers.update(zip(trivial_answers(name), (every, positive), strict=True))
     return answers
 
 
-def _scored(confusion: Confusion, slides: int) -> str:
-    """Which pixels were scored, in words."""
-    share = 100 * confusion.unpredicted / confusion.pixels if confusion.pixels else 0.0
-    return (
-        f"scored: {confusion.pixels:,} px of {slides} slides where the truth is not ignore; "
-        f"{share:.1f} % of them not predicted (taken for class 0)"
+def _column(k: int, truth_px: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The confusion of pixels that are all answered with class k: [slides, C] -> [slides, C, C]."""
+    out = np.zeros((*truth_px.shape, truth_px.shape[-1]), np.int64)
+    out[..., k] = truth_px
+    return out
+
+
+def _spread(matrices: NDArray[np.int64], groups: Names, weights: Floats | None) -> Spread:
+    if weights is not None:
+        return Spread(intervals=pixel_intervals(matrices, weights))
+    rows = {g: [i for i, of in enumerate(groups) if of == g] for g in dict.fromkeys(groups)}
+    return Spread(by_group={g: pixel_scores(matrices[i].sum(0)) for g, i in rows.items()})
+
+
+def _slide_level(tallies: Mapping[str, Tally], cohort: Cohort, top: float, weights: Floats | None) -> SlideLevel:
+    names = next(iter(tallies.values())).confusion.names
+    scores = np.stack([t.slide_scores(top) for t in tallies.values()])
+    said = {(slide, n): cohort.holds(slide, n) for slide in tallies for n in names}
+    truth = np.array(
+        [
+            [bool(t.truth_px[k] > 0 if said[slide, n] is None else said[slide, n]) for k, n in enumerate(names, 1)]
+            for slide, t in tallies.items()
+        ]
     )
+    by_label = sum(s is not None for s in said.values())
+    source = "labels" if by_label == truth.size else "labels, else truth masks" if by_label else "truth masks"
+    known = ~np.isnan(scores).any(1)
+    value = np.array([float(auc(scores[known, k], truth[known, k])) for k in range(len(names))])
+    ends = None
+    if weights is not None:
+        drawn_auc = np.stack([auc(scores[known, k], truth[known, k], weights[:, known]) for k in range(len(names))], 1)
+        ends = interval(drawn_auc)
+    return SlideLevel(scores, truth, value, ends, source)
+
+
+def _note_slides(report: Report, result: Evaluation) -> None:
+    """Put the score and the truth of every slide into the ledger."""
+    level = result.slide_level
+    if level is None:
+        return
+    rows = {r["item"]: r for r in report.rows}
+    for slide, scores, truth in zip(result.slides, level.scores, level.truth, strict=True):
+        for name, score, holds in zip(result.classes, scores, truth, strict=True):
+            rows[slide] |= {f"score {name}": f"{score:.4f}", f"holds {name}": str(int(holds))}

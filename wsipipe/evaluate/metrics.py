@@ -13,6 +13,8 @@ _STRIP = 1 << 20
 """Pixels counted at a time: bounds the 64-bit copy that counting makes."""
 
 Floats = NDArray[np.float64]
+Counts = NDArray[np.int64] | Floats
+"""Whole counts, or counts weighed by a resample."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,9 +35,9 @@ class Confusion:
         return cls(names, np.zeros((len(names) + 1, len(names) + 2), np.int64))
 
     @classmethod
-    def binary(cls, name: str, pairs: NDArray[np.int64]) -> Confusion:
-        """Of one class, from counts int64 [2, 2] (rows truth: other, class; columns answer: no, yes)."""
-        return cls((name,), np.concatenate([pairs, np.zeros((2, 1), np.int64)], 1))
+    def of(cls, names: tuple[str, ...], matrix: NDArray[np.int64]) -> Confusion:
+        """From counts int64 [C, C] (truth, answer) of an answer that predicts every pixel."""
+        return cls(names, np.concatenate([matrix, np.zeros((len(matrix), 1), np.int64)], 1))
 
     def add(self, truth: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> None:
         """Count pixels of two masks of one shape; truth 255 is not counted. ValueError for values beyond K."""
@@ -77,37 +79,35 @@ class Confusion:
 
     @property
     def iou(self) -> Floats:
-        """Intersection over union: N_cc / (row_c + col_c - N_cc)."""
-        hit, truth, answer = self._sums()
-        return _ratio(hit, truth + answer - hit)
+        """Intersection over union, see `iou_of`."""
+        return iou_of(self.matrix)
 
     @property
     def dice(self) -> Floats:
-        """Dice, also called F1: 2 N_cc / (row_c + col_c)."""
-        hit, truth, answer = self._sums()
-        return _ratio(2 * hit, truth + answer)
+        """Dice, also called F1, see `dice_of`."""
+        return dice_of(self.matrix)
 
     @property
     def precision(self) -> Floats:
         """Share of the predicted pixels that are right: N_cc / col_c."""
-        hit, _, answer = self._sums()
+        hit, _, answer = _sums(self.matrix)
         return _ratio(hit, answer)
 
     @property
     def recall(self) -> Floats:
         """Share of the true pixels that are found (sensitivity): N_cc / row_c."""
-        hit, truth, _ = self._sums()
+        hit, truth, _ = _sums(self.matrix)
         return _ratio(hit, truth)
 
     @property
     def miou(self) -> float:
         """Mean IoU over all classes that occur, class 0 included."""
-        return _mean(self.iou)
+        return float(mean_of(self.iou))
 
     @property
     def miou_named(self) -> float:
         """Mean IoU over the named classes that occur."""
-        return _mean(self.iou[1:])
+        return float(mean_of(self.iou[1:]))
 
     @property
     def frequency_weighted_iou(self) -> float:
@@ -128,12 +128,34 @@ class Confusion:
     @property
     def accuracy(self) -> float:
         """Share of the counted pixels that are right."""
-        return float(np.trace(self.matrix)) / self.pixels if self.pixels else float("nan")
+        return float(accuracy_of(self.matrix))
 
-    def _sums(self) -> tuple[Floats, Floats, Floats]:
-        """(N_cc, row_c, col_c), float64 [C] each."""
-        matrix = self.matrix.astype(np.float64)
-        return np.diagonal(matrix), matrix.sum(1), matrix.sum(0)
+
+def iou_of(matrix: Counts) -> Floats:
+    """Intersection over union, N_cc / (row_c + col_c - N_cc): [.., C, C] (truth, answer) -> float64 [.., C].
+
+    Undefined (nan) where a class is neither in the truth nor in the answer.
+    """
+    hit, truth, answer = _sums(matrix)
+    return _ratio(hit, truth + answer - hit)
+
+
+def dice_of(matrix: Counts) -> Floats:
+    """Dice, 2 N_cc / (row_c + col_c): [.., C, C] (truth, answer) -> float64 [.., C]; nan where undefined."""
+    hit, truth, answer = _sums(matrix)
+    return _ratio(2 * hit, truth + answer)
+
+
+def accuracy_of(matrix: Counts) -> Floats:
+    """Share of the pixels that are right: [.., C, C] (truth, answer) -> float64 [..]; nan where there are none."""
+    hit, truth, _ = _sums(matrix)
+    return _ratio(hit.sum(-1), truth.sum(-1))
+
+
+def mean_of(values: Floats) -> Floats:
+    """Mean of what is defined along the last axis: [.., n] -> float64 [..]; nan where nothing is."""
+    defined = ~np.isnan(values)
+    return _ratio(np.where(defined, values, 0).sum(-1), defined.sum(-1).astype(np.float64))
 
 
 def count_pairs(truth: NDArray[np.uint8], answer: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.int64]:
@@ -156,15 +178,15 @@ def count_pairs(truth: NDArray[np.uint8], answer: NDArray[np.uint8], shape: tupl
     return out.reshape(shape)
 
 
+def _sums(matrix: Counts) -> tuple[Floats, Floats, Floats]:
+    """N_cc, row_c and col_c: [.., C, C] -> float64 [.., C] each."""
+    counts = np.asarray(matrix, np.float64)
+    return np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-1), counts.sum(-2)
+
+
 def _ratio(over: Floats, under: Floats) -> Floats:
     """The quotient, nan where `under` is 0."""
-    return np.asarray(np.divide(over, under, out=np.full(over.shape, np.nan), where=under > 0))
-
-
-def _mean(values: Floats) -> float:
-    """Mean of what is defined; nan if nothing is."""
-    defined = values[~np.isnan(values)]
-    return float(defined.mean()) if defined.size else float("nan")
+    return np.asarray(np.divide(over, under, out=np.full(np.shape(over), np.nan), where=under > 0))
 
 
 def _weighted(values: Floats, weights: Floats) -> float:

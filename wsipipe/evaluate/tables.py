@@ -1,4 +1,4 @@
-"""The scores of an evaluation as a table for people and as CSV and JSON for programs."""
+"""The scores of an evaluation as a table for people and as CSV for programs."""
 
 from __future__ import annotations
 
@@ -7,79 +7,122 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsipipe.evaluate.judge import Evaluation
-from wsipipe.evaluate.metrics import Confusion
+from wsipipe.evaluate.detections import write_detections
+from wsipipe.evaluate.report import as_json
+from wsipipe.evaluate.result import Evaluation, Spread
 from wsipipe.runtime import write_csv, write_json
 
 SCORES = ("iou", "dice", "precision", "recall")
 _HEADS = ("answer", "class", "IoU", "Dice", "precision", "recall")
+_ENDS = ("iou_low", "iou_high", "dice_low", "dice_high")
 
 
 def text_table(evaluation: Evaluation) -> str:
-    """Aligned columns, a line per answer and class; then the scores over all classes, and which pixels counted."""
-    rows = [list(_HEADS)]
-    rows += [[r["answer"], r["class"], *(shown(r[s]) for s in SCORES)] for r in _rows(evaluation)]
+    """Aligned columns, a line per answer and class; then the other scores, and which pixels counted."""
+    spread = any(s.intervals for s in evaluation.spread.values())
+    rows = [[*_HEADS, "Dice 95 %"] if spread else list(_HEADS)]
+    for r in _rows(evaluation):
+        cells = [r["answer"], r["class"], *(shown(r[s]) for s in SCORES)]
+        rows.append([*cells, _between(r["dice_low"], r["dice_high"])] if spread else cells)
     name, pooled = next(iter(evaluation.answers.items()))
-    summary = (
+    lines = [
+        *aligned(rows),
         f"{name}: mIoU {shown(pooled.miou)} ({shown(pooled.miou_named)} without class 0), "
-        f"frequency-weighted IoU {shown(pooled.frequency_weighted_iou)}, pixel accuracy {shown(pooled.accuracy)}"
-    )
-    return "\n".join([*aligned(rows), summary, evaluation.note])
+        f"frequency-weighted IoU {shown(pooled.frequency_weighted_iou)} "
+        f"(by inverse logarithm, as HistoSegNet: {shown(pooled.inverse_log_weighted_iou)}), "
+        f"pixel accuracy {shown(pooled.accuracy)}",
+        *_spread_lines(evaluation),
+        *_score_lines(evaluation),
+        *evaluation.note.replace("; ", "\n  ").splitlines(),
+    ]
+    return "\n".join(lines)
 
 
 def write_tables(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write evaluation.csv (a row per answer and class) and evaluation.json (everything); returns their paths.
+    """Write evaluation.csv (a row per answer and class), evaluate.json (everything) and, if there are, detections.csv.
 
-    An undefined score is an empty cell and null.
+    Returns their paths. An undefined score is an empty cell and null; `report` documents the keys of the JSON.
     """
-    table, everything = folder / "evaluation.csv", folder / "evaluation.json"
+    table, everything = folder / "evaluation.csv", folder / "evaluate.json"
     blank = [{k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in r.items()} for r in _rows(evaluation)]
-    write_csv(table, ("answer", "class", *SCORES, "truth_px", "answer_px"), blank)
-    write_json(
-        everything,
-        {
-            "classes": list(evaluation.classes),
-            "slides": list(evaluation.slides),
-            "failed": evaluation.report.of("failed"),
-            "note": evaluation.note,
-            "answers": {name: _as_json(confusion) for name, confusion in evaluation.answers.items()},
-        },
-    )
-    return [table, everything]
+    write_csv(table, ("answer", "class", *SCORES, *_ENDS, "truth_px", "answer_px"), blank)
+    write_json(everything, as_json(evaluation))
+    if not evaluation.detections:
+        return [table, everything]
+    write_detections(folder / "detections.csv", evaluation.detections)
+    return [table, everything, folder / "detections.csv"]
 
 
 def _rows(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
-    """The scores of every named class of every answer."""
+    """The scores of every named class of the judged answer; of a trivial one, those of the classes that it gives."""
     for answer, confusion in evaluation.answers.items():
         scores = {s: getattr(confusion, s) for s in SCORES}
-        for k, name in enumerate(confusion.names, start=1):
+        ends = evaluation.spread.get(answer, Spread()).intervals
+        for k, name in evaluation.of_interest(answer):
             yield {
                 "answer": answer,
                 "class": name,
                 **{s: float(values[k]) for s, values in scores.items()},
+                **{f"{s}_{e}": float(ends[s][j][k]) if s in ends else math.nan for s, e, j in _END_KEYS},
                 "truth_px": int(confusion.truth_px[k]),
                 "answer_px": int(confusion.matrix[:, k].sum()),
             }
 
 
-def _as_json(confusion: Confusion) -> dict[str, Any]:
-    """Every score and count of one answer; lists are in mask order, class 0 first."""
-    return {
-        "classes": list(confusion.names),
-        **{s: [_or_none(float(v)) for v in getattr(confusion, s)] for s in SCORES},
-        "miou": _or_none(confusion.miou),
-        "miou_without_class_0": _or_none(confusion.miou_named),
-        "frequency_weighted_iou": _or_none(confusion.frequency_weighted_iou),
-        "inverse_log_weighted_iou": _or_none(confusion.inverse_log_weighted_iou),
-        "pixel_accuracy": _or_none(confusion.accuracy),
-        "pixels": confusion.pixels,
-        "not_predicted_px": confusion.unpredicted,
-        "confusion_truth_by_answer": confusion.matrix.tolist(),
-    }
+_END_KEYS = tuple((s, e, j) for s in ("iou", "dice") for j, e in enumerate(("low", "high")))
 
 
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _spread_lines(evaluation: Evaluation) -> Iterator[str]:
+    """Intervals over all classes, or the values of few groups."""
+    name = next(iter(evaluation.answers))
+    spread = evaluation.spread.get(name, Spread())
+    if spread.intervals:
+        text = ", ".join(
+            f"{title} {_between(*(float(v) for v in spread.intervals[score]))}"
+            for score, title in (("miou", "mIoU"), ("miou_named", "without class 0"), ("accuracy", "accuracy"))
+        )
+        yield f"{name}, 95 % by resampling {_groups(evaluation)}: {text}"
+    elif spread.by_group:
+        yield f"{_groups(evaluation)} are too few for an interval; Dice of each:"
+        for group, scores in spread.by_group.items():
+            values = ", ".join(f"{n} {shown(float(scores['dice'][k]))}" for k, n in enumerate(evaluation.classes, 1))
+            yield f"  {group}: {values}"
+
+
+def _groups(evaluation: Evaluation) -> str:
+    number = len(set(evaluation.groups))
+    return f"{number} {'slides' if set(evaluation.groups) <= set(evaluation.slides) else 'patients'}"
+
+
+def _score_lines(evaluation: Evaluation) -> Iterator[str]:
+    """What the scores give: slides, lesions, calibration."""
+    level = evaluation.slide_level
+    if level is not None:
+        yield f"slide AUC (truth: {level.source}): " + ", ".join(
+            f"{n} {shown(float(level.auc[k]))}"
+            + (f" ({_between(*(float(v[k]) for v in level.intervals))})" if level.intervals else "")
+            for k, n in enumerate(evaluation.classes)
+        )
+    for name, f in (evaluation.froc or {}).items():
+        at = ", ".join(f"{s:.3f} at {x:g}" for x, s in f.at.items()) if f.lesions else "-"
+        yield (
+            f"FROC {name}: {shown(f.score)} ({at} false positives a slide; {f.lesions} lesions, "
+            f"{f.itc} too small to count)"
+        )
+    if evaluation.pixel_calibration is not None and level is not None:
+        pixel, slide = evaluation.pixel_calibration, level.calibration()
+        yield "calibration error, 15 bins: " + ", ".join(
+            f"{n} {shown(p.error)} (pixels of tissue) {shown(s.error)} (slides)"
+            for n, p, s in zip(evaluation.classes, pixel, slide, strict=True)
+        )
+    elif level is None:
+        yield "no scores of this name in the stores: no slide AUC and no calibration" + (
+            "" if evaluation.froc else ", no FROC"
+        )
+
+
+def _between(low: float, high: float) -> str:
+    return "-" if math.isnan(low) else f"{low:.3f}..{high:.3f}"
 
 
 def shown(value: float) -> str:

@@ -1,50 +1,30 @@
-"""Read the polygons of a GeoJSON file as QuPath exports them, and rasterise them onto a coarse frame."""
+"""Read the polygons of a GeoJSON file as QuPath exports them."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wsipipe.errors import SlideError
+from wsipipe.slides.polygons import FARTHEST_PX0, MOST_VERTICES, Region, Ring
 
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".geojson", ".json")
 
 MOST_BYTES = 64 * 2**20
-MOST_VERTICES = 5_000_000
-
-FARTHEST_PX0 = 1e7
-"""Coordinates beyond it are errors: slides are at most some 10**6 px wide."""
-
-_CROSSINGS = 2**20
-"""Crossings of edges with rows computed at once; bounds the memory whatever the polygons are."""
 
 
-@dataclass(frozen=True)
-class Region:
-    """One polygon: `rings` float64 [N, 2] (x, y) in level-0 px, the outline and then its holes; `name` of its class.
-
-    `name` is empty where the file gives no classification.
-    """
-
-    rings: tuple[NDArray[np.float64], ...]
-    name: str = ""
-
-
-def read_regions(path: Path, origin_px0: tuple[int, int] = (0, 0)) -> list[Region]:
+def read_regions(path: Path, origin_px0: tuple[int, int] = (0, 0), may_be_empty: bool = False) -> list[Region]:
     """The polygons of a FeatureCollection, an array of features, or one feature; a warning counts other shapes.
 
     QuPath shows a slide cropped to the bounds that its scanner gives, so `origin_px0`, the corner of these bounds, is
-    added to the coordinates. Raises SlideError.
+    added to the coordinates. Raises SlideError, also where there is no polygon unless it `may_be_empty`.
     """
     counts = Counter[str]()
     regions: list[Region] = []
@@ -62,61 +42,16 @@ def read_regions(path: Path, origin_px0: tuple[int, int] = (0, 0)) -> list[Regio
                 raise SlideError(
                     f"{path}: found more than {MOST_VERTICES} vertices; simplify the annotations, or give a TIFF mask"
                 )
-            regions.append(Region(rings, _class_name(feature)))
+            regions.append(Region(rings, *_class_name(feature)))
     left_out = {k: n for k, n in counts.items() if k not in ("Polygon", "MultiPolygon")}
     text = ", ".join(f"{n} {kind}" for kind, n in sorted(left_out.items()))
-    if not regions:
+    if not regions and not may_be_empty:
         raise SlideError(
             f"{path}: found {text or 'no features'}; expected Polygon or MultiPolygon; draw closed regions"
         )
     if left_out:
         log.warning("%s: left out %s; only polygons enclose an area", path, text)
     return regions
-
-
-def rasterise(
-    regions: Iterable[Region],
-    shape: tuple[int, int],
-    px0_per_px: tuple[float, float],
-    origin_px0: tuple[int, int] = (0, 0),
-) -> NDArray[np.bool_]:
-    """Which pixels have their centre in a region: bool [h, w] of `shape`.
-
-    The frame starts at `origin_px0`; its pixels are `px0_per_px` (x, y) level-0 px large. Within a region rings are
-    even-odd, so that holes are empty; regions add up. Of centres on an edge, those at its left or top end are inside.
-    """
-    out = np.zeros(shape, np.bool_)
-    for region in regions:
-        rings = [(ring - origin_px0) / px0_per_px for ring in region.rings]
-        low, high = np.floor([r.min(0) for r in rings]).min(0), np.ceil([r.max(0) for r in rings]).max(0)
-        x1, y1 = np.maximum(low, 0).astype(int)
-        x2, y2 = np.minimum(high, (shape[1], shape[0])).astype(int)
-        if x1 < x2 and y1 < y2:
-            box = out[y1:y2, x1:x2]
-            box |= _even_odd([ring - (x1, y1) for ring in rings], (box.shape[0], box.shape[1]))
-    return out
-
-
-def _even_odd(rings: Iterable[NDArray[np.float64]], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """Pixels whose centre an odd number of edges has to its left: rings [N, 2] (x, y) in px -> bool [h, w].
-
-    Each edge flips, in every row whose centre line it crosses, the pixels from the crossing on.
-    """
-    height, width = shape
-    flips = np.zeros((height, width + 1), np.uint8)
-    for ring in rings:
-        closed, chunk = np.concatenate([ring, ring[:1]]), max(1, _CROSSINGS // height)
-        for first in range(0, len(ring), chunk):
-            start, end = ring[first : first + chunk], closed[first + 1 : first + chunk + 1]
-            up = end[:, 1:] < start[:, 1:]
-            (x1, y1), (x2, y2) = np.where(up, end, start).T, np.where(up, start, end).T
-            top, bottom = (np.clip(np.ceil(y - 0.5), 0, height).astype(np.intp) for y in (y1, y2))
-            rows = bottom - top
-            edge = np.repeat(np.arange(len(rows)), rows)
-            row = np.arange(len(edge)) - (np.cumsum(rows) - rows - top)[edge]
-            x = x1[edge] + (row + 0.5 - y1[edge]) * ((x2 - x1)[edge] / (y2 - y1)[edge])
-            np.bitwise_xor.at(flips, (row, np.clip(np.ceil(x - 0.5), 0, width).astype(np.intp)), np.uint8(1))
-    return np.asarray(np.bitwise_xor.accumulate(flips, axis=1)[:, :width] == 1)
 
 
 def _load(path: Path) -> Any:
@@ -163,7 +98,7 @@ def _polygons(feature: dict[str, Any], where: str) -> tuple[str, list[Any]]:
     return kind, polygons
 
 
-def _ring(ring: Any, where: str) -> NDArray[np.float64]:
+def _ring(ring: Any, where: str) -> Ring:
     """Positions as float64 [N, 2]; SlideError unless they are at least 3 pairs of sensible numbers."""
     try:
         raw = np.asarray(ring)
@@ -179,11 +114,17 @@ def _ring(ring: Any, where: str) -> NDArray[np.float64]:
     return xy
 
 
-def _class_name(feature: dict[str, Any]) -> str:
-    """The classification that QuPath gave: a name, or an object that holds one or several."""
+def _class_name(feature: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """The classification that QuPath gave (a name, or an object that holds one or several), and what it derives from.
+
+    QuPath derives classes as "Tumor: Positive"; the class above it is "Tumor".
+    """
     properties = feature.get("properties")
     found = properties.get("classification") if isinstance(properties, dict) else None
     if isinstance(found, dict):
         names = found.get("names")
         found = found.get("name") or (": ".join(map(str, names)) if isinstance(names, list) else "")
-    return found if isinstance(found, str) else ""
+    if not isinstance(found, str):
+        return "", ()
+    parts = found.split(": ")
+    return found, tuple(": ".join(parts[:n]) for n in range(len(parts) - 1, 0, -1))

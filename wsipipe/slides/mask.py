@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from wsipipe.errors import ConfigError, SlideError
-from wsipipe.geometry import Grid
+from wsipipe.geometry import Grid, Window
 from wsipipe.labels import IGNORE, slide_id_of
 
 SUFFIXES = (".png", ".tif", ".tiff")
@@ -31,36 +32,48 @@ Indices = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 @dataclass(frozen=True)
 class ValueMap:
-    """What mask values mean: (mask value, class index) pairs, 0 none of the classes, 255 ignore.
+    """What the values of a mask, and the names in an annotation file, mean: the index of a class, 0 none, 255 ignore.
 
-    `flag` is the option that messages tell the user to give.
+    pairs: (mask value, index). names: (name, index) in the order in which a file of groups is painted. `flag` is the
+    option that messages tell the user to give.
     """
 
     pairs: tuple[tuple[int, int], ...]
+    names: tuple[tuple[str, int], ...] = ()
     flag: str = "--truth-map"
 
     @classmethod
     def parse(cls, text: str, classes: Sequence[str], flag: str = "--truth-map") -> ValueMap:
-        """From text such as `0=ignore,1=0,2=tumour`; empty text means that values are class indices.
+        """From text such as `0=ignore,1=0,2=tumour` for masks or `_0=tumour,_2=0` for annotations.
 
-        A meaning is a class name, `ignore`, one of `0`, `none`, `other`, or a class index. Raises ConfigError.
+        Empty text means that mask values are class indices and that annotations are called as the classes are. A
+        meaning is a class name, `ignore`, one of `0`, `none`, `other`, or a class index. Raises ConfigError.
         """
         if not text.strip():
             return cls.identity(classes, flag)
         pairs: dict[int, int] = {}
+        names: dict[str, int] = {}
         for part in (p.strip() for p in text.split(",") if p.strip()):
             left, found, right = (p.strip() for p in part.partition("="))
-            if not found or not left.isdecimal() or int(left) > IGNORE:
-                raise ConfigError(f"{flag}: {part!r} is not VALUE=CLASS with a value 0..255, e.g. 2={[*classes, 0][0]}")
-            if int(left) in pairs:
-                raise ConfigError(f"{flag}: value {left} is given twice")
-            pairs[int(left)] = _index(right, classes, f"{flag}: {part!r}")
-        return cls(tuple(pairs.items()), flag)
+            number = left.removeprefix("-").isdecimal()
+            if not found or not left or (number and not (left.isdecimal() and int(left) <= IGNORE)):
+                raise ConfigError(
+                    f"{flag}: {part!r} is not VALUE=CLASS with a value 0..255 or a name, e.g. 2={[*classes, 0][0]}"
+                )
+            if left in names:
+                raise ConfigError(f"{flag}: {'value' if number else 'name'} {left} is given twice")
+            names[left] = _index(right, classes, f"{flag}: {part!r}")
+            if number:
+                pairs[int(left)] = names[left]
+        return cls(tuple(pairs.items()), tuple(names.items()), flag)
 
     @classmethod
     def identity(cls, classes: Sequence[str], flag: str = "--truth-map") -> ValueMap:
-        """Values are class indices already: 0..K, or 255 for ignore."""
-        return cls(tuple((i, i) for i in (*range(len(classes) + 1), IGNORE)), flag)
+        """Values are class indices already: 0..K, or 255 for ignore; names are those of the classes."""
+        words = {n: i for i, n in enumerate(classes, start=1)}
+        for word, index in (("0", 0), ("none", 0), ("other", 0), ("ignore", IGNORE)):
+            words.setdefault(word, index)
+        return cls(tuple((i, i) for i in (*range(len(classes) + 1), IGNORE)), tuple(words.items()), flag)
 
     def apply(self, mask: NDArray[np.uint8], where: object = "mask") -> NDArray[np.uint8]:
         """Mask values to class indices: uint8 [h, w] both. ConfigError lists values without a meaning."""
@@ -142,10 +155,34 @@ def read_mask(path: Path, grid: Grid) -> NDArray[np.uint8]:
     The image lies in the slide's level-0 frame, whole or smaller by one factor. Tiled and striped TIFF is decoded
     piece by piece. Raises SlideError if it is no single-channel 8- or 16-bit image, or not of the slide's size.
     """
+    return mask_reader(path, grid)(Window(0, 0, *grid.size_px))
+
+
+def mask_reader(path: Path, grid: Grid) -> Callable[[Window], NDArray[np.uint8]]:
+    """What reads windows (working px, inside the frame) of a mask image as `read_mask` reads all of it.
+
+    Of a TIFF only the pieces under a window are decoded; a PNG is held whole, in the working frame.
+    """
+    with _as_slide_errors(path):
+        if path.suffix.lower() not in (".tif", ".tiff"):
+            whole = _read_png(path, grid)
+            return lambda w: whole[w.y_px : w.y_px + w.height_px, w.x_px : w.x_px + w.width_px]
+        with tifffile.TiffFile(path, _multifile=False) as tiff:  # never follow names of other files
+            page = _mask_page(path, tiff)
+            rows, cols = _nearest(path, grid, (page.imagewidth, page.imagelength))
+
+    def read(w: Window) -> NDArray[np.uint8]:
+        with _as_slide_errors(path):
+            return _read_tiff(path, rows[w.y_px : w.y_px + w.height_px], cols[w.x_px : w.x_px + w.width_px])
+
+    return read
+
+
+@contextmanager
+def _as_slide_errors(path: Path) -> Iterator[None]:
+    """Whatever goes wrong in reading a mask, as a SlideError that names the file."""
     try:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            return _read_tiff(path, grid)
-        return _read_png(path, grid)
+        yield
     except SlideError:
         raise
     except FileNotFoundError:
@@ -166,20 +203,34 @@ def _read_png(path: Path, grid: Grid) -> NDArray[np.uint8]:
     return values // np.uint8(255 // (2**bits - 1)) if bits < 8 else values
 
 
-def _read_tiff(path: Path, grid: Grid) -> NDArray[np.uint8]:
-    with tifffile.TiffFile(path, _multifile=False) as tiff:  # never follow names of other files
-        page = tiff.pages[0]
-        if page.samplesperpixel != 1 or page.photometric.name == "PALETTE":
-            raise _not_single(path, "a palette" if page.samplesperpixel == 1 else f"{page.samplesperpixel} channels")
-        if page.photometric.name == "MINISWHITE":
-            raise SlideError(f"{path}: its values are inverted (0 is white); save the mask with 0 as black")
-        rows, cols = _nearest(path, grid, (page.imagewidth, page.imagelength))
+def _mask_page(path: Path, tiff: tifffile.TiffFile) -> tifffile.TiffPage:
+    """The page of a TIFF that is the mask; SlideError if it is none."""
+    page = tiff.pages[0]
+    if page.samplesperpixel != 1 or page.photometric.name == "PALETTE":
+        raise _not_single(path, "a palette" if page.samplesperpixel == 1 else f"{page.samplesperpixel} channels")
+    if page.photometric.name == "MINISWHITE":
+        raise SlideError(f"{path}: its values are inverted (0 is white); save the mask with 0 as black")
+    return page
+
+
+def _read_tiff(path: Path, rows: NDArray[np.intp], cols: NDArray[np.intp]) -> NDArray[np.uint8]:
+    """The mask at (rows, cols), ascending: uint8 [len(rows), len(cols)]; decodes the pieces that they touch."""
+    with tifffile.TiffFile(path, _multifile=False) as tiff:
+        page = _mask_page(path, tiff)
+        height, width = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+        across = -(-page.imagewidth // width)
         out = np.zeros((len(rows), len(cols)), np.uint8)
-        for data, (_, _, y, x, _), (_, height, width, _) in page.segments(maxworkers=1):
-            r = slice(*np.searchsorted(rows, (y, y + height)))
-            c = slice(*np.searchsorted(cols, (x, x + width)))
-            if data is not None:  # tiles that a sparse TIFF leaves out are 0
-                out[r, c] = _as_uint8(path, data[0, :, :, 0][np.ix_(rows[r] - y, cols[c] - x)])
+        for row in range(rows[0] // height, rows[-1] // height + 1):
+            for col in range(cols[0] // width, cols[-1] // width + 1):
+                index = row * across + col
+                tiff.filehandle.seek(page.dataoffsets[index])
+                stream = tiff.filehandle.read(page.databytecounts[index])
+                data, _, _ = page.decode(stream or None, index)
+                r = slice(*np.searchsorted(rows, (row * height, (row + 1) * height)))
+                c = slice(*np.searchsorted(cols, (col * width, (col + 1) * width)))
+                if data is not None:  # tiles that a sparse TIFF leaves out are 0
+                    piece = data[0, :, :, 0]
+                    out[r, c] = _as_uint8(path, piece[np.ix_(rows[r] - row * height, cols[c] - col * width)])
         return out
 
 

@@ -1,0 +1,71 @@
+"""Resampling: whole groups together, the same numbers as a loop over slides, and intervals that mean what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsipipe.evaluate import bootstrap
+from wsipipe.evaluate.bootstrap import group_names, interval, pixel_intervals, pixel_scores, resample
+from wsipipe.evaluate.metrics import Confusion
+
+
+def test_the_slides_of_a_patient_are_drawn_together() -> None:
+    groups = group_names(("a", "b", "c", "d"), {"a": "p", "c": "p", "d": ""})
+    assert groups == ("p", "b", "p", "d")
+    weights = resample(groups, 0)
+    assert weights.shape == (bootstrap.RESAMPLES, 4)
+    np.testing.assert_array_equal(weights[:, 0], weights[:, 2])
+    np.testing.assert_array_equal(weights[:, [0, 1, 3]].sum(1), 3)
+    assert len(np.unique(weights[:, 1])) == 4
+    np.testing.assert_array_equal(weights, resample(groups, 0))
+    assert (weights != resample(groups, 1)).any()
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=15)
+def test_intervals_agree_with_a_loop_over_resamples(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    matrices = rng.integers(0, 50, (9, 3, 3)) * (rng.random((9, 3, 3)) < 0.6)
+    weights = resample(tuple("aabcdefgh"), seed)[:60]
+    slow: dict[str, list[object]] = {"dice": [], "iou": [], "miou": [], "miou_named": [], "accuracy": []}
+    for weight in weights.astype(int):
+        counts = np.zeros((3, 3), np.int64)
+        for times, matrix in zip(weight, matrices, strict=True):
+            counts += times * matrix
+        confusion = Confusion.of(("a", "b"), counts)
+        for score, values in slow.items():
+            values.append(getattr(confusion, score))
+    for score, (low, high) in pixel_intervals(matrices, weights).items():
+        expected = np.nanquantile(np.array(slow[score], float), [0.025, 0.975], axis=0)
+        np.testing.assert_allclose([low, high], expected, rtol=1e-9)
+
+
+def test_an_interval_of_nothing_is_nothing() -> None:
+    values = np.full((10, 2), np.nan)
+    values[:5, 0] = [0, 1, 2, 3, 4]
+    low, high = interval(values)
+    assert (low[0], high[0]) == pytest.approx((0.1, 3.9))
+    assert np.isnan([low[1], high[1]]).all()
+
+
+@pytest.mark.slow
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng, hits, truth = np.random.default_rng(0), 0, 0.8
+    for _ in range(300):
+        right = rng.beta(8, 2, 40)
+        matrices = np.zeros((40, 2, 2), np.int64)
+        matrices[:, 1, 1] = np.rint(right * 1000)
+        matrices[:, 1, 0] = 1000 - matrices[:, 1, 1]
+        low, high = pixel_intervals(matrices, resample(tuple(map(str, range(40))), 1))["accuracy"]
+        hits += low <= truth <= high
+    assert 0.89 <= hits / 300 <= 0.98
+
+
+def test_scores_are_those_of_the_confusion() -> None:
+    confusion = Confusion.of(("a",), np.array([[5, 1], [2, 4]]))
+    scores = pixel_scores(confusion.matrix)
+    for name in ("dice", "iou", "miou", "miou_named", "accuracy"):
+        np.testing.assert_array_equal(scores[name], getattr(confusion, name))

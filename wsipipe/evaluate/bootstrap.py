@@ -1,0 +1,59 @@
+"""How far scores may be off because other patients might have been drawn: intervals over groups of slides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsipipe.evaluate.metrics import Counts, Floats, accuracy_of, dice_of, iou_of, mean_of
+
+RESAMPLES = 2000
+
+LEAST_GROUPS = 8
+"""With fewer patients an interval says more than they know: their values are listed instead."""
+
+ENDS = (0.025, 0.975)
+
+
+def group_names(slides: Sequence[str], patients: dict[str, str]) -> tuple[str, ...]:
+    """The group of each slide: its patient, or itself where none is given."""
+    return tuple(patients.get(s) or s for s in slides)
+
+
+def resample(groups: Sequence[str], seed: int) -> Floats:
+    """How often each slide is drawn when whole groups are drawn with replacement: float64 [RESAMPLES, slides].
+
+    Every resample draws as many groups as there are (the bootstrap of Efron, 1979, on clusters).
+    """
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), RESAMPLES)
+    return np.asarray(drawn[:, index], np.float64)
+
+
+def interval(values: Floats) -> tuple[Floats, Floats]:
+    """The middle 95 % of resampled values [RESAMPLES, ..]: its two ends, nan where no resample is defined."""
+    known = ~np.isnan(values).all(0)
+    ends = np.full((2, *values.shape[1:]), np.nan)
+    if known.any():
+        ends[:, known] = np.nanquantile(values[:, known], ENDS, axis=0)
+    return ends[0], ends[1]
+
+
+def pixel_scores(matrix: Counts) -> dict[str, Floats]:
+    """The scores that get intervals, from matrices [.., C, C]: dice, iou [.., C]; miou, miou_named, accuracy [..]."""
+    iou = iou_of(matrix)
+    return {
+        "dice": dice_of(matrix),
+        "iou": iou,
+        "miou": mean_of(iou),
+        "miou_named": mean_of(iou[..., 1:]),
+        "accuracy": accuracy_of(matrix),
+    }
+
+
+def pixel_intervals(matrices: NDArray[np.int64], weights: Floats) -> dict[str, tuple[Floats, Floats]]:
+    """The 95 % interval of every pixel score: matrices [slides, C, C], weights [RESAMPLES, slides]."""
+    pooled = np.tensordot(weights, matrices.astype(np.float64), 1)
+    return {score: interval(values) for score, values in pixel_scores(pooled).items()}
