@@ -201,6 +201,33 @@ def test_more_tissue_asked_for_means_fewer_cells(island: SlideStore):
     assert counts[0] > counts[-1] > 0
 
 
+def slow_overlapping(store: SlideStore, m: int, min_tissue: float, overlap: int) -> list[list[int]]:
+    width, height = store.grid.size_px
+    step = m // overlap
+    mask = np.zeros((height + m, width + m), bool)
+    mask[:height, :width] = store.labels("tissue").read(Window(0, 0, width, height)) == 1
+    windows = store.patches().windows
+    found = []
+    for row in range(-(-height // step)):
+        for col in range(-(-width // step)):
+            x, y = col * step, row * step
+            touches = any(
+                w.x_px < x + m and x < w.x_px + w.width_px and w.y_px < y + m and y < w.y_px + w.height_px
+                for w in windows
+            )
+            if touches and mask[y : y + m, x : x + m].mean() >= min_tissue:
+                found.append([row, col])
+    return found
+
+
+@pytest.mark.parametrize(("m", "overlap"), [(16, 1), (32, 2), (32, 4), (48, 3)])
+def test_overlapping_instances_are_those_of_a_slow_search(island: SlideStore, m: int, overlap: int):
+    got = Lattice(m, m, 1).overlapping(island, 0.5, overlap)
+    assert got.dtype == np.int32
+    assert got.tolist() == slow_overlapping(island, m, 0.5, overlap)
+    assert len(got)
+
+
 def test_cells_of_an_unusable_patch_are_left_out(island: SlideStore):
     table = island.patches()
     status = np.zeros_like(table.status)

@@ -44,6 +44,44 @@ def plant(rgb: NDArray[np.uint8], xy_px: tuple[int, int], side_px: int, kind: in
     rgb[y : y + side_px, x : x + side_px] = square
 
 
+TILE_PX = 512
+
+
+@dataclass(frozen=True)
+class Tile:
+    """rgb: uint8 [512, 512, 3]. truth: uint8 [512, 512]: 0 glass, 1 stroma, 2 the class, 3 the other texture."""
+
+    rgb: NDArray[np.uint8]
+    truth: NDArray[np.uint8]
+
+
+def textured_tile(seed: int, planted: bool) -> Tile:
+    """Bland pink stroma beside near-white glass, and on it one to three round blobs of oriented textures in purple.
+
+    The class has narrow stripes, the other texture broad ones aslant; a tile has the class only if `planted`.
+    """
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:TILE_PX, :TILE_PX]
+    rgb = np.array([225.0, 165, 195]) + rng.normal(0, 4, (TILE_PX, TILE_PX, 1))
+    truth = np.ones((TILE_PX, TILE_PX), np.uint8)
+    for blob in range(int(rng.integers(1, 4))):
+        of_class = planted and blob == 0
+        radius = int(rng.integers(60, 110))
+        cx, cy = rng.integers(radius, TILE_PX - radius, 2)
+        inside = (x - cx) ** 2 + (y - cy) ** 2 < radius**2
+        if not of_class:
+            inside &= truth != 2
+        wave = np.sin((y if of_class else y + 2 * x) * 2 * np.pi / (8 if of_class else 20) + rng.uniform(0, 6))
+        colour = np.array([150.0, 90, 165]) + np.array([40.0, 45, 25]) * wave[..., None]
+        rgb[inside] = (colour + rng.normal(0, 6, (TILE_PX, TILE_PX, 1)))[inside]
+        truth[inside] = 2 if of_class else 3
+    edge = 70 + 12 * np.sin(y / 40 + seed)
+    glass = (x < edge) if seed % 2 else (x > TILE_PX - edge)
+    rgb[glass] = (245 + rng.normal(0, 3, (TILE_PX, TILE_PX, 1)))[glass]
+    truth[glass] = 0
+    return Tile(np.clip(np.rint(rgb), 0, 255).astype(np.uint8), truth)
+
+
 def tiled_pictures(folder: Path, pictures: Mapping[str, NDArray[np.uint8]], **options: Any) -> dict[str, Path]:
     """Write each picture as PNG into `folder` and tile it at 0.5 um/px; slide id -> store."""
     settings: dict[str, Any] = {"mpp_override": 0.5, "patch_px": 128, "codec": "zstd", "min_area_um2": 100.0}

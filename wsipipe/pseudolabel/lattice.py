@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,12 +53,28 @@ class Lattice:
 
     def cells(self, store: SlideStore, min_tissue: float) -> NDArray[np.int32]:
         """Instances of a slide: cells (row, col) inside a usable patch with enough tissue: int32 [M, 2], row-major."""
-        m = self.instance_px
-        tissue = store.tissue_grid(m)
+        return self.overlapping(store, min_tissue, 1)
+
+    def overlapping(self, store: SlideStore, min_tissue: float, overlap: int) -> NDArray[np.int32]:
+        """Instances of a slide every instance_px / `overlap` px: int32 [M, 2], (row, col) in such steps, row-major.
+
+        Instance (r, c) covers `overlap` x `overlap` steps, touches a usable patch, and has `min_tissue` of tissue.
+        """
+        step_px = self.instance_px // overlap
+        tissue = store.tissue_grid(step_px)
         wanted = np.zeros(tissue.shape, bool)
         for w in store.patches().windows:
-            wanted[w.y_px // m : -(-(w.y_px + w.height_px) // m), w.x_px // m : -(-(w.x_px + w.width_px) // m)] = True
-        return np.argwhere(wanted & (tissue >= min_tissue)).astype(np.int32)
+            x2, y2 = w.x_px + w.width_px, w.y_px + w.height_px
+            wanted[w.y_px // step_px : -(-y2 // step_px), w.x_px // step_px : -(-x2 // step_px)] = True
+        share = _window_sums(tissue, overlap) / overlap**2
+        return np.argwhere((_window_sums(wanted, overlap) > 0) & (share >= min_tissue - 1e-6)).astype(np.int32)
+
+
+def _window_sums(values: NDArray[Any], side: int) -> NDArray[np.float64]:
+    """Sum over the side x side window that begins at each place, what lies outside being 0: [h, w] -> [h, w]."""
+    padded = np.pad(values, ((0, side - 1), (0, side - 1))).astype(np.float64)
+    sums: NDArray[np.float64] = np.lib.stride_tricks.sliding_window_view(padded, (side, side)).sum((2, 3))
+    return sums
 
 
 def read_crops(

@@ -1,192 +1,35 @@
-"""CAMEL: the loss of a bag, the instance set, the painted answer, and a planted texture found again."""
+"""CAMEL: its steps in order, the painted answer, and planted textures found again from weak labels alone."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from textures import Cohort, plant, tiled_pictures, tissue
-from torch import Tensor
+from textures import TILE_PX, Cohort, Tile, noise, plant, textured_tile, tiled_pictures, tissue
+from torch import Tensor, nn
 
 from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
-from wsipipe.labels import IGNORE
-from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.lattice import Lattice
-from wsipipe.pseudolabel.method import ScoreMap
+from wsipipe.labels import IGNORE, Classes, read_labels
+from wsipipe.nn.encoders import create_encoder, normalise
+from wsipipe.pseudolabel.bags import Bag, make_bags
+from wsipipe.pseudolabel.lattice import Lattice, read_crops
+from wsipipe.pseudolabel.method import Fitting, ScoreMap
 from wsipipe.pseudolabel.methods import camel
-from wsipipe.pseudolabel.methods.camel import Params, bag_loss, refine
-from wsipipe.pseudolabel.parts.classifier import Head
-from wsipipe.pseudolabel.parts.mil import Rule, max_max, max_min, prevalence
-from wsipipe.runtime import Report
+from wsipipe.pseudolabel.methods.camel import Params, refine
+from wsipipe.pseudolabel.parts.classifier import Head, InstanceClassifier
+from wsipipe.pseudolabel.parts.mil import Rule, max_max, max_min
+from wsipipe.runtime import Compute, Report
 from wsipipe.store import SlideStore
 
 NAN = float("nan")
-tenth = partial(prevalence, ratio=0.1)
-bags = st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=20)
 Quick = Callable[..., tuple[Report, list[Path]]]
-
-
-def loss_of(logits: list[float], label: int, rule: Rule) -> float:
-    return float(bag_loss(torch.tensor(logits).view(-1, 1), torch.tensor([label]), rule))
-
-
-def slow_loss(logits: list[list[float]], label: list[int], rule: str) -> float:
-    """The mean over classes of -[y ln p + (1 - y) ln(1 - p)], p being picked as the paper writes it."""
-    total = 0.0
-    for k, y in enumerate(label):
-        p = [1 / (1 + math.exp(-row[k])) for row in logits]
-        if rule == "prevalence":
-            n = len(p)
-            kept = sorted(p, reverse=True)[: max(1, math.ceil(n / 10) - 1)] if y else p
-        elif y or rule == "max_max":
-            kept = [max(p)]
-        else:
-            kept = [min(p)]
-        total += sum(-math.log(q) if y else -math.log(1 - q) for q in kept) / len(kept)
-    return total / len(label)
-
-
-@given(st.integers(1, 3), st.integers(1, 35), st.integers(0, 10_000))
-@pytest.mark.parametrize(("rule", "name"), [(max_max, "max_max"), (max_min, "max_min"), (tenth, "prevalence")])
-def test_the_loss_of_a_bag_equals_the_formula_written_out(rule: Rule, name: str, classes: int, count: int, seed: int):
-    g = torch.Generator().manual_seed(seed)
-    logits = torch.randn(count, classes, generator=g, dtype=torch.float64) * 2
-    label = torch.randint(0, 2, (classes,), generator=g)
-    got = float(bag_loss(logits, label, rule))
-    assert got == pytest.approx(slow_loss(logits.tolist(), label.tolist(), name), rel=1e-6)
-
-
-@given(bags, st.integers(0, 1))
-@pytest.mark.parametrize("rule", [max_max, max_min])
-def test_only_the_selected_instance_carries_a_gradient(rule: Rule, scores: list[float], label: int):
-    logits = torch.tensor(scores).view(-1, 1).requires_grad_()
-    bag_loss(logits, torch.tensor([label]), rule).backward()
-    assert torch.nonzero(logits.grad[:, 0]).ravel().tolist() == rule(logits[:, 0].detach(), label).tolist()
-
-
-@given(bags)
-def test_on_negative_bags_max_max_costs_at_least_as_much_as_max_min_and_on_positive_ones_the_same(scores: list[float]):
-    assert loss_of(scores, 0, max_max) >= loss_of(scores, 0, max_min)
-    assert loss_of(scores, 1, max_max) == loss_of(scores, 1, max_min)
-
-
-@given(st.floats(-8, 8, width=32), st.integers(1, 20), st.integers(0, 1))
-def test_with_constant_scores_the_rules_cost_the_same(score: float, count: int, label: int):
-    assert loss_of([score] * count, label, max_max) == loss_of([score] * count, label, max_min)
-
-
-@given(bags, st.integers(0, 1), st.randoms())
-@pytest.mark.parametrize("rule", [max_max, max_min, tenth])
-def test_permuting_the_instances_leaves_the_loss_alone(rule: Rule, scores: list[float], label: int, random):
-    shuffled = scores.copy()
-    random.shuffle(shuffled)
-    assert loss_of(shuffled, label, rule) == pytest.approx(loss_of(scores, label, rule), rel=1e-5)
-
-
-def test_extreme_logits_cost_much_but_stay_finite():
-    assert loss_of([200.0, -200.0], 0, max_max) == pytest.approx(200)
-    assert loss_of([-200.0], 1, max_max) == pytest.approx(200)
-    assert loss_of([200.0, -200.0], 0, max_min) == pytest.approx(0)
-
-
-def identity_head() -> Head:
-    """A head whose logit is the feature itself."""
-    head = Head(1, 1)
-    with torch.no_grad():
-        head.linear.weight.fill_(1)
-        head.linear.bias.zero_()
-    return head
-
-
-def collected(bags: list[tuple[list[float], int]], rule: Rule) -> list[tuple[int, int, int, int]]:
-    features = [torch.tensor(f).view(-1, 1) for f, _ in bags]
-    labels = torch.tensor([[y] for _, y in bags])
-    return camel._collect(identity_head(), features, labels, [rule] * len(bags))
-
-
-def test_a_selected_instance_is_kept_only_where_the_classifier_agrees_with_the_label():
-    bags = [([-1.0, 2.0], 1), ([-1.0, -2.0], 1), ([-1.0, 2.0], 0), ([-1.0, -2.0], 0)]
-    assert collected(bags, max_max) == [(0, 1, 0, 1), (3, 0, 0, 0)]
-    assert collected(bags, max_min) == [(0, 1, 0, 1), (2, 0, 0, 0), (3, 1, 0, 0)]
-
-
-def test_the_prevalence_rule_keeps_every_agreeing_instance_of_a_negative_bag():
-    assert collected([([-1.0, 2.0, -3.0], 0)], tenth) == [(0, 0, 0, 0), (0, 2, 0, 0)]
-
-
-@given(
-    st.lists(st.tuples(st.lists(st.floats(-3, 3, width=32), min_size=1, max_size=16), st.integers(0, 1)), min_size=1)
-)
-def test_the_instance_set_has_at_most_two_of_each_patch_and_all_agree(bags: list[tuple[list[float], int]]):
-    chosen = collected(bags, max_max) + collected(bags, max_min)
-    per_bag = [sum(b == i for b, *_ in chosen) for i in range(len(bags))]
-    assert max(per_bag, default=0) <= 2
-    for b, i, _, y in chosen:
-        assert y == bags[b][1]
-        assert (bags[b][0][i] > 0) == bool(y)
-
-
-@pytest.fixture(scope="module")
-def strip(tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
-    """A slide of 256 x 64 px of tissue."""
-    paths = tiled_pictures(tmp_path_factory.mktemp("strip"), {"strip": tissue((256, 64))}, patch_px=64)
-    return SlideStore(paths["strip"])
-
-
-LATTICE = Lattice(16, 16, 1)
-
-
-def patch_bag(store: SlideStore, column: int, label: tuple[int, ...]) -> Bag:
-    xy = np.array([(column * 64 + k % 4 * 16, k // 4 * 16) for k in range(16)], np.int32)
-    return Bag(f"p{column}", store, xy, label, True, Window(column * 64, 0, 64, 64))
-
-
-def instance_set(
-    bags: list[Bag], chosen: list[tuple[int, int, int, int]], limit: int = 100
-) -> tuple[NDArray[np.uint8], list[list[float]]]:
-    crops, targets = camel._instance_set(bags, LATTICE, chosen, limit, 0)
-    return crops, targets.tolist()
-
-
-def test_targets_are_known_where_selected_and_where_the_bag_says_absent(strip: SlideStore):
-    bags = [patch_bag(strip, 0, (1, 0, 1)), patch_bag(strip, 1, (0, 0, 0))]
-    chosen = [(0, 5, 0, 1), (0, 9, 2, 1), (0, 5, 2, 1), (1, 3, 1, 0)]
-    _, targets = instance_set(bags, chosen)
-    np.testing.assert_array_equal(targets, [[1, 0, 1], [NAN, 0, 1], [0, 0, 0]])
-
-
-def test_an_instance_picked_twice_is_in_the_set_once_with_its_own_pixels(strip: SlideStore):
-    bags = [patch_bag(strip, 2, (1,))]
-    crops, targets = instance_set(bags, [(0, 6, 0, 1), (0, 1, 0, 1), (0, 6, 0, 1)])
-    assert targets == [[1], [1]]
-    np.testing.assert_array_equal(crops[0].transpose(1, 2, 0), strip.read(Window(128 + 16, 0, 16, 16)))
-    np.testing.assert_array_equal(crops[1].transpose(1, 2, 0), strip.read(Window(128 + 32, 16, 16, 16)))
-
-
-def test_a_full_instance_set_keeps_positives_before_negatives(strip: SlideStore):
-    bags = [patch_bag(strip, c, (int(c == 0),)) for c in range(4)]
-    chosen = [(0, i, 0, 1) for i in range(6)] + [(c, i, 0, 0) for c in (1, 2, 3) for i in range(16)]
-    _, targets = instance_set(bags, chosen, limit=20)
-    assert len(targets) == 20
-    assert sum(t == [1] for t in targets) == 6
-
-
-def test_a_full_instance_set_keeps_to_its_limit_even_where_positives_fill_it(strip: SlideStore):
-    bags = [patch_bag(strip, c, (int(c < 2),)) for c in range(4)]
-    chosen = [(c, i, 0, int(c < 2)) for c in range(4) for i in range(16)]
-    crops, targets = instance_set(bags, chosen, limit=20)
-    assert len(crops) == len(targets) <= 20
-    assert {t[0] for t in targets} == {0, 1}
 
 
 def test_scores_are_painted_by_the_likeliest_class_with_a_band_of_doubt():
@@ -206,6 +49,69 @@ def test_without_a_band_only_what_was_not_scored_is_ignored():
     assert refine(ScoreMap(values, 16), Params(uncertain=0.0)).tolist() == [[0, 0, 1, 1, 1, IGNORE]]
 
 
+class Red(nn.Module):
+    """As an encoder: how red a crop is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :1].mean((2, 3))
+
+
+def red_model() -> InstanceClassifier:
+    model = InstanceClassifier(Red(), 1, 1)
+    with torch.no_grad():
+        model.head.linear.weight.fill_(1.5)
+        model.head.linear.bias.fill_(-0.2)
+    return model
+
+
+@pytest.mark.parametrize("overlap", [1, 2, 4])
+def test_the_score_of_a_place_is_the_mean_over_the_instances_that_cover_it(
+    tile_pictures: Callable[..., dict[str, Path]], overlap: int
+):
+    rgb = np.full((140, 170, 3), 243, np.uint8)
+    rgb[20:130, 14:150] = noise((136, 110), 9.0, 3)
+    store = SlideStore(tile_pictures({"s": rgb}, patch_px=64, min_tissue=0.1)["s"])
+    lattice, params, model = Lattice(16, 16, 1), Params(context=1.0, overlap=overlap, views=1), red_model()
+    got = camel.score(model, store, lattice, params, torch.device("cpu"))
+    step = 16 // overlap
+    assert got.stride_px == step
+    assert got.values.shape == (1, -(-140 // step), -(-170 // step))
+    at = lattice.overlapping(store, params.min_tissue, overlap)
+    found: dict[tuple[int, int], list[float]] = {}
+    for r, c in at.tolist():
+        crop = read_crops(store, np.array([[c * step, r * step]], np.int32), lattice)
+        with torch.inference_mode():
+            p = float(model(normalise(torch.from_numpy(crop))).sigmoid())
+        for place in np.ndindex(overlap, overlap):
+            found.setdefault((r + place[0], c + place[1]), []).append(p)
+    for place in np.ndindex(got.values.shape[1:]):
+        mean = np.mean(found[place]) if place in found else NAN
+        np.testing.assert_allclose(got.values[0][place], mean, atol=1e-2)  # the batch may be in half precision
+    assert len(found) > 50
+
+
+def test_the_shift_of_a_fit_moves_its_scores_and_belongs_to_its_weights():
+    model = red_model()
+    x = torch.rand(4, 3, 8, 8)
+    before = model(x)
+    model.shift.fill_(2.0)
+    torch.testing.assert_close(model(x), before + 2)
+    other = InstanceClassifier(Red(), 1, 1)
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(other(x), before + 2)
+
+
+@given(st.integers(1, 8), st.integers(1, 6), st.integers(0, 1000))
+def test_a_mask_is_constant_on_each_instance_and_keeps_the_grid(n: int, m: int, seed: int):
+    """Painting a grid (step 7): mask[u, v] = grid[u // m, v // m]."""
+    grid = np.random.default_rng(seed).integers(0, 3, (n, n), np.uint8)
+    rows = np.arange(n * m) // m
+    mask = grid[np.ix_(rows, rows)]  # as `painted` enlarges
+    assert (mask[::m, ::m] == grid).all()
+    for r, c in np.ndindex(n, n):
+        assert len(np.unique(mask[r * m : r * m + m, c * m : c * m + m])) == 1
+
+
 def test_the_lattice_splits_the_patch_and_sees_its_context():
     assert camel.lattice(256, Params()) == Lattice(64, 128, 2)
     assert camel.lattice(256, Params(lattice=8, context=1.0, shrink=1)) == Lattice(32, 32, 1)
@@ -217,7 +123,8 @@ def test_the_lattice_splits_the_patch_and_sees_its_context():
         (250, Params(), "a patch of 250 px does not split into 4"),
         (2, Params(), "a patch of 2 px does not split into 4"),
         (256, Params(lattice=64), "instances of 4 px"),
-        (256, Params(shrink=3), "by the shrink factor"),
+        (256, Params(overlap=3), "instances of 64 px do not shift by 1/3"),
+        (256, Params(lattice=16, overlap=16), "do not shift by 1/16 in steps of 2 px"),
     ],
 )
 def test_a_lattice_that_does_not_divide_is_refused(patch_px: int, params: Params, text: str):
@@ -233,42 +140,19 @@ def test_a_lattice_that_does_not_divide_is_refused(patch_px: int, params: Params
         ("confident", [0.5, 1.0, 0.3]),
         ("uncertain", [-0.1, 0.5]),
         ("views", [0, 9]),
+        ("overlap", [0]),
+        ("cascade", [-1, 1, 3, 4, 8]),
+        ("constraint", [-0.5, NAN]),
+        ("selectors", ["'trees'"]),
+        ("stain", [-0.1, 1.1]),
+        ("zoom", [0.9, 2.5]),
         ("shrink", [0]),
     ],
 )
-def test_parameters_out_of_range_are_refused_by_their_dotted_name(field: str, values: list[float]):
+def test_parameters_out_of_range_are_refused_by_their_dotted_name(field: str, values: list[Any]):
     for value in values:
         with pytest.raises(ConfigError, match=rf"camel\.{field}: {value}"):
-            Params(**{field: value})
-
-
-def test_slide_and_region_bags_follow_the_prevalence_rule_and_patches_the_max_rules(
-    strip: SlideStore, monkeypatch: pytest.MonkeyPatch
-):
-    seen: list[list[Rule]] = []
-
-    class Stop(Exception):
-        pass
-
-    def spy(features: list[Tensor], labels: Tensor, rules: list[Rule], *rest: object, **more: object) -> Head:
-        seen.append(rules)
-        if len(seen) == 2:
-            raise Stop
-        return identity_head()
-
-    monkeypatch.setattr(camel, "_train_selector", spy)
-    monkeypatch.setattr(camel, "apply_in_batches", lambda model, crops, *rest: torch.zeros(len(crops), 1))
-    patch, whole = patch_bag(strip, 0, (1,)), patch_bag(strip, 1, (0,))
-    whole = Bag("strip", strip, whole.xy_px, (0,), False, None)
-    run = SimpleNamespace(
-        encoder=lambda: None, compute=SimpleNamespace(device=None, seed=0, progress=lambda *a: None), self_train=False
-    )
-    with pytest.raises(Stop):
-        camel.fit([patch, whole], LATTICE, Params(prevalence=0.3), run)
-    assert [r[0] for r in seen] == [max_max, max_min]
-    for _, rule in seen:
-        assert rule(torch.arange(20.0), 1).tolist() == [19, 18, 17, 16, 15]
-        assert len(rule(torch.arange(20.0), 0)) == 20
+            Params(**{field: value.strip("'") if isinstance(value, str) else value})
 
 
 def found(cohort: Cohort, name: str = "camel") -> tuple[float, float]:
@@ -295,9 +179,187 @@ def test_a_planted_texture_is_found_in_small_patches(small_cohort: Cohort, quick
     assert errors < 0.1
 
 
+class Seen(Exception):
+    """What a test wanted to see has been seen."""
+
+
+def stub_run(self_train: bool = False) -> Fitting:
+    compute = Compute(torch.device("cpu"), 0)
+    return Fitting(
+        Classes(("a",)), Red, self_train, compute, lambda bags, lattice: [torch.zeros(len(b.xy_px), 2) for b in bags]
+    )
+
+
+@pytest.fixture(scope="module")
+def strip(tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
+    """A slide of 256 x 64 px of tissue."""
+    return SlideStore(
+        tiled_pictures(tmp_path_factory.mktemp("strip"), {"strip": tissue((256, 64))}, patch_px=64)["strip"]
+    )
+
+
+def strip_bag(store: SlideStore, column: int, label: int, patch: bool = True) -> Bag:
+    xy = np.array([(column * 64 + k % 4 * 16, k // 4 * 16) for k in range(16)], np.int32)
+    return Bag(f"p{column}", store, xy, (label,), patch, Window(column * 64, 0, 64, 64) if patch else None)
+
+
+def test_slide_and_region_bags_follow_the_prevalence_rule_and_patches_the_max_rules(
+    strip: SlideStore, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[list[Rule]] = []
+
+    def spy(features: list[Tensor], labels: Tensor, rules: list[Rule], *rest: object) -> Head:
+        seen.append(rules)
+        if len(seen) == 2:
+            raise Seen
+        return Head(2, 1)
+
+    monkeypatch.setattr(camel, "train_selector", spy)
+    bags = [strip_bag(strip, 0, 1), strip_bag(strip, 1, 0, patch=False)]
+    with pytest.raises(Seen):
+        camel.fit(bags, Lattice(16, 16, 1), Params(prevalence=0.3, calibrate=False), stub_run())
+    assert [r[0] for r in seen] == [max_max, max_min]
+    for _, rule in seen:
+        assert rule(torch.arange(20.0), 1).tolist() == [19, 18, 17, 16, 15]
+        assert len(rule(torch.arange(20.0), 0)) == 20
+
+
+def test_each_half_is_scored_by_what_learned_from_the_other_alone(strip: SlideStore, monkeypatch: pytest.MonkeyPatch):
+    learned: list[list[int]] = []
+    bags = [strip_bag(strip, c, c % 2) for c in range(4)]
+
+    def spy(self: object, of: list[int]) -> InstanceClassifier:
+        learned.append(of)
+        model = red_model()
+        model.shift.fill_(float(len(learned)))
+        return model
+
+    monkeypatch.setattr(camel._Camel, "learned", spy)
+    problem = camel._Camel(bags, Lattice(16, 16, 1), Params(), stub_run())
+    last, answers, everyone = problem.cross_fitted([[0, 3], [1, 2]])
+    assert learned == [[1, 2], [0, 3]]
+    assert float(last.shift) == 2
+    model = red_model()
+    for b, answer in enumerate(answers):
+        model.shift.fill_(1.0 if b in (0, 3) else 2.0)
+        torch.testing.assert_close(answer, problem.answers(model, [b])[0])
+        model.shift.fill_(1.5)
+        torch.testing.assert_close(everyone[b], problem.answers(model, [b])[0])
+    problem.cross_fitted([[0, 1, 2, 3]])
+    assert learned[2:] == [[0, 1, 2, 3]], "one part is scored by what learned from itself"
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"constraint": 1.0, "zoom": 1.2},
+        {"cascade": 2},
+        {"selectors": "networks"},
+        {"veto": False},
+        {"calibrate": True},
+    ],
+    ids=str,
+)
+def test_every_option_gives_another_fit_than_the_plain_one(strip: SlideStore, method: dict[str, Any]):
+    bags = [strip_bag(strip, c, c % 2) for c in range(4)]
+    g = torch.Generator().manual_seed(0)
+    features = [torch.randn(16, 8, generator=g) for _ in bags]
+    compute = Compute(torch.device("cpu"), 0)
+
+    def encoder() -> nn.Module:
+        return create_encoder("resnet18_quarter")
+
+    def embed(of: list[Bag], lattice: Lattice) -> list[Tensor]:
+        return [f[: len(b.xy_px)] for f, b in zip(features, of, strict=True)]
+
+    run = Fitting(Classes(("a",)), encoder, False, compute, embed)
+    short = {"context": 1.0, "shrink": 1, "overlap": 1, "selector_steps": 8, "selector_lr": 0.1, "retrain_steps": 2}
+    fits = []
+    for more in ({}, method):
+        torch.manual_seed(0)
+        params = Params(**{"calibrate": False, "batch": 8, "views": 1} | short | more)
+        fits.append(camel.fit(bags, Lattice(16, 16, 1), params, run).state_dict())
+    assert not all(torch.equal(v, fits[1][k]) for k, v in fits[0].items())
+
+
+def test_the_cascade_adds_instances_of_the_crops_that_it_labelled(small_cohort: Cohort):
+    stores = {k: SlideStore(p) for k, p in small_cohort.stores.items()}
+    params = Params(cascade=2, context=1.0, shrink=1, overlap=1, selector_steps=60, selector_lr=1e-2)
+    lattice = camel.lattice(192, params)
+    table = read_labels(small_cohort.labels())
+    bags, _ = make_bags(table, table.rows, stores, lattice, 0.5)
+
+    def embed(bags: list[Bag], lattice: Lattice) -> list[Tensor]:
+        """How rough and how bright each crop is."""
+        out = []
+        for b in bags:
+            x = read_crops(b.store, b.xy_px, lattice, b.bounds).astype(np.float32)
+            blurred = x.reshape(*x.shape[:2], x.shape[2] // 4, 4, x.shape[3] // 4, 4).mean((3, 5))
+            out.append(torch.from_numpy(np.stack([blurred.std((1, 2, 3)), x.mean((1, 2, 3))], 1)))
+        return out
+
+    run = Fitting(table.classes, Red, False, Compute(torch.device("cpu"), 0), embed)
+    problem = camel._Camel(bags, lattice, params, run)
+    of = list(range(len(bags)))
+    a, b = problem._route_a(of), problem._route_b(of)
+    assert b
+    assert len(a) <= 2 * len(bags)
+    assert len(b) <= 8 * len(bags), "two crops a patch and two instances a crop, by two selectors each"
+    planted = {(s, r, c): cell for (s, r, c), cell in small_cohort.planted.items()}
+    for pick in a + b:
+        assert pick.target == bags[pick.bag].label[0]
+    hits = 0
+    positives = [p for p in b if p.target]
+    for pick in positives:
+        bag = bags[pick.bag]
+        x, y = bag.xy_px[pick.instance].tolist()
+        cell = planted[(bag.store.slide_id, y // 192, x // 192)]
+        hits += cell == (y % 192 // 48, x % 192 // 48)
+    assert hits / len(positives) > 0.9
+
+
+def grid_accuracy(stores: dict[str, Path], tiles: dict[str, list[Tile]], name: str, m: int) -> float:
+    """Share of the cells of all tiles that are painted as their truth says, where most of a cell is one thing."""
+    right, cells = 0, 0
+    for slide_id, row in tiles.items():
+        mask = SlideStore(stores[slide_id]).labels(name)
+        for t, tile in enumerate(row):
+            got = mask.read(Window(t * TILE_PX, 0, TILE_PX, TILE_PX))[m // 2 :: m, m // 2 :: m] == 1
+            share = (tile.truth == 2).reshape(TILE_PX // m, m, TILE_PX // m, m).mean((1, 3))
+            clear = (share > 0.75) | (share == 0)
+            right, cells = right + int((got == (share > 0.5))[clear].sum()), cells + int(clear.sum())
+    return right / cells
+
+
+@pytest.mark.slow
+def test_textures_on_stroma_and_glass_are_found_from_tile_labels(
+    tile_pictures: Callable[..., dict[str, Path]], quick: Quick, tmp_path: Path
+):
+    """Tiles of 512 px with blobs of a class and of another texture; the label says only whether the class is there."""
+    tiles = {f"s{s}": [textured_tile(10 * s + t, planted=(s + t) % 2 == 0) for t in range(10)] for s in range(4)}
+    pictures = {s: np.concatenate([t.rgb for t in row], 1) for s, row in tiles.items()}
+    stores = tile_pictures(pictures, patch_px=TILE_PX, min_tissue=0.05)
+    rows = ["slide_id,label,x,y,width,height"]
+    rows += [
+        f"{s},{'blobs' if (t.truth == 2).any() else ''},{i * TILE_PX},0,{TILE_PX},{TILE_PX}"
+        for s, row in tiles.items()
+        for i, t in enumerate(row)
+    ]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(rows))
+    method = {"lattice": 16, "shrink": 1, "selector_steps": 200, "retrain_steps": 100, "self_train_steps": 60}
+    report, _ = quick(stores, labels, method | {"calibrate": True, "uncertain": 0.0}, self_train=True)
+    assert report.exit_code == 0
+    assert grid_accuracy(stores, tiles, "camel", 32) > 0.95
+    for slide_id, row in tiles.items():
+        glass = np.concatenate([t.truth == 0 for t in row], 1)
+        mask = SlideStore(stores[slide_id]).labels("camel").read(Window(0, 0, glass.shape[1], TILE_PX))
+        assert (mask[glass] == 1).mean() < 0.02, "glass is nothing"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_planted_texture_is_found_in_nine_of_ten_patches_from_patch_labels_alone(
+def test_a_planted_texture_is_found_in_nineteen_of_twenty_patches_from_patch_labels_alone(
     plant_cohort: Callable[..., Cohort], quick: Quick, seed: int, tmp_path: Path
 ):
     from wsipipe.config import RunConfig
@@ -309,7 +371,7 @@ def test_a_planted_texture_is_found_in_nine_of_ten_patches_from_patch_labels_alo
     method = {"selector_steps": 150, "retrain_steps": 80, "self_train_steps": 40}
     quick(cohort.stores, cohort.labels(), method, run=run, self_train=True)
     hits, errors = found(cohort)
-    assert hits > 0.9
+    assert hits > 0.95
     assert errors < 0.05
 
 

@@ -14,6 +14,7 @@ from textures import Cohort
 from wsipipe.labels import IGNORE, Classes, read_labels
 from wsipipe.nn.encoders import create_encoder
 from wsipipe.pseudolabel.bags import make_bags
+from wsipipe.pseudolabel.embed import embed
 from wsipipe.pseudolabel.lattice import Lattice
 from wsipipe.pseudolabel.method import Fitting, Method, ScoreMap
 from wsipipe.pseudolabel.registry import load, names
@@ -56,7 +57,9 @@ def fitted(method: Method, cohort: Cohort, seed: int = 0) -> Fit:
             torch.manual_seed(0)
             return create_encoder("resnet18_quarter")
 
-    model = method.fit(bags, lattice, params, Fitting(table.classes, encoder, True, Compute(CPU, seed)))
+    compute = Compute(CPU, seed)
+    run = Fitting(table.classes, encoder, True, compute, lambda bags, lattice: embed(encoder(), bags, lattice, compute))
+    model = method.fit(bags, lattice, params, run)
     return model, lattice, params
 
 

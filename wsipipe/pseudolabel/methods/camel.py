@@ -4,16 +4,28 @@ Patch bags are split into an N x N lattice; two classifiers, Max-Max and Max-Min
 own rule picks, agree on an instance set; a fresh classifier retrained on it scores every instance of every slide.
 Slide and region bags follow CAMEL2's prevalence rule (Xu et al., Advanced Intelligent Systems 2024).
 
-Deviations, with their reason: the selectors are linear heads on the frozen (pretrained) encoder, so that they see every
-instance of a bag at every step at no cost; `context` lets the classifier see beyond its instance; several classes get
-independent sigmoids; one round of self-training follows the retraining.
+Deviations, with their reason. By default:
+* the selectors are linear heads on the frozen (pretrained) encoder, so that they see every instance of a bag at every
+  step at no cost; `selectors: networks` trains two whole networks as published, normalisation statistics fixed.
+* `veto`: anything that varies satisfies Max-Min, so what it picks of a positive bag may be any instance; such a pick is
+  dropped where Max-Max takes it for negative.
+* `context` lets the classifier see beyond its instance, of which alone a small square tells little; 1.0 as published.
+* several classes get independent sigmoids; the rules are applied, and the instance set is collected, class by class.
+* `calibrate`: the published threshold of 0.5 means little on scores learned from a few instances of positive bags
+  against many of negative ones. Two networks, each fitted on half of the slides, score the other half; the border
+  is put where these scores, with the bags' labels alone, promise the best Dice (see `parts.calibrate`).
+* self-training: a last classifier learns the confident answers of these two networks to each other's slides.
+* scores are averaged over overlapping instances (`overlap`); 1 as published.
+Off by default, as published where on: the image-level constraint (`constraint: 1.0`) and the cascade (`cascade: N1`).
+The cascade's crops are seen without context, and its second pair of selectors sees no more of an instance than the
+first did. The optimiser, schedules and the encoder are those of the package (published: Adam at 1e-4, ResNet-50).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -21,26 +33,29 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsipipe.config import check, option
-from wsipipe.errors import ConfigError
 from wsipipe.labels import IGNORE, Classes
-from wsipipe.nn.train import Schedule, generator
+from wsipipe.nn.augment import STAIN_STRENGTH
+from wsipipe.nn.train import Schedule
 from wsipipe.nn.train import fit as train
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.lattice import Lattice, read_crops
 from wsipipe.pseudolabel.method import Fitting, ScoreMap
+from wsipipe.pseudolabel.parts.calibrate import halves, same_share, shifts
+from wsipipe.pseudolabel.parts.cascade import coarse_lattice, intermediate, sub_bags
 from wsipipe.pseudolabel.parts.classifier import (
-    Head,
     InstanceClassifier,
+    Retraining,
     apply_in_batches,
     train_classifier,
     width_of,
 )
+from wsipipe.pseudolabel.parts.instances import apply_to_bags, confident_picks, instance_set
 from wsipipe.pseudolabel.parts.mil import Rule, max_max, max_min, prevalence
-from wsipipe.runtime import Compute
+from wsipipe.pseudolabel.parts.selectors import Pick, collect, score_features, train_selector, vetoed
+from wsipipe.pseudolabel.parts.whole_bags import WholeBags
 from wsipipe.store import SlideStore
 
-TOGETHER = 1024
-"""Instances of small bags that go through a network in one call."""
+RULES = (max_max, max_min)
 
 
 @dataclass(frozen=True)
@@ -52,15 +67,23 @@ class Params:
     shrink: int = option(2, "working pixels per input pixel of the classifier; 2 at 0.5 um/px is 1 um/px")
     prevalence: float = option(0.1, "share of instances of a positive slide or region that are surely positive")
     min_tissue: float = option(0.5, "least share of tissue in an instance (the tissue gate)")
+    selectors: str = option("heads", "heads on the frozen encoder, or networks of their own as published (slow)")
     selector_steps: int = option(400, "training steps of each selector")
-    selector_lr: float = option(3e-3, "learning rate of the selectors")
+    selector_lr: float = option(3e-3, "learning rate of selectors that are heads")
+    veto: bool = option(True, "drop positives of Max-Min that Max-Max takes for negative; false as published")
+    cascade: int = option(0, "N1: also pick among N1 x N1 crops of a patch first, then inside these; 0: do not")
+    constraint: float = option(0.0, "weight of the image-level constraint beside retraining; 1.0 as published, 0: off")
     retrain_steps: int = option(300, "training steps of the instance classifier")
+    calibrate: bool = option(True, "shift scores so that 0.5 promises the best Dice, by weak labels of held-out slides")
     self_train_steps: int = option(300, "training steps of the self-training round")
-    lr: float = option(5e-4, "highest learning rate of the instance classifier")
+    lr: float = option(5e-4, "highest learning rate of networks")
     batch: int = option(64, "instances in a step")
+    stain: float = option(STAIN_STRENGTH, "strength of the stain jitter in training; 0: none")
+    zoom: float = option(1.0, "largest random enlargement in training; 1.2 as published, 1.0: none")
     max_instances: int = option(40_000, "most instances held in memory for retraining")
     confident: float = option(0.9, "score beyond which (and 1 - it below which) self-training believes an answer")
     uncertain: float = option(0.1, "scores nearer than this to 0.5 are painted 255")
+    overlap: int = option(2, "instances that cover a place along each side, averaged when scoring; 1 as published")
     views: int = option(4, "symmetric views averaged when scoring, 1..8")
 
     def __post_init__(self) -> None:
@@ -70,11 +93,17 @@ class Params:
         check(0 <= self.uncertain < 0.5, f"camel.uncertain: {self.uncertain} is outside 0..0.5")
         check(1 <= self.views <= 8, f"camel.views: {self.views} is outside 1..8")
         check(self.context >= 1, f"camel.context: {self.context} is below 1")
-        for name in ("shrink", "selector_steps", "retrain_steps", "self_train_steps"):
+        for name in ("shrink", "overlap", "selector_steps", "retrain_steps", "self_train_steps"):
             check(getattr(self, name) >= 1, f"camel.{name}: {getattr(self, name)} is below 1")
         check(self.batch >= 2, f"camel.batch: {self.batch} is below 2")
         check(self.max_instances >= 2, f"camel.max_instances: {self.max_instances} is below 2")
         check(0 < self.min_tissue <= 1, f"camel.min_tissue: {self.min_tissue} is not a share above 0")
+        check(self.selectors in ("heads", "networks"), f"camel.selectors: {self.selectors!r} is not heads or networks")
+        divides = self.cascade == 0 or (1 < self.cascade < self.lattice and self.lattice % self.cascade == 0)
+        check(divides, f"camel.cascade: {self.cascade} is not 0 or a divisor of the lattice {self.lattice} within it")
+        check(self.constraint >= 0, f"camel.constraint: {self.constraint} is negative")
+        check(0 <= self.stain <= 1, f"camel.stain: {self.stain} is outside 0..1")
+        check(1 <= self.zoom <= 2, f"camel.zoom: {self.zoom} is outside 1..2")
 
 
 def lattice(patch_px: int, params: Params) -> Lattice:
@@ -83,7 +112,13 @@ def lattice(patch_px: int, params: Params) -> Lattice:
     check(
         m * params.lattice == patch_px, f"camel.lattice: a patch of {patch_px} px does not split into {params.lattice}"
     )
-    return Lattice(m, round(m * params.context), params.shrink)
+    instances = Lattice(m, round(m * params.context), params.shrink)
+    check(
+        m % (params.overlap * params.shrink) == 0,
+        f"camel.overlap: instances of {m} px do not shift by 1/{params.overlap} in steps of {params.shrink} px "
+        "(camel.shrink)",
+    )
+    return instances
 
 
 def build(classes: Classes, encoder: nn.Module, lattice: Lattice) -> nn.Module:
@@ -92,164 +127,175 @@ def build(classes: Classes, encoder: nn.Module, lattice: Lattice) -> nn.Module:
 
 
 def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> nn.Module:
-    """Selectors, instance set, retraining, and one round of self-training."""
-    encoder = run.encoder()
-    features = _apply_to_bags(encoder, bags, lattice, 1, run.compute, "embed")
-    labels = torch.tensor([b.label for b in bags])
-    chosen: list[tuple[int, int, int, int]] = []
-    for s, patch_rule in enumerate((max_max, max_min)):
-        rules = [patch_rule if b.patch else partial(prevalence, ratio=params.prevalence) for b in bags]
-        head = _train_selector(features, labels, rules, params, run, seed=run.compute.seed + s)
-        chosen += _collect(head, features, labels, rules)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.compute.seed)
-        model = build(run.classes, encoder, lattice)
-    crops, targets = _instance_set(bags, lattice, chosen, params.max_instances, run.compute.seed)
-    schedule = Schedule(params.retrain_steps, params.lr)
-    train_classifier(model, crops, targets, schedule, "retrain", run.compute, params.batch)
+    """Selectors, instance set, retraining; the border of the classes; and one round of self-training."""
+    camel = _Camel(bags, lattice, params, run)
+    everything = list(range(len(bags)))
+    if not (params.calibrate or run.self_train):
+        return camel.learned(everything)
+    parts = halves(bags, camel.labels, run.compute.seed) if params.calibrate else []
+    model, held_out, everyone = camel.cross_fitted(parts or [everything])
+    shift = shifts(held_out, camel.labels, params.prevalence) if params.calibrate else model.shift
     if run.self_train:
-        crops, targets = _own_answers(model, bags, lattice, params, run)
-        schedule = Schedule(params.self_train_steps, params.lr / 2)
-        train_classifier(
-            model, crops, targets, schedule, "self-train", replace(run.compute, seed=run.compute.seed + 1), params.batch
+        teacher = [z + shift for z in everyone]
+        camel.self_train(model, teacher)
+        shift = (
+            same_share(camel.answers(model), [z + shift for z in held_out], camel.labels) if params.calibrate else shift
         )
+    elif len(parts) > 1:
+        model = camel.learned(everything)
+    model.shift.copy_(shift)
     return model
 
 
-def _apply_to_bags(
-    model: nn.Module, bags: Sequence[Bag], lattice: Lattice, views: int, compute: Compute, task: str
-) -> list[Tensor]:
-    """model(instances) of every bag: float32 [M, ..] each; small bags go through the network together."""
-    out: list[Tensor] = []
-    first = 0
-    while first < len(bags):
-        last = first + 1
-        while last < len(bags) and sum(len(b.xy_px) for b in bags[first : last + 1]) <= TOGETHER:
-            last += 1
-        crops = [read_crops(b.store, b.xy_px, lattice, b.bounds) for b in bags[first:last]]
-        values = apply_in_batches(model, np.concatenate(crops), compute.device, views)
-        ends = np.cumsum([len(c) for c in crops]).tolist()
-        out += [values[end - len(c) : end] for end, c in zip(ends, crops, strict=True)]
-        first = last
-        compute.progress(task, first, len(bags))
-    return out
+class _Camel:
+    """The steps of CAMEL on given bags; each step takes the indices of the bags that it may learn from."""
 
+    def __init__(self, bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> None:
+        self.bags, self.lattice, self.params, self.run = bags, lattice, params, run
+        self.labels = torch.tensor([b.label for b in bags])
+        self.seed = run.compute.seed
+        wide = partial(prevalence, ratio=params.prevalence)
+        self.rules: list[list[Rule]] = [[rule if b.patch else wide for b in bags] for rule in RULES]
 
-def _train_selector(
-    features: Sequence[Tensor], labels: Tensor, rules: Sequence[Rule], params: Params, run: Fitting, seed: int
-) -> Head:
-    """cMIL: a head trained on what its own rule selects; positive and negative bags of each class in equal numbers."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = Head(features[0].shape[1], labels.shape[1])
-    head.standardise(torch.cat(list(features)))
-    pools = [p for k in range(labels.shape[1]) for v in (1, 0) if len(p := torch.nonzero(labels[:, k] == v).ravel())]
-    share = 16 if len(features) > 64 else 4
+    def learned(self, of: list[int]) -> InstanceClassifier:
+        """Steps 2 to 5 of the paper: a classifier retrained on the instance set of the selectors."""
+        picks = [p._replace(bag=of[p.bag]) for p in self._route_a(of) + self._route_b(of)]
+        model = self._fresh(0)
+        constraint = self._whole_bags(of, self.rules) if self.params.constraint else None
+        self._train(model, picks, "retrain", self.params.retrain_steps, self.params.lr, 0, constraint)
+        return model
 
-    def draw(step: int) -> list[int]:
-        g = generator(seed, 3, step)
-        return [int(p[i]) for p in pools for i in torch.randint(0, len(p), (share,), generator=g)]
+    def self_train(self, model: InstanceClassifier, teacher: Sequence[Tensor]) -> None:
+        """Let `model` learn on from the confident answers float [M, K] given for each bag, at half the rate."""
+        picks = confident_picks(teacher, self.labels, self.params.confident)
+        self._train(model, picks, "self-train", self.params.self_train_steps, self.params.lr / 2, 1)
 
-    def loss(bag_ids: list[int]) -> Tensor:
-        return torch.stack([bag_loss(head(features[b]), labels[b], rules[b]) for b in bag_ids]).mean()
+    def cross_fitted(self, parts: Sequence[list[int]]) -> tuple[InstanceClassifier, list[Tensor], list[Tensor]]:
+        """For each part a classifier that learned from the other parts alone (where there is but one: from itself).
 
-    schedule = Schedule(params.selector_steps, params.selector_lr, weight_decay=1e-2)
-    train(head, draw, loss, schedule, "select", replace(run.compute, device=torch.device("cpu")))
-    return head
-
-
-def bag_loss(logits: Tensor, label: Tensor, rule: Rule) -> Tensor:
-    """Cross-entropy between a bag's label and its selected instances: logits [M, K], label int [K] -> scalar.
-
-    The mean over classes of the mean over the instances that `rule` selects; all others carry no gradient.
-    """
-    losses = []
-    for k, y in enumerate(label.tolist()):
-        picked = logits[rule(logits[:, k].detach(), int(y)), k]
-        losses.append(nn.functional.binary_cross_entropy_with_logits(picked, torch.full_like(picked, float(y))))
-    return torch.stack(losses).mean()
-
-
-def _collect(
-    head: Head, features: Sequence[Tensor], labels: Tensor, rules: Sequence[Rule]
-) -> list[tuple[int, int, int, int]]:
-    """The instances that a selector picks by its own rule and agrees with: (bag, instance, class, target)."""
-    chosen = []
-    with torch.inference_mode():
-        for b, f in enumerate(features):
-            logits = head(f)
-            for k, y in enumerate(labels[b].tolist()):
-                for i in rules[b](logits[:, k], int(y)).tolist():
-                    if (logits[i, k] > 0) == bool(y):
-                        chosen.append((b, i, k, int(y)))
-    return chosen
-
-
-def _instance_set(
-    bags: Sequence[Bag], lattice: Lattice, chosen: Sequence[tuple[int, int, int, int]], limit: int, seed: int
-) -> tuple[NDArray[np.uint8], Tensor]:
-    """Crops of the chosen instances with their targets: uint8 [M, 3, s, s], float [M, K] (nan: not known).
-
-    A class that the bag does not hold is 0 for all of its instances; one that it holds is known only where selected.
-    """
-    if not chosen:
-        raise ConfigError(
-            "the selectors agree with no label: nothing to learn; check the labels or raise camel.selector_steps"
+        Returns the last of them, and logits float [M, K] of every bag: by the one that did not learn from it, and as
+        the mean over all.
+        """
+        own: dict[int, Tensor] = {}
+        every: list[list[Tensor]] = []
+        for part in parts:
+            model = self.learned(sorted(b for other in parts if other is not part for b in other) or part)
+            every.append(self.answers(model))
+            own |= {b: every[-1][b] for b in part}
+        return (
+            model,
+            [own[b] for b in range(len(self.bags))],
+            [torch.stack(z).mean(0) for z in zip(*every, strict=True)],
         )
-    wanted: dict[tuple[int, int], dict[int, int]] = {}
-    for b, i, k, y in chosen:
-        wanted.setdefault((b, i), {})[k] = y
-    keys = sorted(wanted)
-    if len(keys) > limit:
-        positive = [k for k in keys if any(wanted[k].values())]
-        negative = [k for k in keys if not any(wanted[k].values())]
-        rng = np.random.default_rng(seed)
-        room = min(len(negative), max(limit - len(positive), limit // 2))
-        some, keep = rng.permutation(len(positive))[: limit - room], rng.permutation(len(negative))[:room]
-        keys = sorted([*(positive[i] for i in some), *(negative[i] for i in keep)])
-    crops, targets = [], []
-    for b in sorted({b for b, _ in keys}):
-        of_bag = [i for bb, i in keys if bb == b]
-        bag = bags[b]
-        crops.append(read_crops(bag.store, bag.xy_px[of_bag], lattice, bag.bounds))
-        for i in of_bag:
-            known = wanted[(b, i)]
-            targets.append(
-                [float(known[k]) if k in known else (0.0 if not y else float("nan")) for k, y in enumerate(bag.label)]
-            )
-    return np.concatenate(crops), torch.tensor(targets)
 
+    def answers(self, model: nn.Module, of: Sequence[int] | None = None) -> list[Tensor]:
+        """Logits float [M, K] of the bags `of` (default: all)."""
+        bags = self.bags if of is None else [self.bags[b] for b in of]
+        return apply_to_bags(model, bags, self.lattice, self.params.views, self.run.compute, "believe")
 
-def _own_answers(
-    model: nn.Module, bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting
-) -> tuple[NDArray[np.uint8], Tensor]:
-    """All instances with the classifier's own confident answers, held to the bags' labels; nan where it is unsure."""
-    chosen: list[tuple[int, int, int, int]] = []
-    answers = _apply_to_bags(model, bags, lattice, params.views, run.compute, "believe")
-    for b, (bag, logits) in enumerate(zip(bags, answers, strict=True)):
-        p = logits.sigmoid()
-        for k, y in enumerate(bag.label):
-            sure_one = (p[:, k] >= params.confident) & bool(y)
-            sure_zero = (p[:, k] <= 1 - params.confident) | (not y)
-            chosen += [(b, i, k, 1) for i in torch.nonzero(sure_one).ravel().tolist()]
-            chosen += [(b, i, k, 0) for i in torch.nonzero(sure_zero & ~sure_one).ravel().tolist()]
-    return _instance_set(bags, lattice, chosen, params.max_instances, run.compute.seed)
+    @cached_property
+    def _features(self) -> list[Tensor]:
+        return self.run.embed(self.bags, self.lattice)
+
+    def _route_a(self, of: list[int]) -> list[Pick]:
+        """Steps 2 and 3 at the size of instances; picks count bags within `of`."""
+        rules = [[term[b] for b in of] for term in self.rules]
+        if self.params.selectors == "networks":
+            return self._picks([self.answers(self._network(of, s), of) for s in range(2)], self.labels[of], rules)
+        features = [self._features[b] for b in of]
+        return self._cmil(features, self.labels[of], rules, 0)
+
+    def _route_b(self, of: list[int]) -> list[Pick]:
+        """Step 4, the cascade: cMIL on N1 x N1 crops of patch bags, then inside the crops that it labelled."""
+        n1 = self.params.cascade
+        parents = [j for j, b in enumerate(of) if self.bags[b].patch] if n1 else []
+        if not parents:
+            return []
+        n2 = self.params.lattice // n1
+        crops = [intermediate(self.bags[of[j]], self.lattice, n2) for j in parents]
+        features = self.run.embed([c.bag for c in crops], coarse_lattice(self.lattice, n2))
+        labels = self.labels[of]
+        picked = self._cmil(features, labels[parents], [[rule] * len(parents) for rule in RULES], 2)
+        inside = sub_bags(crops, parents, picked, labels)
+        if not inside.where:
+            return []
+        own = inside.of([self._features[b] for b in of])
+        return inside.back(self._cmil(own, inside.labels, [[rule] * len(own) for rule in RULES], 4))
+
+    def _cmil(
+        self, features: Sequence[Tensor], labels: Tensor, rules: Sequence[Sequence[Rule]], number: int
+    ) -> list[Pick]:
+        """Steps 2 and 3 with heads on features float [M, D] of each bag; `number` tells the seeds of pairs apart."""
+        p = self.params
+        schedule = Schedule(p.selector_steps, p.selector_lr, weight_decay=1e-2)
+        scores = []
+        for s, own in enumerate(rules):
+            compute = replace(self.run.compute, seed=self.seed + number + s)
+            scores.append(score_features(train_selector(features, labels, own, schedule, compute), features))
+        return self._picks(scores, labels, rules)
+
+    def _picks(self, scores: Sequence[Sequence[Tensor]], labels: Tensor, rules: Sequence[Sequence[Rule]]) -> list[Pick]:
+        """Step 3: what each selector picks by its own rule and agrees with, from the logits of Max-Max and Max-Min."""
+        first, second = (collect(z, labels, own) for z, own in zip(scores, rules, strict=True))
+        return first + (vetoed(second, scores[0]) if self.params.veto else second)
+
+    def _network(self, of: list[int], number: int) -> InstanceClassifier:
+        """Step 2 with a selector that has an encoder of its own, trained on whole bags."""
+        whole = replace(self._whole_bags(of, [self.rules[number]]), seed=self.seed + number)
+        model = self._fresh(number)
+        loss = partial(whole.loss, model, on=self.run.compute.device)
+        train(model, whole.draw, loss, Schedule(self.params.selector_steps, self.params.lr), "select", self.run.compute)
+        return model
+
+    def _whole_bags(self, of: list[int], rules: Sequence[Sequence[Rule]]) -> WholeBags:
+        bags, labels = [self.bags[b] for b in of], self.labels[of].float()
+        own = [[term[b] for b in of] for term in rules]
+        return WholeBags(bags, labels, own, self.lattice, self.seed, self.params.stain, self.params.zoom)
+
+    def _fresh(self, number: int) -> InstanceClassifier:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed + number)
+            model = build(self.run.classes, self.run.encoder(), self.lattice)
+        assert isinstance(model, InstanceClassifier)
+        return model
+
+    def _train(
+        self,
+        model: InstanceClassifier,
+        picks: Sequence[Pick],
+        task: str,
+        steps: int,
+        lr: float,
+        number: int,
+        constraint: WholeBags | None = None,
+    ) -> None:
+        p = self.params
+        crops, targets = instance_set(self.bags, self.lattice, picks, p.max_instances, self.seed)
+        how = Retraining(p.stain, p.zoom, constraint, (p.constraint, 1.0))
+        compute = replace(self.run.compute, seed=self.seed + number)
+        train_classifier(model, crops, targets, Schedule(steps, lr), task, compute, p.batch, how)
 
 
 def score(model: nn.Module, store: SlideStore, lattice: Lattice, params: Params, on: torch.device) -> ScoreMap:
-    """Scores of every instance with tissue, on the lattice that starts at the slide's top left."""
-    cells = lattice.cells(store, params.min_tissue)
-    m = lattice.instance_px
-    rows, cols = (-(-n // m) for n in (store.grid.size_px[1], store.grid.size_px[0]))
+    """Mean score of the instances that cover each place; they begin every 1/`overlap` of an instance."""
+    k = params.overlap
+    step = lattice.instance_px // k
+    at = lattice.overlapping(store, params.min_tissue, k)
+    rows, cols = (-(-n // step) for n in (store.grid.size_px[1], store.grid.size_px[0]))
     assert isinstance(model, InstanceClassifier)
-    classes = model.head.linear.out_features
-    values = np.full((classes, rows, cols), np.nan, np.float32)
-    for i in range(0, len(cells), 4096):
-        part = cells[i : i + 4096]
-        crops = read_crops(store, (part[:, ::-1] * m).astype(np.int32), lattice)
+    total = np.zeros((model.head.linear.out_features, rows + k, cols + k), np.float32)
+    count = np.zeros((rows + k, cols + k), np.float32)
+    for i in range(0, len(at), 4096):
+        part = at[i : i + 4096]
+        crops = read_crops(store, (part[:, ::-1] * step).astype(np.int32), lattice)
         p = apply_in_batches(model, crops, on, params.views).sigmoid().numpy()
-        values[:, part[:, 0], part[:, 1]] = p.T
-    return ScoreMap(values, m)
+        for dy, dx in np.ndindex(k, k):
+            r, c = part[:, 0] + dy, part[:, 1] + dx
+            total[:, r, c] += p.T
+            count[r, c] += 1
+    with np.errstate(invalid="ignore"):
+        values = total / np.where(count, count, np.nan)
+    return ScoreMap(np.ascontiguousarray(values[:, :rows, :cols]), step)
 
 
 def refine(scores: ScoreMap, params: Params) -> NDArray[np.uint8]:

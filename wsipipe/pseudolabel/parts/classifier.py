@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsipipe.nn.augment import STAIN_STRENGTH, blur, dihedral, random_dihedral, stain_jitter
+from wsipipe.nn.augment import STAIN_STRENGTH, dihedral, random_view
 from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import Schedule, fit, generator
+from wsipipe.pseudolabel.parts.whole_bags import Drawn, WholeBags
 from wsipipe.runtime import Compute, autocast
 
 
@@ -40,16 +42,19 @@ class Head(nn.Module):
 
 
 class InstanceClassifier(nn.Module):
-    """Crops (normalised) float [B, 3, s, s] -> logits float [B, K]."""
+    """Crops (normalised) float [B, 3, s, s] -> logits float [B, K]; `shift` [K] is added, so that 0.5 is the border."""
+
+    shift: Tensor
 
     def __init__(self, encoder: nn.Module, width: int, classes: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = Head(width, classes)
+        self.register_buffer("shift", torch.zeros(classes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of independent classes: several, one or none may hold."""
-        out: Tensor = self.head(self.encoder(x))
+        out: Tensor = self.head(self.encoder(x)) + self.shift
         return out
 
 
@@ -77,6 +82,19 @@ def _batches(crops: NDArray[np.uint8], size: int = 256) -> Iterator[Tensor]:
         yield torch.from_numpy(crops[i : i + size])
 
 
+@dataclass(frozen=True)
+class Retraining:
+    """What an instance classifier is trained with: augmentation (see `random_view`), and the image-level constraint.
+
+    L = w1 L_constrain + w2 L_retrain: `weights` are w1 and w2; `constraint` makes L_constrain, None leaves it out.
+    """
+
+    stain: float = STAIN_STRENGTH
+    zoom: float = 1.0
+    constraint: WholeBags | None = None
+    weights: tuple[float, float] = (1.0, 1.0)
+
+
 def train_classifier(
     model: nn.Module,
     crops: NDArray[np.uint8],
@@ -85,26 +103,31 @@ def train_classifier(
     task: str,
     compute: Compute,
     batch: int = 64,
+    how: Retraining = Retraining(),
 ) -> list[float]:
     """Binary cross-entropy a class over crops uint8 [M, 3, s, s] with targets float [M, K]; nan targets are not scored.
 
-    Each step draws positives and negatives of every class in equal numbers, under dihedral and stain augmentation.
+    Each step draws positives and negatives of every class in equal numbers. Returns the loss of every step.
     """
     pools = [
         p for k in range(targets.shape[1]) for v in (1.0, 0.0) if len(p := torch.nonzero(targets[:, k] == v).ravel())
     ]
+    w1, w2 = how.weights
 
-    def draw(step: int) -> tuple[Tensor, Tensor]:
+    def draw(step: int) -> tuple[Tensor, Tensor, Drawn]:
         g = generator(compute.seed, 2, step)
         share = -(-batch // len(pools))
         chosen = torch.cat([p[torch.randint(0, len(p), (share,), generator=g)] for p in pools])
         x = torch.from_numpy(crops[chosen.numpy()]).float() / 255
-        x = dihedral(x, random_dihedral(g, len(x)))
-        return blur(stain_jitter(x, STAIN_STRENGTH, g), 0.2, g), targets[chosen]
+        whole = how.constraint.draw(step) if how.constraint else []
+        return random_view(x, how.stain, how.zoom, g), targets[chosen], whole
 
-    def loss(item: tuple[Tensor, Tensor]) -> Tensor:
+    def loss(item: tuple[Tensor, Tensor, Drawn]) -> Tensor:
         x, y = item[0].to(compute.device), item[1].to(compute.device)
-        return masked_bce(model(normalise(x)).float(), y)
+        retrain = masked_bce(model(normalise(x)).float(), y)
+        if how.constraint is None:
+            return retrain
+        return w1 * how.constraint.loss(model, item[2], compute.device) + w2 * retrain
 
     return fit(model, draw, loss, schedule, task, compute)
 

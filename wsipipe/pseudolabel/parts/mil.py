@@ -1,4 +1,4 @@
-"""Rules that pick, from the scores of a bag's instances, those that the bag's label is believed of.
+"""Rules that pick, from the scores of a bag's instances, those that the bag's label is believed of; and their loss.
 
 A rule maps scores float [M] of one class and the bag's label (0 or 1) to the indices of the chosen instances; their
 target is the label. Ties go to the first index. Bags hold no instance without tissue (see `make_bags`), so every
@@ -7,12 +7,17 @@ score is valid.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Rule = Callable[[Tensor, int], Tensor]
+
+Selected = tuple[int, int, Tensor]
+"""A class, its target, and the instances (int64 [n]) that are believed to have it."""
 
 
 def max_max(scores: Tensor, label: int) -> Tensor:
@@ -40,3 +45,29 @@ def trusted(count: int, ratio: float) -> int:
     exact = count * ratio
     ceiling = int(-(-exact // 1)) if exact - round(exact) > 1e-9 else round(exact)
     return max(1, ceiling - 1)
+
+
+def select(scores: Tensor, label: Tensor, rule: Rule) -> list[Selected]:
+    """What `rule` picks of a bag, class by class: scores [M, K], label [K] with 0, 1 or nan (not known: left out)."""
+    return [
+        (k, int(y), rule(scores[:, k], int(y)).to(scores.device))
+        for k, y in enumerate(label.tolist())
+        if not math.isnan(y)
+    ]
+
+
+def selected_loss(logits: Tensor, selected: Sequence[Selected]) -> Tensor:
+    """Binary cross-entropy of selected instances, logits [M, K]: the mean over classes of the mean over instances."""
+    losses = []
+    for k, y, picked in selected:
+        z = logits[picked, k]
+        losses.append(F.binary_cross_entropy_with_logits(z, torch.full_like(z, float(y))))
+    return torch.stack(losses).mean()
+
+
+def bag_loss(logits: Tensor, label: Tensor, rule: Rule) -> Tensor:
+    """Cross-entropy between a bag's label [K] and the instances that `rule` selects by logits [M, K] -> scalar.
+
+    All other instances carry no gradient.
+    """
+    return selected_loss(logits, select(logits.detach(), label, rule))

@@ -1,0 +1,267 @@
+"""Plain CAM: the two equations, which windows are learnt and scored, the normalisation, and a texture found again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from textures import Cohort, tiled_pictures, tissue
+
+from wsipipe.errors import ConfigError
+from wsipipe.geometry import Window
+from wsipipe.labels import IGNORE, Classes
+from wsipipe.nn.encoders import create_encoder, normalise
+from wsipipe.pseudolabel.bags import Bag
+from wsipipe.pseudolabel.lattice import Lattice
+from wsipipe.pseudolabel.method import ScoreMap
+from wsipipe.pseudolabel.methods import cam
+from wsipipe.pseudolabel.methods.cam import CamClassifier, Params, refine, training_windows, window_corners
+from wsipipe.runtime import Report
+from wsipipe.store import SlideStore
+
+NAN = float("nan")
+CPU = torch.device("cpu")
+Quick = Callable[..., tuple[Report, list[Path]]]
+
+
+class Colours(torch.nn.Module):
+    """An encoder whose features are the mean colours of 16 x 16 px."""
+
+    feature_info = ({"reduction": 4}, {"reduction": 16}, {"reduction": 32})
+
+    def forward_intermediates(self, x: torch.Tensor, indices: list[int], **how: bool) -> list[torch.Tensor]:
+        assert how == {"norm": True, "stop_early": True, "intermediates_only": True}
+        return [F.avg_pool2d(x, self.feature_info[i]["reduction"]) for i in indices]
+
+
+def test_the_score_is_the_mean_of_the_map_and_both_are_the_weighted_sums_of_the_features():
+    torch.manual_seed(0)
+    model = CamClassifier(create_encoder("resnet18_quarter"), 64, 2).eval()
+    x = torch.randn(3, 3, 64, 64)
+    with torch.inference_mode():
+        f, maps, logits = model.features(x), model.maps(x), model(x)
+    w, b = model.linear.weight.detach(), model.linear.bias.detach()
+    _, width, height, across = f.shape
+    for n in range(3):
+        for c in range(2):
+            for y in range(height):
+                for xx in range(across):
+                    m = sum(float(w[c, k]) * float(f[n, k, y, xx]) for k in range(width))
+                    assert float(maps[n, c, y, xx]) == pytest.approx(m, rel=1e-3, abs=1e-4)
+            s = sum(float(w[c, k]) * float(f[n, k].mean()) for k in range(width)) + float(b[c])
+            assert float(logits[n, c]) == pytest.approx(s, rel=1e-3, abs=1e-4)
+
+
+def test_the_map_is_the_deepest_that_is_not_coarser_than_a_sixteenth():
+    model = CamClassifier(create_encoder("resnet18_quarter"), 64, 1)
+    assert model.features(torch.zeros(1, 3, 64, 96)).shape == (1, 64, 4, 6)
+    assert CamClassifier(Colours(), 64, 1).features(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 4, 4)
+
+
+def test_of_coarse_maps_only_the_last_is_taken():
+    encoder = Colours()
+    encoder.feature_info = ({"reduction": 32}, {"reduction": 64})
+    assert CamClassifier(encoder, 64, 1).level == 1
+
+
+@pytest.mark.parametrize("info", [None, ({"reduction": 16},)])
+def test_an_encoder_without_feature_maps_is_refused(info: object):
+    encoder = torch.nn.Linear(3, 3)
+    encoder.feature_info = info
+    with pytest.raises(ConfigError, match="Linear gives no feature maps; choose another --encoder"):
+        CamClassifier(encoder, 64, 1)
+
+
+def test_input_is_converted_for_an_encoder_that_asks_for_it():
+    encoder = Colours()
+    model = CamClassifier(encoder, 32, 1)
+    encoder.register_forward_pre_hook(lambda module, args: (args[0] + 5,))
+    assert torch.equal(model.features(torch.zeros(1, 3, 32, 32)), torch.full((1, 3, 2, 2), 5.0))
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
+    """A slide of 160 x 96 px of tissue of changing colour, in patches of 64 px."""
+    rgb = tissue((160, 96))
+    rgb[:, 60:100, 0] //= 2
+    rgb[20:40, :, 2] //= 2
+    return SlideStore(tiled_pictures(tmp_path_factory.mktemp("slide"), {"slide": rgb}, patch_px=64)["slide"])
+
+
+LATTICE = Lattice(8, 64, 2)
+
+
+def whole(store: SlideStore, label: tuple[int, ...]) -> Bag:
+    cells = LATTICE.cells(store, 0.5)
+    return Bag(store.slide_id, store, np.ascontiguousarray(cells[:, ::-1] * 8), label, False, None)
+
+
+def patch(store: SlideStore, x: int, label: tuple[int, ...]) -> Bag:
+    xy = np.array([(x + k % 8 * 8, k // 8 * 8) for k in range(64)], np.int32)
+    return Bag(f"p{x}", store, xy, label, True, Window(x, 0, 64, 64))
+
+
+def test_the_window_of_a_patch_is_the_patch_and_a_slide_gives_many(slide: SlideStore):
+    bags = [patch(slide, 64, (1, 0)), whole(slide, (0, 1)), patch(slide, 0, (0, 0))]
+    windows, targets = training_windows(bags, LATTICE, Params(windows=5), 0)
+    assert windows.shape == (7, 3, 32, 32)
+    assert targets.tolist() == [[1, 0], *[[0, 1]] * 5, [0, 0]]
+    rgb = slide.read(Window(64, 0, 64, 64)).astype(float).reshape(32, 2, 32, 2, 3).mean((1, 3))
+    np.testing.assert_allclose(windows[0].transpose(1, 2, 0), rgb, atol=0.5)
+    again, _ = training_windows(bags, LATTICE, Params(windows=5), 0)
+    np.testing.assert_array_equal(windows, again)
+    assert not np.array_equal(windows, training_windows(bags, LATTICE, Params(windows=5), 1)[0])
+
+
+def test_of_too_many_windows_some_of_every_kind_stay(slide: SlideStore):
+    bags = [whole(slide, (1,)), whole(slide, (0,))]
+    windows, targets = training_windows(bags, LATTICE, Params(windows=40, max_windows=30), 0)
+    assert len(windows) == len(targets) == 30
+    assert 5 < targets.sum() < 25
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 9), st.integers(0, 10_000))
+def test_windows_cover_every_known_cell_stay_inside_and_hold_a_known_cell_each(
+    rows: int, cols: int, side: int, seed: int
+):
+    known = np.random.default_rng(seed).random((rows, cols)) < 0.3
+    covered = np.zeros_like(known)
+    corners = window_corners(known, side)
+    for r, c in corners.tolist():
+        assert 0 <= r <= max(0, rows - side)
+        assert 0 <= c <= max(0, cols - side)
+        assert known[r : r + side, c : c + side].any()
+        covered[r : r + side, c : c + side] = True
+    assert (covered | ~known).all()
+    assert len({tuple(c) for c in corners.tolist()}) == len(corners)
+
+
+def colour_model(bias: float = 0.0) -> CamClassifier:
+    """Class 0 is red against green, class 1 blue against green."""
+    model = CamClassifier(Colours(), 32, 2)
+    with torch.no_grad():
+        model.linear.weight.copy_(torch.tensor([[1.0, -1.0, 0.0], [0.0, -1.0, 1.0]]))
+        model.linear.bias.fill_(bias)
+    return model
+
+
+def slow_scores(store: SlideStore, model: CamClassifier) -> np.ndarray:
+    """The maps of all windows, added cell by cell as the module's docstring says it."""
+    width, height = store.grid.size_px
+    rows, cols = height // 8, width // 8
+    known = np.zeros((rows, cols), bool)
+    for r, c in LATTICE.cells(store, 0.5):
+        known[r, c] = True
+    values: dict[tuple[int, int, int], list[float]] = {}
+    for top, left in itertools.product((0, 32), (0, 32, 64, 96)):
+        rgb = store.read(Window(left, top, 64, 64)).astype(float).reshape(32, 2, 32, 2, 3).mean((1, 3))
+        x = normalise(torch.from_numpy(np.rint(rgb).astype(np.uint8).transpose(2, 0, 1)[None].copy()))
+        logits = model(x)[0]
+        large = F.interpolate(model.maps(x), size=(8, 8), mode="bilinear")[0]
+        for k, i, j in itertools.product(range(2), range(8), range(8)):
+            v = float(large[k, i, j]) if logits[k] >= 0 else 0.0
+            values.setdefault((k, top // 8 + i, left // 8 + j), []).append(v)
+    out = np.full((2, rows, cols), NAN)
+    for (k, r, c), parts in values.items():
+        if known[r, c]:
+            out[k, r, c] = max(0.0, sum(parts) / len(parts))
+    highest = np.nanmax(out, axis=(1, 2), keepdims=True)
+    return out / np.where(highest > 0, highest, 1)
+
+
+@pytest.mark.parametrize("bias", [0.0, -0.3])
+@torch.inference_mode()
+def test_scores_equal_the_average_of_window_maps_written_out(slide: SlideStore, bias: float):
+    model = colour_model(bias)
+    scores = cam.score(model, slide, LATTICE, Params(), CPU)
+    assert scores.stride_px == 8
+    expected = slow_scores(slide, model)
+    assert np.nanmax(expected[0]) == 1
+    np.testing.assert_allclose(scores.values, expected, atol=0.02)
+    np.testing.assert_array_equal(np.isnan(scores.values), np.isnan(expected))
+
+
+def test_where_the_classifier_denies_a_class_its_map_is_zero(slide: SlideStore):
+    values = cam.score(colour_model(-100.0), slide, LATTICE, Params(), CPU).values
+    assert (values[~np.isnan(values)] == 0).all()
+    assert (~np.isnan(values)).any()
+
+
+def test_a_class_is_painted_above_a_fifth_of_its_maximum_and_the_strongest_wins():
+    values = np.array([[0.19, 0.21, 0.3, 0.0, NAN, 1.0], [0.0, 0.1, 0.6, 0.0, NAN, 0.9]], np.float32).reshape(2, 1, 6)
+    assert refine(ScoreMap(values, 16), Params()).tolist() == [[0, 1, 2, 0, IGNORE, 1]]
+    assert refine(ScoreMap(values, 16), Params(threshold=0.5)).tolist() == [[0, 0, 2, 0, IGNORE, 1]]
+
+
+def test_the_lattice_scores_cells_and_sees_whole_patches():
+    assert cam.lattice(256, Params()) == Lattice(16, 256, 2)
+    with pytest.raises(ConfigError, match=r"cam.cells: a patch of 250 px does not split into 16"):
+        cam.lattice(250, Params())
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("cells", [0]),
+        ("shrink", [0]),
+        ("windows", [0]),
+        ("steps", [0]),
+        ("batch", [1]),
+        ("max_windows", [1]),
+        ("min_tissue", [0.0, 1.1, NAN]),
+        ("threshold", [0.0, 1.0, NAN]),
+    ],
+)
+def test_parameters_out_of_range_are_refused_by_their_dotted_name(field: str, values: list[float]):
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"cam\.{field}: {value}"):
+            Params(**{field: value})
+
+
+def test_the_training_is_given_the_windows_with_the_labels_of_their_bags(
+    slide: SlideStore, monkeypatch: pytest.MonkeyPatch
+):
+    seen = {}
+    monkeypatch.setattr(
+        cam, "train_classifier", lambda model, crops, targets, *rest: seen.update(t=targets, n=len(crops))
+    )
+    run = SimpleNamespace(classes=Classes(("a",)), encoder=Colours, compute=SimpleNamespace(seed=3))
+    model = cam.fit([patch(slide, 0, (1,)), whole(slide, (0,))], LATTICE, Params(windows=3), run)
+    assert isinstance(model, CamClassifier)
+    assert seen["t"].tolist() == [[1], [0], [0], [0]]
+    assert seen["n"] == 4
+
+
+@pytest.mark.slow
+def test_the_map_is_strongest_where_the_texture_was_planted(small_cohort: Cohort, run: object):
+    from wsipipe.config import PseudolabelConfig
+    from wsipipe.pseudolabel.label import pseudolabel
+
+    options = PseudolabelConfig(
+        labels=str(small_cohort.labels()), method="cam", encoder="resnet18_quarter", pretrain=False
+    )
+    values = {"shrink": 1, "steps": 200, "batch": 16, "lr": 2e-3}
+    report, stores = pseudolabel(list(small_cohort.stores.values()), options, values, run)
+    assert report.exit_code == 0
+    planted, others = [], []
+    for path in stores:
+        store = SlideStore(path)
+        scores = store.scores("cam").read(Window(0, 0, 48, 48))[0]
+        for row, col, _ in store.grid.windows():
+            cell = small_cohort.planted.get((store.slide_id, row, col))
+            part = scores[row * 16 : row * 16 + 16, col * 16 : col * 16 + 16].reshape(4, 4, 4, 4).mean((1, 3))
+            if cell is None:
+                assert (part == 0).all(), "a class that the label denies has no map"
+            else:
+                planted.append(part[cell])
+                others.append(np.delete(part.ravel(), cell[0] * 4 + cell[1]).mean())
+    assert np.mean(np.array(planted) > np.array(others)) > 0.8
+    assert np.mean(planted) > 2 * np.mean(others)

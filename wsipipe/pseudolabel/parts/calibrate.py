@@ -1,0 +1,97 @@
+"""Where the border between a class and the rest lies, told from weak labels alone.
+
+What holds of the scores of a class: those of negative bags show how its absence looks, and those of positive bags
+are a mixture, P = (1 - share) N + share T, of that and of the class itself. Scores must come from a network that was
+not trained on the bags scored, or negative bags look better than they are: see `halves`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsipipe.pseudolabel.bags import Bag
+
+MIN_MASS = 0.3
+"""Least share of negative instances below a score before the ratio that the mixture is told by is believed."""
+
+
+def halves(bags: Sequence[Bag], labels: Tensor, seed: int) -> list[list[int]]:
+    """Two halves of the bags such that each holds every class both present and absent; [] if there are none.
+
+    Bags of one slide stay together where that is possible, for they share its stain; else bags are parted one by one.
+    labels: [B, K].
+    """
+    rng = np.random.default_rng(seed)
+    for key in ([b.store.slide_id for b in bags], [f"{i}" for i in range(len(bags))]):
+        groups: dict[str, list[int]] = {}
+        for i, k in enumerate(key):
+            groups.setdefault(k, []).append(i)
+        kinds: dict[tuple[float, ...], list[list[int]]] = {}
+        for group in groups.values():
+            kinds.setdefault(tuple(labels[group].float().mean(0).tolist()), []).append(group)
+        parts: list[list[int]] = [[], []]
+        for alike in kinds.values():
+            for j in rng.permutation(len(alike)):
+                min(parts, key=len).extend(alike[j])
+        if all(set(labels[p, k].tolist()) >= {0, 1} for p in parts for k in range(labels.shape[1]) if p) and all(parts):
+            return [sorted(p) for p in parts]
+    return []
+
+
+def class_share(negative: NDArray[np.float64], positive: NDArray[np.float64], least: float) -> float:
+    """Share of the class among instances of positive bags, from scores [N] of negative and [P] of positive bags.
+
+    1 - the least ratio of P(score <= t) to N(score <= t): below the scores of the class, positive bags hold what
+    negative bags hold, thinned by the class (mixture proportion estimation, Blanchard et al. 2010). At least `least`.
+    """
+    t = np.quantile(negative, np.linspace(MIN_MASS, 1, 200))
+    below_n = np.searchsorted(np.sort(negative), t, "right") / len(negative)
+    below_p = np.searchsorted(np.sort(positive), t, "right") / len(positive)
+    return float(np.clip(1 - (below_p / below_n).min(), least, 1))
+
+
+def expected_dice(
+    negative: NDArray[np.float64], positive: NDArray[np.float64], share: float, t: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Dice that thresholds `t` are expected to give over all bags, if `share` of positive bags' instances are positive.
+
+    With P and N the shares of instances above t: hits = P - (1 - share) N; Dice = 2 hits / (P + r N + share), where r
+    is the number of instances in negative bags over that in positive ones.
+    """
+    over_n = 1 - np.searchsorted(np.sort(negative), t, "left") / len(negative)
+    over_p = 1 - np.searchsorted(np.sort(positive), t, "left") / len(positive)
+    hits = np.clip(over_p - (1 - share) * over_n, 0, np.minimum(share, over_p))
+    return np.asarray(2 * hits / (over_p + len(negative) / len(positive) * over_n + share))
+
+
+def border(negative: Tensor, positive: Tensor, least: float) -> float:
+    """The score from which on a class is worth painting: where the expected Dice is largest; float64 [N], [P]."""
+    n, p = negative.numpy(), positive.numpy()
+    t = np.unique(np.quantile(p, np.linspace(0, 1, 501)))
+    dice = expected_dice(n, p, class_share(n, p, least), t)
+    return float(t[int(dice.argmax())])
+
+
+def shifts(logits: Sequence[Tensor], labels: Tensor, least: float) -> Tensor:
+    """What to add to the logits of each class, so that its border lies at 0: logits [M, K] of each bag -> float [K]."""
+    pairs = [[_of_bags(logits, labels, k, value) for value in (0, 1)] for k in range(labels.shape[1])]
+    return torch.tensor([-border(negative, positive, least) for negative, positive in pairs])
+
+
+def same_share(logits: Sequence[Tensor], teacher: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """What to add to `logits`, so that in positive bags as many instances lie above 0 as by `teacher`: float [K]."""
+    out = []
+    for k in range(labels.shape[1]):
+        own, wanted = (_of_bags(values, labels, k, 1) for values in (logits, teacher))
+        out.append(-float(np.quantile(own.numpy(), 1 - float((wanted > 0).double().mean()))))
+    return torch.tensor(out)
+
+
+def _of_bags(logits: Sequence[Tensor], labels: Tensor, k: int, value: int) -> Tensor:
+    """Logits of class k of all instances of the bags that hold it (value 1) or do not (0): float64 [M]."""
+    return torch.cat([z[:, k] for z, y in zip(logits, labels[:, k].tolist(), strict=True) if y == value]).double()
