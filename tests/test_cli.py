@@ -30,7 +30,7 @@ from wsipipe.progress import bars
 from wsipipe.store import SlideStore
 
 BIN = Path(sys.executable).with_name("wsipipe")
-STAGES = ("tile", "pseudolabel", "segment", "evaluate")
+STAGES = ("tile", "pretrain", "pseudolabel", "segment", "evaluate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,17 +218,51 @@ def test_evaluate_prints_a_table_and_writes_it_for_programs(here: Path):
     with (here / "runs/unet/evaluation.csv").open() as f:
         rows = list(csv.DictReader(f))
     assert rows[0]["answer"] == "unet"
-    data = json.loads((here / "runs/unet/evaluation.json").read_text())
+    data = json.loads((here / "runs/unet/evaluate.json").read_text())
     assert data["slides"] == sorted(SLIDES)
     shown = next(line for line in result.stdout.splitlines() if line.startswith("unet "))
     assert f"{float(rows[0]['iou'] or 'nan'):.3f}".replace("nan", "-") == shown.split()[2]
+
+
+def test_evaluate_draws_a_figure_and_judges_the_scores_too(here: Path):
+    result = wsipipe("evaluate", "--truth", "truth", "--truth-map", "0=0,1=tumour", "--glass", "scored")
+    assert result.exit_code == 0, result.stderr
+    assert (here / "runs/unet/evaluation.png").read_bytes()[:4] == b"\x89PNG"
+    for fragment in ("slide AUC (truth: labels", "FROC tumour: ", "calibration error, 15 bins: ", "scored like tissue"):
+        assert fragment in result.stdout
+    data = json.loads((here / "runs/unet/evaluate.json").read_text())
+    assert set(data["slide_scores"]) == set(SLIDES)
+
+
+def test_annotations_are_truth_for_import_and_evaluate(here: Path):
+    (here / "drawn").mkdir()
+    points = "".join(
+        f'<Coordinate Order="{i}" X="{x}" Y="{y}"/>' for i, (x, y) in enumerate([(0, 0), (99, 0), (0, 99)])
+    )
+    (here / "drawn/pos.xml").write_text(
+        f'<ASAP_Annotations><Annotations><Annotation Name="a" Type="Polygon" PartOfGroup="_0"><Coordinates>{points}'
+        "</Coordinates></Annotation></Annotations></ASAP_Annotations>"
+    )
+    result = wsipipe(
+        "labels", "import", "--masks", "drawn", "--map", "_0=tumour", "--class", "tumour", "--name", "mine"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines() == ["stores/pos.zarr"]
+    command = ("evaluate", "stores/pos.zarr", "--labels", "mine", "--truth", "drawn", "--glass", "scored")
+    judged = wsipipe(*command, "--truth-map", "_0=tumour")
+    assert judged.exit_code == 0, judged.stderr
+    row = next(line for line in judged.stdout.splitlines() if line.startswith("mine"))
+    assert row.split() == ["mine", "tumour", "1.000", "1.000", "1.000", "1.000"]
+    assert_refused(wsipipe(*command), 2, "pos.xml: holds annotations called _0 that have no meaning")
+    (here / "drawn/pos.xml").write_text("<ASAP_Annotations>")
+    assert_refused(wsipipe(*command), 1, "none of 1 stores could be judged; the first: drawn/pos.xml: not readable as")
 
 
 def test_evaluate_takes_the_slides_of_a_split(here: Path):
     (here / "labels.csv").write_text("slide_id,label,split\npos,tumour,train\nneg,,train\nextra,,test\n")
     result = wsipipe("evaluate", "--truth", "truth", "--truth-map", "0=0,1=tumour", "--split", "test")
     assert result.exit_code == 0, result.stderr
-    assert json.loads((here / "runs/unet/evaluation.json").read_text())["slides"] == ["extra"]
+    assert json.loads((here / "runs/unet/evaluate.json").read_text())["slides"] == ["extra"]
 
 
 def test_info_describes_a_store(here: Path):
@@ -250,8 +284,22 @@ def test_nothing_to_tile(empty: Path):
     assert not (empty / "stores").exists()
 
 
+def test_an_encoder_pretrained_by_itself_is_given_to_pseudolabel(here: Path):
+    options = ("--encoder", "resnet18_quarter", "--input-px", "32", "--labels", "labels.csv", "--steps", "3")
+    made = wsipipe("pretrain", *options)
+    assert (made.exit_code, made.stdout) == (0, "runs/pretrain/model.json\n")
+    assert "loss " in made.stderr
+    assert " s a step" in made.stderr
+    assert_refused(wsipipe("pretrain", *options, "--seed", "1"), 1, "choose another --name", "--overwrite")
+    weights = ("--weights", "runs/pretrain", "--name", "own")
+    assert_refused(wsipipe("pseudolabel", *weights, "--encoder", "resnet18"), 1, "leave --encoder out")
+    result = wsipipe("pseudolabel", *weights)
+    assert result.exit_code == 0, result.stderr
+    assert "features   resnet18_quarter-" in wsipipe("info", "stores/pos.zarr").stdout
+
+
 def test_stages_before_tile_say_what_to_run_first(empty: Path):
-    for command in (("pseudolabel",), ("segment", "--stitch"), ("evaluate", "--truth", "truth")):
+    for command in (("pretrain",), ("pseudolabel",), ("segment", "--stitch"), ("evaluate", "--truth", "truth")):
         assert_refused(wsipipe(*command), 2, "stores: no stores here; make them with: wsipipe tile")
     assert_refused(wsipipe("info", "none.zarr"), 1, "none.zarr: not a store (no zarr.json)")
 
@@ -440,7 +488,14 @@ FIELDS = [
     for field in dataclasses.fields(config)
     if (section, field.name) != ("run", "slides")  # the arguments of `wsipipe run`
 ]
-WORDS = {"codec": "zstd", "max_failed": "3%", "device": "cpu", "method": "camel"}
+WORDS = {
+    "codec": "zstd",
+    "glass": "scored",
+    "max_failed": "3%",
+    "device": "cpu",
+    "method": "camel",
+    "pretrain.method": "byol",
+}
 
 
 @pytest.mark.parametrize(("section", "name"), FIELDS)
@@ -455,12 +510,12 @@ def test_every_option_is_a_flag_that_reaches_its_stage(empty: Path, section: str
         if kind is bool:
             arguments, expected = [f"--no-{flag[2:]}" if default else flag], not default
         elif kind in (int, float):
-            value = default // 2 + 32 if kind is int else 0.7
+            value = default // 2 + 33 if kind is int else 0.7
             arguments, expected = [flag, str(value)], value
         elif typing.get_origin(kind) is tuple:
             arguments, expected = [flag, "a", flag, "b"], ("a", "b")
         else:
-            expected = WORDS.get(name, "word")
+            expected = WORDS.get(f"{section}.{name}", WORDS.get(name, "word"))
             arguments = [flag, expected]
         with main.commands[command].make_context(command, ["x", *arguments]) as context:
             settings = settings_of(context.params)

@@ -10,6 +10,7 @@ import pytest
 from wsipipe.config import (
     SECTIONS,
     EvaluateConfig,
+    PretrainConfig,
     PseudolabelConfig,
     RunConfig,
     SegmentConfig,
@@ -56,7 +57,7 @@ def test_an_empty_file_means_the_defaults(sections):
     ("text", "message"),
     [
         ("tiel:\n  mpp: 1\n", "tiel: unknown key; did you mean 'tile'?"),
-        ("zzzz: {}\n", "zzzz: unknown key; known are evaluate, pseudolabel, run, segment, tile"),
+        ("zzzz: {}\n", "zzzz: unknown key; known are evaluate, pretrain, pseudolabel, run, segment, tile"),
         ("tile: 3\n", "tile: expected keys below it, found 3"),
         ("- tile\n", "expected sections such as 'tile:', found list"),
         ("tile:\n  mpp: 1\n  mpp: 2\n", "mpp: given twice"),
@@ -127,7 +128,13 @@ def test_sections_of_methods_are_left_to_their_owner():
         (TileConfig, {"quality": 101}, "tile.quality: 101 is outside 1..100"),
         (TileConfig, {"mpp_override": 0.01}, "tile.mpp_override: 0.01 um/px is outside 0.05..20"),
         (TileConfig, {"mpp_override": -0.5}, "tile.mpp_override: -0.5 um/px is outside 0.05..20"),
-        (PseudolabelConfig, {"pretrain_steps": 0}, "pseudolabel.pretrain_steps: 0 is below 1"),
+        (PretrainConfig, {"steps": 0}, "pretrain.steps: 0 is below 1"),
+        (PretrainConfig, {"method": "moco"}, "pretrain.method: 'moco' is not one of vicreg, simclr, byol, dino"),
+        (PretrainConfig, {"batch": 1}, "pretrain.batch: 1 is below 2"),
+        (PretrainConfig, {"lr": -1.0}, "pretrain.lr: -1.0 is negative"),
+        (PretrainConfig, {"input_px": 15}, "pretrain.input_px: 15 is below 16"),
+        (PretrainConfig, {"shrink": 0}, "pretrain.shrink: 0 is below 1"),
+        (PretrainConfig, {"patience": -1}, "pretrain.patience: -1 is negative; 0 means never to stop early"),
         (SegmentConfig, {"steps": 0}, "segment.steps: 0 is below 1"),
         (SegmentConfig, {"batch": 1}, "segment.batch: 1 is below 2"),
         (SegmentConfig, {"overlap": 0.91}, "segment.overlap: 0.91 is outside 0..0.9"),
@@ -172,3 +179,16 @@ def test_every_option_has_a_default_a_sentence_and_cannot_be_changed(cls):
 def test_every_section_builds_from_nothing():
     for name, cls in SECTIONS.items():
         assert build(cls, {}, name) == cls()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"glass": "gone"}, "evaluate.glass: 'gone' is not known; choose one of given, scored, ignored"),
+        ({"slide_top": 1.5}, "evaluate.slide_top: 1.5 is not a share between 0 and 1"),
+        ({"nms_um": 0.0}, "evaluate.nms_um: 0.0 um is outside 0..100000"),
+    ],
+)
+def test_an_evaluation_is_checked(values: dict[str, object], message: str):
+    with pytest.raises(ConfigError, match=message):
+        build(EvaluateConfig, values, "evaluate")

@@ -16,9 +16,9 @@ SLIDES = ("pos", "neg", "extra")  # extra has no row in labels.csv
 PIPELINE = """\
 run: {device: cpu, workers: 1}
 tile: {patch_px: 128}
+pretrain: {steps: 2, batch: 8}
 pseudolabel:
   encoder: resnet18_quarter
-  pretrain_steps: 2
   camel: {selector_steps: 2, retrain_steps: 2, self_train_steps: 2, batch: 8, views: 1}
 segment: {encoder: resnet18_quarter, steps: 2, batch: 2}
 """

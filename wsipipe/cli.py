@@ -17,6 +17,7 @@ import click
 import wsipipe
 from wsipipe.config import SECTIONS, EvaluateConfig, RunConfig, scalar
 from wsipipe.errors import ConfigError, WsipipeError
+from wsipipe.labels import LabelTable, read_labels
 from wsipipe.pipeline import Settings, read_settings, run_chain
 from wsipipe.progress import bars, lines
 from wsipipe.pseudolabel.registry import names
@@ -55,7 +56,7 @@ def _option(section: str, field: dataclasses.Field[Any], kind: Any) -> Callable[
         return click.option(f"--{flag}/--no-{flag}", name, default=None, help=help)
     if kind in (int, float):
         return click.option(f"--{flag}", name, type=kind, default=None, help=help)
-    if field.name == "method":
+    if field.name == "method" and section == "pseudolabel":
         return click.option(f"--{flag}", name, type=click.Choice(names()), default=None, help=help)
     if typing.get_origin(kind) is tuple:
         return click.option(f"--{flag}", name, multiple=True, default=None, help=help + " (repeat the option)")
@@ -136,15 +137,32 @@ def main() -> None:
 @common
 def tile(slide: tuple[str, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
     """Turn slides (files, DICOM folders, folders of slides, manifests in CSV) into stores of patches."""
-    from wsipipe.pipeline import slides_of
-    from wsipipe.tiling.tile import tile_slides
+    from wsipipe.slides.probe import Prober
 
     settings = settings_of(call)
-    with reporting(quiet) as progress:
-        report, stores = tile_slides(slides_of(slide, settings.tile), settings.tile, settings.run, progress, overwrite)
+    with reporting(quiet) as progress, Prober().start() as prober:  # it starts while all the rest is loaded
+        from wsipipe.pipeline import slides_of
+        from wsipipe.tiling.tile import tile_slides
+
+        slides = slides_of(slide, settings.tile)
+        report, stores = tile_slides(slides, settings.tile, settings.run, progress, overwrite, prober)
         if not quiet:
             click.echo(report.table(("patches", "copied", "corrupt", "seconds")), err=True)
     finish(report, stores)
+
+
+@main.command()
+@_STORES_ARGUMENT
+@options("pretrain")
+@common
+def pretrain(store: tuple[Path, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
+    """Pretrain an encoder by self-supervision on the patches of STOREs (default: all), for --weights of pseudolabel."""
+    settings = settings_of(call)
+    from wsipipe.pretrain.stage import pretrain as stage
+
+    with reporting(quiet) as progress:
+        report, made = stage(_stores(store, settings), settings.pretrain, settings.run, progress, overwrite)
+    finish(report, made)
 
 
 @main.command()
@@ -164,7 +182,9 @@ def pseudolabel(
     with reporting(quiet) as progress:
         paths = _stores(store, settings)
         values = settings.method_values()
-        report, stores = stage(paths, settings.pseudolabel, values, settings.run, progress, overwrite)
+        report, stores = stage(
+            paths, settings.pseudolabel, values, settings.run, progress, overwrite, settings.pretrain
+        )
     finish(report, stores)
 
 
@@ -202,16 +222,21 @@ def segment(
 @options("evaluate")
 @common
 def evaluate(store: tuple[Path, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
-    """Compare labels/<labels> of STOREs (default: all) with truth masks; prints a table, writes CSV and JSON."""
+    """Compare labels/<labels> of STOREs (default: all) with truth: masks, or annotations of QuPath or ASAP.
+
+    Prints a table; CSV, JSON and a figure go to runs/<labels>/.
+    """
+    from wsipipe.evaluate.figure import write_figure
     from wsipipe.evaluate.judge import judge
     from wsipipe.evaluate.tables import text_table, write_tables
 
     settings = settings_of(call)
     config = settings.evaluate
-    split = _splits(config, settings)
+    table, folder = _labels(config, settings), Path(settings.run.runs) / config.labels
     with reporting(quiet) as progress:
-        result = judge(_stores(store, settings), config, settings.run, split, progress)
-        write_tables(result, Path(settings.run.runs) / config.labels)
+        result = judge(_stores(store, settings), config, settings.run, table, progress)
+        write_tables(result, folder)
+        write_figure(result, folder / "evaluation.png")
     click.echo(text_table(result))
     sys.exit(result.report.exit_code)
 
@@ -223,8 +248,17 @@ def labels() -> None:
 
 @labels.command("import")
 @_STORES_ARGUMENT
-@click.option("--masks", required=True, help="folder with <slide_id>.png or .tif, or a pattern with {slide_id}")
-@click.option("--map", "value_map", default="", help="what the values mean, e.g. 0=ignore,1=0,2=tumour")
+@click.option(
+    "--masks",
+    required=True,
+    help="folder with <slide_id>.png, .tif (masks), .geojson (QuPath) or .xml (ASAP), or a pattern with {slide_id}",
+)
+@click.option(
+    "--map",
+    "value_map",
+    default="",
+    help="what mask values or annotation names mean, e.g. 0=ignore,1=0,2=tumour or Tumor=tumour,outside=ignore",
+)
 @click.option("--class", "classes", multiple=True, required=True, help="class name, in mask order (repeat)")
 @click.option("--name", required=True, help="name of the masks in the stores: labels/<name>")
 @common
@@ -238,7 +272,7 @@ def import_(
     quiet: bool,
     **call: Any,
 ) -> None:
-    """Write masks (PNG or TIFF in the slide's own frame) into labels/<name> of STOREs (default: all)."""
+    """Write masks or annotations in the slide's own frame into labels/<name> of STOREs (default: all)."""
     from wsipipe.annotations import import_masks
 
     settings = settings_of(call)
@@ -314,14 +348,12 @@ def _stores(given: tuple[Path, ...], settings: Settings) -> list[Path]:
     return list(given) or find_stores(Path(settings.run.stores))
 
 
-def _splits(config: EvaluateConfig, settings: Settings) -> dict[str, str] | None:
-    """slide_id -> split, read only if a split is asked for."""
-    if not config.split:
-        return None
-    from wsipipe.labels import read_labels
-
+def _labels(config: EvaluateConfig, settings: Settings) -> LabelTable | None:
+    """The labels that say split, patient and weak label of slides; None if none were given and there are none."""
     path = Path(config.labels_csv or settings.pseudolabel.labels)
-    return {r.slide_id: r.split for r in read_labels(path).rows}
+    if not (config.labels_csv or config.split or path.is_file()):
+        return None
+    return read_labels(path, to_fit=False)
 
 
 def finish(report: Report, made: list[Path]) -> None:

@@ -73,14 +73,38 @@ class PseudolabelConfig:
     method: str = option("camel", "how instances are scored")
     name: str = option("", "name of the masks in the stores and of the run folder; default: the method")
     classes: tuple[str, ...] = option((), "class names in mask order; default: those that the labels use")
-    encoder: str = option("resnet18_half", "timm name of the instance encoder")
-    weights: str = option("", "file with encoder weights (safetensors); replaces the self-supervised pretraining")
-    pretrain: bool = option(True, "pretrain the encoder by self-supervision on the slides' own patches")
-    pretrain_steps: int = option(800, "steps of self-supervised pretraining")
+    encoder: str = option("", "timm name of the instance encoder; default: that of --weights, else resnet18_half")
+    weights: str = option("", "encoder weights: what `wsipipe pretrain` made, safetensors, or a state dict of torch")
+    pretrain: bool = option(
+        True, "pretrain the encoder by self-supervision on the slides' own patches, unless it comes with weights"
+    )
     self_train: bool = option(True, "one round of self-training on the method's own confident answers")
 
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Self-supervision on the slides' own patches; inside `pseudolabel` the encoder, labels and lattice are its own."""
+
+    name: str = option("pretrain", "name of the run folder that gets the encoder")
+    method: str = option("vicreg", "vicreg, simclr, byol, or dino (wants a GPU)")
+    encoder: str = option("resnet18_half", "timm name of the encoder; it starts from scratch")
+    labels: str = option("", "CSV with slide_id and split: slides of another split than train are left out")
+    steps: int = option(800, "most training steps")
+    batch: int = option(128, "patches in a step, each seen twice")
+    lr: float = option(0.0, "highest learning rate; 0: that of the method")
+    input_px: int = option(64, "side of the encoder's input in its own px")
+    shrink: int = option(2, "working px per input px")
+    patience: int = option(5, "stop after so many checks (20 in all) without progress on held-aside patches; 0: never")
+
     def __post_init__(self) -> None:
-        check(self.pretrain_steps >= 1, f"pseudolabel.pretrain_steps: {self.pretrain_steps} is below 1")
+        known = ("vicreg", "simclr", "byol", "dino")
+        check(self.method in known, f"pretrain.method: {self.method!r} is not one of {', '.join(known)}")
+        check(self.steps >= 1, f"pretrain.steps: {self.steps} is below 1")
+        check(self.batch >= 2, f"pretrain.batch: {self.batch} is below 2")
+        check(self.lr >= 0, f"pretrain.lr: {self.lr} is negative")
+        check(self.input_px >= 16, f"pretrain.input_px: {self.input_px} is below 16")
+        check(self.shrink >= 1, f"pretrain.shrink: {self.shrink} is below 1")
+        check(self.patience >= 0, f"pretrain.patience: {self.patience} is negative; 0 means never to stop early")
 
 
 @dataclass(frozen=True)
@@ -91,7 +115,8 @@ class SegmentConfig:
     splits: str = option("", "CSV with slide_id and split: train on its train rows; default: what the masks record")
     name: str = option("", "name of the maps in the stores and of the run folder; default: the architecture")
     architecture: str = option("unet", "segmentation-models-pytorch architecture")
-    encoder: str = option("resnet18_half", "timm name of the encoder")
+    encoder: str = option("", "timm name of the encoder; default: that of --weights, else resnet18_half")
+    weights: str = option("", "encoder weights to start from; default: those of the masks' fit, if of this encoder")
     steps: int = option(900, "training steps")
     batch: int = option(8, "patches in a step")
     lr: float = option(1e-3, "highest learning rate")
@@ -110,13 +135,33 @@ class SegmentConfig:
 class EvaluateConfig:
     """Maps against truth."""
 
-    labels: str = option("unet", "name of the masks or maps to judge")
+    labels: str = option("unet", "name of the masks or maps to judge; its scores, if there are any, are judged too")
     truth: str = option(
-        "", "folder with <slide_id>.png or .tif masks in the level-0 frame, or a pattern with {slide_id}"
+        "", "folder with <slide_id>.png, .tif (masks), .geojson (QuPath) or .xml (ASAP), or a pattern with {slide_id}"
     )
-    labels_csv: str = option("", "CSV with slide_id and split, needed for --split")
-    truth_map: str = option("", "what the mask values mean, e.g. 0=ignore,1=0,2=tumour; default: class indices")
+    labels_csv: str = option(
+        "", "CSV with slide_id and label, split, patient_id; default: that of pseudolabel, if it is there"
+    )
+    truth_map: str = option(
+        "",
+        "what mask values or annotation names mean, e.g. 0=ignore,1=0,2=tumour or _0=tumour,_1=tumour,_2=0 (later "
+        "covers earlier); `outside` is what lies in no annotation; default: class indices or names",
+    )
     split: str = option("", "judge only the slides of this split; default: all that have a truth")
+    glass: str = option(
+        "given", "pixels that the tissue mask calls glass: given (class 0 on both sides), scored as drawn, or ignored"
+    )
+    detections: str = option("", "CSV slide,class,x_px0,y_px0,p for FROC; default: the maxima of the scores")
+    slide_top: float = option(
+        0.01, "share (0..1) of a slide's tissue whose mean score, the highest, is that of the slide; 0: the maximum"
+    )
+    nms_um: float = option(150.0, "um within which only the highest score is a detection")
+
+    def __post_init__(self) -> None:
+        known = ("given", "scored", "ignored")
+        check(self.glass in known, f"evaluate.glass: {self.glass!r} is not known; choose one of {', '.join(known)}")
+        check(0 <= self.slide_top <= 1, f"evaluate.slide_top: {self.slide_top} is not a share between 0 and 1")
+        check(0 < self.nms_um < 1e5, f"evaluate.nms_um: {self.nms_um} um is outside 0..100000")
 
 
 @dataclass(frozen=True)
@@ -143,6 +188,7 @@ class RunConfig:
 SECTIONS: dict[str, type] = {
     "run": RunConfig,
     "tile": TileConfig,
+    "pretrain": PretrainConfig,
     "pseudolabel": PseudolabelConfig,
     "segment": SegmentConfig,
     "evaluate": EvaluateConfig,

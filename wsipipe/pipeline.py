@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from wsipipe.config import (
     SECTIONS,
     EvaluateConfig,
+    PretrainConfig,
     PseudolabelConfig,
     RunConfig,
     SegmentConfig,
@@ -37,6 +38,7 @@ class Settings:
 
     run: RunConfig
     tile: TileConfig
+    pretrain: PretrainConfig
     pseudolabel: PseudolabelConfig
     segment: SegmentConfig
     evaluate: EvaluateConfig
@@ -94,7 +96,7 @@ def slides_of(patterns: tuple[str, ...], config: TileConfig) -> dict[str, SlideF
 def check_all(settings: Settings) -> dict[str, SlideFile]:
     """Check every stage's options, the labels and the slides against each other; returns the slides by id."""
     from wsipipe.labels import match_stores, read_labels
-    from wsipipe.nn.encoders import check_encoder, create_encoder
+    from wsipipe.nn.encoders import check_encoder, chosen_encoder, create_encoder
     from wsipipe.nn.segmenters import create_segmenter
     from wsipipe.pseudolabel.registry import load
     from wsipipe.runtime import device
@@ -106,13 +108,17 @@ def check_all(settings: Settings) -> dict[str, SlideFile]:
     method = load(settings.pseudolabel.method)
     params = build(method.Params, settings.method_values(), f"pseudolabel.{settings.pseudolabel.method}")
     method.lattice(settings.tile.patch_px, params)
-    check_encoder(settings.pseudolabel.encoder)
-    if weights := settings.pseudolabel.weights:
-        check(Path(weights).is_file(), f"pseudolabel.weights: {weights}: no such file")
-        create_encoder(settings.pseudolabel.encoder, Path(weights))
+    for name, section in (("pseudolabel", settings.pseudolabel), ("segment", settings.segment)):
+        missing = bool(section.weights) and not Path(section.weights).exists()
+        check(not missing, f"{name}.weights: {section.weights}: no such file")
+        encoder, path = chosen_encoder(section.encoder, section.weights)
+        check_encoder(encoder)
+        if path:
+            create_encoder(encoder, path)
     _check_names(settings)
     check_side(settings.segment.window_px or settings.tile.patch_px)
-    create_segmenter(settings.segment.architecture, settings.segment.encoder, 2)
+    encoder, _ = chosen_encoder(settings.segment.encoder, settings.segment.weights)
+    create_segmenter(settings.segment.architecture, encoder, 2)
     slides = slides_of(settings.run.slides, settings.tile)
     match_stores(read_labels(Path(settings.pseudolabel.labels), settings.pseudolabel.classes or None), list(slides))
     if splits := settings.segment.splits:
@@ -149,7 +155,7 @@ def run_chain(settings: Settings, progress: Progress = silent, overwrite: bool =
     if report.exit_code or not stores:
         return report, stores
     labelled, stores = pseudolabel(
-        stores, settings.pseudolabel, settings.method_values(), settings.run, progress, overwrite
+        stores, settings.pseudolabel, settings.method_values(), settings.run, progress, overwrite, settings.pretrain
     )
     _take_failures(report, labelled)
     if report.exit_code or not stores:

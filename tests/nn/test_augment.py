@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from wsipipe.nn.augment import STAINS, blur, dihedral, random_crop, random_dihedral, stain_jitter, uniform
+from wsipipe.nn.augment import (
+    STAINS,
+    blur,
+    dihedral,
+    random_crop,
+    random_dihedral,
+    random_view,
+    stain_jitter,
+    uniform,
+)
 
 HE = (0.75, 0.52, 0.70)
 """A typical colour of H&E tissue, RGB 0..1."""
@@ -201,3 +210,24 @@ def test_the_generator_decides_everything(draw: Callable[[Tensor, Generator], Te
     torch.manual_seed(2)
     assert torch.equal(first, draw(x, seeded(5)))
     assert not torch.equal(first, draw(x, seeded(6)))
+
+
+def test_a_random_view_without_jitter_and_zoom_is_a_symmetry_of_the_image_or_blurred():
+    x = image(3, side=8).repeat(64, 1, 1, 1)
+    views = random_view(x, 0.0, 1.0, seeded(1))
+    symmetries = torch.cat([turned(x[:1], e) for e in range(8)])
+    every = torch.cat([symmetries, blur(symmetries, 1.0, seeded(0))])
+    nearest = [(every - v).abs().amax((1, 2, 3)).min() for v in views]
+    assert max(nearest) < 1e-2
+    assert len(torch.unique((views * 1e3).round(), dim=0)) > 8
+
+
+def test_a_random_view_enlarges_and_stains_within_its_strengths_and_follows_its_generator():
+    x = image(4, side=16).repeat(8, 1, 1, 1)
+    a, b, c = (random_view(x, 0.4, 1.2, seeded(s)) for s in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert a.shape == x.shape
+    assert a.min() >= 0
+    assert a.max() <= 1
+    assert not torch.equal(a, random_view(x, 0.4, 1.0, seeded(1)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,20 @@ from safetensors.torch import save_file
 from torch import nn
 
 from wsipipe.errors import CheckpointError, ConfigError
-from wsipipe.nn.checkpoint import save_weights
-from wsipipe.nn.encoders import MEAN, STD, check_encoder, create_encoder, load_weights, normalise
+from wsipipe.nn.checkpoint import Checkpoint, save_weights
+from wsipipe.nn.encoders import (
+    MEAN,
+    STD,
+    Statistics,
+    check_encoder,
+    chosen_encoder,
+    create_encoder,
+    load_weights,
+    normalise,
+    statistics_of,
+    tokens,
+    width_of,
+)
 
 
 def scrambled(name: str, seed: int = 7) -> nn.Module:
@@ -138,3 +152,168 @@ def test_normalise_takes_out_mean_and_deviation_of_each_channel():
 def test_normalise_treats_bytes_and_shares_alike():
     rgb = torch.randint(0, 256, (1, 3, 4, 4), dtype=torch.uint8)
     torch.testing.assert_close(normalise(rgb), normalise(rgb.float() / 255))
+
+
+def small(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return create_encoder(name).eval()
+
+
+@pytest.mark.parametrize("name", ["resnet18_quarter", "test_convnext", "test_vit", "test_vit2"])
+@pytest.mark.parametrize("side", [64, 96])
+def test_an_encoder_gives_one_vector_of_an_image_or_a_grid_of_features(name: str, side: int):
+    encoder = small(name)
+    x = torch.randn(2, 3, side, side)
+    with torch.inference_mode():
+        vector, grid = encoder(x), tokens(encoder, x)
+    n = side // (16 if "vit" in name else 32)
+    assert grid.shape == (2, n, n, vector.shape[1])
+    assert width_of(encoder, side) == vector.shape[1]
+
+
+def test_the_grid_of_a_convolutional_network_is_the_map_that_its_vector_is_the_mean_of():
+    encoder = small("resnet18_quarter")
+    x = torch.randn(2, 3, 96, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(tokens(encoder, x).mean((1, 2)), encoder(x))
+        assert tokens(encoder, x).shape[1:3] == (3, 2)
+
+
+def test_the_grid_of_a_transformer_is_its_normalised_patch_tokens_row_by_row_without_the_class_token():
+    encoder = small("test_vit")
+    x = torch.randn(2, 3, 96, 64)
+    with torch.inference_mode():
+        every = encoder.forward_features(x)
+        got = tokens(encoder, x)
+    assert got.shape == (2, 6, 4, 64)
+    torch.testing.assert_close(got.reshape(2, 24, 64), every[:, encoder.num_prefix_tokens :])
+
+
+def test_a_transformer_takes_images_that_do_not_divide_into_its_patches():
+    encoder = small("test_vit")
+    with torch.inference_mode():
+        assert tokens(encoder, torch.randn(1, 3, 70, 64)).shape == (1, 5, 4, 64)
+
+
+def test_an_encoder_without_a_grid_says_so():
+    with pytest.raises(ConfigError, match="encoder Flatten gives no grid of features"):
+        tokens(nn.Flatten(), torch.zeros(1, 3, 4, 4))
+
+
+OTHER = Statistics((0.5, 0.5, 0.5), (0.5, 0.4, 0.3))
+
+
+@pytest.mark.parametrize("name", ["resnet18_quarter", "test_vit"])
+def test_an_encoder_of_other_statistics_sees_images_as_its_weights_expect_them(name: str):
+    house = small(name)
+    torch.manual_seed(0)
+    own = create_encoder(name, statistics=OTHER).eval()
+    rgb = torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (OTHER.mean, OTHER.std))
+    with torch.inference_mode():
+        torch.testing.assert_close(own(normalise(rgb)), house((rgb - mean) / std), atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(tokens(own, normalise(rgb)), tokens(house, (rgb - mean) / std), atol=1e-4, rtol=1e-3)
+    assert statistics_of(own) == OTHER
+    assert statistics_of(house) == Statistics()
+    assert own.state_dict().keys() == house.state_dict().keys()
+
+
+def test_bare_weights_of_a_known_model_expect_what_timm_says_of_it(tmp_path: Path):
+    save_weights(tmp_path / "w.safetensors", small("vit_tiny_patch16_224"))
+    encoder = create_encoder("vit_tiny_patch16_224", tmp_path / "w.safetensors")
+    assert statistics_of(encoder) == Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert statistics_of(small("vit_tiny_patch16_224")) == Statistics()
+
+
+def test_weights_in_the_layout_of_a_hub_expect_what_its_configuration_says(tmp_path: Path):
+    save_weights(tmp_path / "model.safetensors", small("test_vit"))
+    config = {"architecture": "test_vit", "pretrained_cfg": {"mean": [0.7, 0.6, 0.5], "std": [0.1, 0.2, 0.3]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    wanted = Statistics((0.7, 0.6, 0.5), (0.1, 0.2, 0.3))
+    for weights in (tmp_path, tmp_path / "model.safetensors"):
+        assert statistics_of(create_encoder("test_vit", weights)) == wanted
+
+
+def test_a_folder_in_the_layout_of_a_hub_is_an_encoder_by_its_name(tmp_path: Path):
+    whole = small("test_vit")
+    save_weights(tmp_path / "model.safetensors", whole)
+    published = {"mean": [0.7, 0.6, 0.5], "std": [0.1, 0.2, 0.3], "input_size": [3, 160, 160], "num_classes": 0}
+    config = {"architecture": "test_vit", "num_classes": 0, "pretrained_cfg": published}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    encoder = create_encoder(f"local-dir:{tmp_path}").eval()
+    assert statistics_of(encoder) == Statistics((0.7, 0.6, 0.5), (0.1, 0.2, 0.3))
+    assert torch.equal(encoder.state_dict()["cls_token"], whole.state_dict()["cls_token"])
+    with pytest.raises(CheckpointError, match="cannot be fetched"):
+        create_encoder(f"local-dir:{tmp_path / 'none'}")
+
+
+def checkpoint(folder: Path, encoder: str = "resnet18_quarter", statistics: Statistics = OTHER) -> Path:
+    own = statistics
+    return Checkpoint("encoder", encoder, (), 0.5, 256, "d", own.mean, own.std, {}).save(folder, small(encoder))
+
+
+def test_a_checkpoint_names_its_encoder_and_what_it_expects(tmp_path: Path):
+    path = checkpoint(tmp_path / "run")
+    for weights in (path, path.parent, path.with_suffix(".safetensors")):
+        name, file = chosen_encoder("", str(weights))
+        assert name == "resnet18_quarter"
+        assert chosen_encoder("resnet18_quarter", str(weights)) == (name, file)
+        encoder = create_encoder(name, file)
+        assert statistics_of(encoder) == OTHER
+        assert torch.equal(encoder.state_dict()["bn1.weight"], small(name).state_dict()["bn1.weight"])
+        with pytest.raises(CheckpointError, match="weights of encoder 'resnet18_quarter', but --encoder is 'resnet18'"):
+            chosen_encoder("resnet18", str(weights))
+
+
+def test_without_a_checkpoint_the_name_is_the_given_or_the_usual_one(tmp_path: Path):
+    assert chosen_encoder("", "") == ("resnet18_half", None)
+    assert chosen_encoder("test_vit", "") == ("test_vit", None)
+    assert chosen_encoder("", str(tmp_path / "w.pth")) == ("resnet18_half", tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {f"encoder.{k}": v for k, v in s.items()} | {"head.weight": torch.zeros(2)},
+        lambda s: {"state_dict": {f"module.model.{k}": v for k, v in s.items()}, "epoch": 3},
+        lambda s: {
+            "teacher": {f"backbone.{k}": v for k, v in s.items()},
+            "student": {f"backbone.{k}": v * 0 for k, v in s.items()},
+        },
+        lambda s: s | {f"ema.{k}": v * 0 for k, v in s.items()},
+    ],
+    ids=["bare", "encoder", "nested", "teacher and student", "beside another"],
+)
+def test_weights_are_found_under_any_beginning_in_a_state_dict_of_torch(tmp_path: Path, wrap: Callable[[dict], dict]):
+    saved = small("resnet18_quarter")
+    torch.save(wrap(dict(saved.state_dict())), tmp_path / "w.pth")
+    torch.manual_seed(5)
+    loaded = create_encoder("resnet18_quarter", tmp_path / "w.pth").eval()
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(loaded(x), saved(x))
+
+
+def test_two_encoders_in_one_file_are_not_guessed_between(tmp_path: Path):
+    state = small("resnet18_quarter").state_dict()
+    torch.save({"a": dict(state), "b": dict(state)}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=r"w\.pt: holds several encoders \(a\., b\.\)"):
+        create_encoder("resnet18_quarter", tmp_path / "w.pt")
+
+
+def test_what_is_missing_under_a_beginning_is_named(tmp_path: Path):
+    state = {f"net.{k}": v for k, v in small("resnet18_quarter").state_dict().items()}
+    del state["net.layer1.0.conv1.weight"]
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"1 weights missing under 'net\.', .* first: layer1\.0\.conv1\.weight"):
+        create_encoder("resnet18_quarter", tmp_path / "w.pth")
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path: Path):
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return print, ("gotcha",)
+
+    torch.save({"conv": Evil()}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="not a safetensors file or a plain state dict of torch"):
+        create_encoder("resnet18_quarter", tmp_path / "w.pth")

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from textures import Cohort, plant, tiled_pictures, tissue
 
-from wsipipe.config import PseudolabelConfig, RunConfig
+from wsipipe.config import PretrainConfig, PseudolabelConfig, RunConfig
 from wsipipe.runtime import Report
 
 QUICK: dict[str, Any] = {
@@ -24,6 +24,8 @@ QUICK: dict[str, Any] = {
     "batch": 32,
     "lr": 2e-3,
     "views": 1,
+    "overlap": 1,
+    "calibrate": False,
 }
 """CAMEL in a second: instances seen alone at full resolution, short schedules."""
 
@@ -89,10 +91,12 @@ def quick(run: RunConfig) -> Callable[..., tuple[Report, list[Path]]]:
         method: Mapping[str, Any] | None = None,
         run: RunConfig = run,
         overwrite: bool = False,
+        pretraining: PretrainConfig | None = None,
         **config: Any,
     ) -> tuple[Report, list[Path]]:
         settings = {"encoder": "resnet18_quarter", "pretrain": False, "self_train": False} | config
         options = PseudolabelConfig(labels=str(labels), **settings)
-        return pseudolabel(list(stores.values()), options, QUICK | dict(method or {}), run, overwrite=overwrite)
+        values = QUICK | dict(method or {})
+        return pseudolabel(list(stores.values()), options, values, run, overwrite=overwrite, pretraining=pretraining)
 
     return go

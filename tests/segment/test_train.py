@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from two_colours import colour_mask, frame, paint, whole
 
 from wsipipe.config import SegmentConfig
 from wsipipe.errors import CheckpointError, ConfigError, StoreError
-from wsipipe.nn.checkpoint import read_checkpoint
+from wsipipe.nn.checkpoint import Checkpoint, read_checkpoint
+from wsipipe.nn.encoders import MEAN, STD, Statistics, create_encoder, statistics_of
+from wsipipe.nn.segmenters import encoder_of
 from wsipipe.runtime import silent
 from wsipipe.segment.predict import predict_stores
 from wsipipe.segment.segment import segment
@@ -182,6 +185,50 @@ def test_the_checkpoint_says_what_it_is_for(stores, run):
     assert checkpoint == read_checkpoint(path)
     assert not model.training
     assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 64, 64)
+
+
+def first_layer(model: nn.Module) -> Tensor:
+    return next(encoder_of(model).parameters()).detach()
+
+
+def test_given_weights_start_the_encoder_name_it_and_belong_to_the_key(stores, run, tmp_path):
+    both = list(stores.values())
+    own = Statistics((0.7, 0.6, 0.7), (0.1, 0.2, 0.3))
+    torch.manual_seed(5)
+    encoder = create_encoder("resnet18_quarter")
+    weights = Checkpoint("encoder", "resnet18_quarter", (), 0.5, 64, "d", own.mean, own.std, {}).save(tmp_path, encoder)
+    still = dataclasses.replace(TINY, lr=1e-12, encoder="", weights=str(weights))
+    path = train(both, still, run, silent, False)
+    checkpoint, model = load(path)
+    assert checkpoint.encoder == "resnet18_quarter"
+    torch.testing.assert_close(first_layer(model), next(encoder.parameters()).detach())
+    assert statistics_of(encoder_of(model)) == own
+    assert train(both, still, run, silent, False) == path
+    Checkpoint("encoder", "resnet18_quarter", (), 0.5, 64, "d", own.mean, own.std, {}).save(
+        tmp_path, create_encoder("resnet18_quarter")
+    )
+    with pytest.raises(CheckpointError, match="trained on other masks or settings"):
+        train(both, still, run, silent, False)
+    with pytest.raises(CheckpointError, match="weights of encoder 'resnet18_quarter', but --encoder is 'resnet18'"):
+        train(both, dataclasses.replace(still, encoder="resnet18"), run, silent, True)
+    with pytest.raises(CheckpointError, match=r"none\.safetensors: no such weights file"):
+        train(both, dataclasses.replace(still, weights="none.safetensors"), run, silent, True)
+
+
+def test_without_weights_the_encoder_starts_from_the_fit_of_the_masks_if_that_has_one(stores, run, caplog):
+    both = list(stores.values())
+    still = dataclasses.replace(TINY, lr=1e-12)
+    folder = Path(run.runs) / "truth"
+    torch.manual_seed(5)
+    fitted = nn.ModuleDict({"encoder": create_encoder("resnet18_quarter"), "head": nn.Linear(1, 1)})
+    note = Checkpoint("camel", "resnet18_quarter", ("pink", "purple"), 0.5, 64, "d", MEAN, STD, {})
+    note.save(folder, fitted)
+    _, model = load(train(both, still, run, silent, False))
+    torch.testing.assert_close(first_layer(model), next(fitted["encoder"].parameters()).detach())
+    note.save(folder, nn.Linear(1, 1))
+    train(both, still, run, silent, True)  # trained before: no new start
+    _, model = load(train(both, dataclasses.replace(still, name="other"), run, silent, False))
+    assert "starts from scratch, not from the fit of the masks" in caplog.text
 
 
 def test_the_same_inputs_are_not_trained_twice_and_others_not_over_them(stores, run):

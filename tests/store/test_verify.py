@@ -256,11 +256,11 @@ def test_what_is_not_listed_is_named_and_what_was_left_over_is_no_damage(copy: P
     assert sorted(verdict.leftovers) == [".zarr.json.partial", "0/c/0/0/.1.partial", "labels/.camel.old"]
     (copy / "0/c/0/7").mkdir()
     (copy / "0/c/0/7/0").write_bytes(b"beyond the border")
-    (copy / "features/deep").mkdir(parents=True)
-    (copy / "features/deep/x").touch()
+    (copy / "extras/deep").mkdir(parents=True)
+    (copy / "extras/deep/x").touch()
     (copy / "note.txt").touch()
     what = "not listed among what the store holds"
-    assert verify(copy).damage == tuple(Damage(w, what) for w in ("0/c/0/7", "features", "note.txt"))
+    assert verify(copy).damage == tuple(Damage(w, what) for w in ("0/c/0/7", "extras", "note.txt"))
 
 
 def test_columns_of_different_lengths_are_found(copy: Path):

@@ -77,3 +77,15 @@ def blur(x: Tensor, chance: float, generator: Generator) -> Tensor:
     soft = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=x.shape[1])
     chosen = (torch.rand(x.shape[0], generator=generator) < chance).view(-1, 1, 1, 1)
     return torch.where(chosen.to(x.device), soft, x)
+
+
+def random_view(x: Tensor, stain: float, zoom: float, generator: Generator) -> Tensor:
+    """What a classifier is trained on: rgb float 0..1 [B, 3, S, S] -> the same shape and range.
+
+    One of the 8 symmetries, an enlargement by 1 to `zoom` of a random part (1: none), stain jitter of strength
+    `stain`, and a slight blur on a fifth of the images.
+    """
+    if zoom > 1:
+        x = random_crop(x, x.shape[-1], (1 / zoom**2, 1.0), generator)
+    x = dihedral(x, random_dihedral(generator, len(x)))
+    return blur(stain_jitter(x, stain, generator), 0.2, generator)

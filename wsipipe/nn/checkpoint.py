@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from wsipipe.errors import CheckpointError
 from wsipipe.runtime import write_json
@@ -21,7 +25,8 @@ SCHEMA = 1
 class Checkpoint:
     """What weights need to be used rightly. `mpp` in um/px; `mean`, `std` of RGB in 0..1.
 
-    `network` names the architecture, `digest` all that it was trained on, `settings` what else its maker needs.
+    `network` names the architecture (`encoder` for an encoder alone), `digest` all that it was trained on, `settings`
+    what else its maker needs.
     """
 
     network: str
@@ -51,6 +56,15 @@ def save_weights(path: Path, model: nn.Module) -> None:
     os.replace(aside, path)
 
 
+def digest_of(model: nn.Module) -> str:
+    """Digest of the weights and buffers of a model."""
+    made = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        made.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        made.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return made.hexdigest()[:32]
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """The JSON of a checkpoint: `path` is the JSON, its safetensors, or their folder."""
     path = path / "model.json" if path.is_dir() else path.with_suffix(".json")
@@ -65,6 +79,85 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: no checkpoint here; train one with: wsipipe segment") from None
     except (KeyError, TypeError, ValueError, AttributeError):
         raise CheckpointError(f"{path}: not a checkpoint of this version of wsipipe") from None
+
+
+def maker_of(weights: Path) -> Checkpoint | None:
+    """The checkpoint that a weights file belongs to; None if it has none of ours."""
+    try:
+        return read_checkpoint(weights)
+    except CheckpointError:
+        return None
+
+
+def weights_file(path: Path) -> Path:
+    """The file of weights that `path` means: a checkpoint's folder, its JSON, or the file itself."""
+    if path.is_dir():
+        found = [path / n for n in ("model.safetensors", "pytorch_model.bin") if (path / n).is_file()]
+        return found[0] if found else path / "model.safetensors"
+    return path.with_suffix(".safetensors") if path.suffix == ".json" else path
+
+
+def weights_digest(path: Path | None) -> str:
+    """Digest of a weights file, empty without one; CheckpointError if it is not there."""
+    if path is None:
+        return ""
+    try:
+        return hashlib.sha256(weights_file(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{weights_file(path)}: no such weights file ({error.strerror})") from None
+
+
+def fitting_weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a file (safetensors, or a state dict of torch) under the names of `wanted`.
+
+    All names may stand under one beginning. Where several whole sets are there the teacher's is taken, as DINO does.
+    Counters of batches may be missing. Raises CheckpointError if anything else is, or has another shape.
+    """
+    path = weights_file(path)
+    state = _read_state(path)
+    first = next(iter(wanted))
+    starts = {k.removesuffix(first) for k in state if k == first or k.endswith(f".{first}")} or {""}
+    needed = [k for k in wanted if not k.endswith("num_batches_tracked")]
+    missing = {start: [k for k in needed if start + k not in state] for start in starts}
+    whole = sorted(start for start in starts if not missing[start])
+    if len(whole) > 1:
+        whole = [s for s in whole if not s] or [s for s in whole if "teacher" in s] or whole
+        if len(whole) > 1:
+            raise CheckpointError(f"{path}: holds several encoders ({', '.join(whole)}); keep one of them in the file")
+    start = whole[0] if whole else min(sorted(starts), key=lambda s: len(missing[s]))
+    found = {k: state[start + k] for k in wanted if start + k in state}
+    shapes = [k for k, v in found.items() if v.shape != wanted[k].shape]
+    if missing[start] or shapes:
+        absent = f"{len(missing[start])} weights missing" + (f" under {start!r}" if start else "")
+        raise CheckpointError(
+            f"{path}: does not fit this encoder ({absent}, {len(shapes)} of another shape, "
+            f"first: {(missing[start] + shapes)[0]}); check --encoder"
+        )
+    return found
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Name -> tensor of a weights file; names of nested mappings are joined by dots."""
+    try:
+        if path.suffix in (".pth", ".pt", ".bin", ".ckpt"):
+            return dict(_flat(torch.load(path, map_location="cpu", weights_only=True)))
+        state: dict[str, Tensor] = load_file(path)
+        return state
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such weights file") from None
+    except Exception as error:  # noqa: BLE001 - what unpickling damaged bytes raises is anyone's guess
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: not a safetensors file or a plain state dict of torch ({reason}); convert it first"
+        ) from None
+
+
+def _flat(tree: Any, start: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(tree, Tensor):
+        yield start, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _flat(value, f"{start}.{key}" if start else str(key))
 
 
 def load_weights_of(path: Path, model: nn.Module) -> None:

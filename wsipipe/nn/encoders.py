@@ -1,23 +1,58 @@
-"""Encoders by timm name, from scratch or with a local weights file; and two narrow ResNets made for CPUs."""
+"""Encoders by timm name: from scratch, with a weights file, or from a model hub; and two narrow ResNets for CPUs.
+
+Two doors: `encoder(x)` gives one vector of each image, `tokens(encoder, x)` its grid of features (the last map of a
+convolutional network, the patch tokens of a vision transformer). Both take images as `normalise` makes them; an encoder
+whose weights were made under other channel statistics carries these along and converts.
+"""
 
 from __future__ import annotations
 
 import difflib
+import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models import register_model
 from torch import Tensor, nn
 
 from wsipipe.errors import CheckpointError, ConfigError
+from wsipipe.nn.checkpoint import fitting_weights, maker_of, weights_file
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-"""Channel statistics (0..1) that timm's weights expect; fixed, so that a checkpoint never depends on its data."""
+"""Channel statistics (0..1) that `normalise` takes out; fixed, so that a checkpoint never depends on its data."""
+
+DEFAULT = "resnet18_half"
+"""The encoder that is taken where none is named."""
+
+HUBS = ("hf-hub:", "local-dir:")
+"""Beginnings of names that stand for a model with its weights: of the Hugging Face hub, or of a folder laid out so."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and deviation of R, G, B (0..1) that an encoder's weights expect to be taken out of its input."""
+
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+
+
+class _Restandardise:
+    """Images normalised by `MEAN`, `STD` -> normalised by other statistics; called before an encoder's forward."""
+
+    def __init__(self, own: Statistics) -> None:
+        self.own = own
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = args[0]
+        mean, std, own_mean, own_std = (
+            torch.tensor(v, device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
+            for v in (MEAN, STD, self.own.mean, self.own.std)
+        )
+        return ((x * std + mean - own_mean) / own_std, *args[1:])
 
 
 def _narrow(width: int, **kwargs: Any) -> nn.Module:
@@ -44,44 +79,131 @@ def resnet18_quarter(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 def check_encoder(name: str) -> None:
-    """ConfigError unless timm knows the encoder."""
-    if not timm.is_model(name.removeprefix("hf-hub:")) and not name.startswith("hf-hub:"):
+    """ConfigError unless timm knows the encoder; models of a hub are known when they are fetched."""
+    if not name.startswith(HUBS) and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise ConfigError(f"encoder {name!r} is not known to timm; similar: {', '.join(near) or 'none'}")
 
 
-def create_encoder(name: str, weights: Path | None = None) -> nn.Module:
-    """An encoder from images float [B, 3, H, W] (normalised) to features float [B, D].
+def create_encoder(name: str, weights: Path | None = None, statistics: Statistics | None = None) -> nn.Module:
+    """An encoder from images float [B, 3, H, W] (of `normalise`) to features float [B, D].
 
-    Raises ConfigError for an unknown name, CheckpointError for weights that cannot be fetched or do not fit.
+    weights: a safetensors file, a state dict of torch, or a checkpoint of wsipipe (its folder or either file).
+    statistics: what the encoder expects of its input; default: what comes with its weights, `MEAN` and `STD` without.
+    Vision transformers take images of any size. Raises ConfigError for an unknown name, CheckpointError for weights
+    that cannot be fetched or do not fit.
     """
     check_encoder(name)
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=name.startswith("hf-hub:"), num_classes=0)
-    except OSError as error:  # no network, no access, no such repository
-        raise CheckpointError(f"encoder {name}: cannot be fetched ({' '.join(str(error).split())})") from None
+    model = _build(name)
+    own = _published(model) if name.startswith(HUBS) else Statistics()
     if weights is not None:
-        load_weights(model, weights)
+        own = load_weights(model, weights)
+    expect(model, statistics or own)
     return model
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a safetensors file into `model`; a classification head in the file is ignored, nothing else may differ."""
+def expect(encoder: nn.Module, statistics: Statistics) -> None:
+    """Let an encoder convert its input, which is of `normalise`, to the statistics that its weights expect."""
+    if statistics != Statistics():
+        encoder.register_forward_pre_hook(_Restandardise(statistics))
+
+
+def _build(name: str) -> nn.Module:
+    """The network without its classifier; weights are fetched for models of a hub."""
+    options: dict[str, Any] = {"pretrained": name.startswith(HUBS), "num_classes": 0}
     try:
-        state = load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such weights file") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error}); convert it first") from None
-    wanted = model.state_dict()
-    missing = [k for k in wanted if k not in state]
-    shapes = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
-    if missing or shapes:
+        model = _first_that_takes(name, options)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:  # no network, no access, no such model
+        raise CheckpointError(f"encoder {name}: cannot be fetched ({' '.join(str(error).split())})") from None
+    if getattr(model, "global_pool", None) == "":  # as some hub models are: tokens, not a vector
+        reset: Any = model.reset_classifier
+        reset(0, "token" if getattr(model, "num_prefix_tokens", 0) else "avg")
+    return model
+
+
+def _first_that_takes(name: str, options: dict[str, Any]) -> nn.Module:
+    """The model, made with the options for images of any size that its kind knows; convolutions need none."""
+    for any_size in ({"dynamic_img_size": True, "dynamic_img_pad": True}, {"strict_img_size": False}):
+        try:
+            model: nn.Module = timm.create_model(name, **any_size, **options)
+            return model
+        except TypeError:  # not an option of this kind
+            continue
+    return timm.create_model(name, **options)  # type: ignore[no-any-return]
+
+
+def width_of(encoder: nn.Module, input_px: int) -> int:
+    """Length D of an encoder's features; the encoder comes back in evaluation mode."""
+    encoder.eval()
+    with torch.inference_mode():
+        return int(encoder(torch.zeros(1, 3, input_px, input_px)).shape[1])
+
+
+def statistics_of(encoder: nn.Module) -> Statistics:
+    """The channel statistics that an encoder of `create_encoder` expects; a checkpoint has to name them."""
+    hooks = encoder._forward_pre_hooks.values()
+    return next((h.own for h in hooks if isinstance(h, _Restandardise)), Statistics())
+
+
+def tokens(encoder: nn.Module, x: Tensor) -> Tensor:
+    """Grid of features float [B, h, w, D] of images float [B, 3, H, W]: a feature map, or patch tokens.
+
+    Class and register tokens are left out; the last normalisation layer is applied. ConfigError for an encoder that
+    has no such grid.
+    """
+    own = statistics_of(encoder)
+    if own != Statistics():
+        (x,) = _Restandardise(own)(encoder, (x,))
+    if not hasattr(encoder, "forward_intermediates"):
+        raise ConfigError(f"encoder {type(encoder).__name__} gives no grid of features; choose another")
+    forward: Any = encoder.forward_intermediates
+    last: Tensor = forward(x, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[-1]
+    return last.movedim(1, -1)
+
+
+def chosen_encoder(encoder: str, weights: str) -> tuple[str, Path | None]:
+    """Name of the encoder and path of its weights; what is not named (empty) comes from the other.
+
+    A checkpoint of wsipipe knows its encoder: CheckpointError if another is named.
+    """
+    if not weights:
+        return encoder or DEFAULT, None
+    path = Path(weights)
+    own = maker_of(path)
+    if own is None:
+        return encoder or DEFAULT, path
+    if encoder and encoder != own.encoder:
         raise CheckpointError(
-            f"{path}: does not fit this encoder ({len(missing)} weights missing, {len(shapes)} of another shape, "
-            f"first: {(missing + shapes)[0]}); check --encoder"
+            f"{path}: weights of encoder {own.encoder!r}, but --encoder is {encoder!r}; leave --encoder out"
         )
-    model.load_state_dict({k: state[k] for k in wanted})
+    return own.encoder, path
+
+
+def load_weights(model: nn.Module, path: Path) -> Statistics:
+    """Load weights into `model`; returns what they expect of its input.
+
+    A classification head in the file is ignored, nothing else may be missing. Names may stand under a common
+    beginning, such as `encoder.`, `module.` or `teacher.backbone.`.
+    """
+    model.load_state_dict(fitting_weights(path, model.state_dict()), strict=False)
+    return _statistics_of(path, model)
+
+
+def _published(model: nn.Module) -> Statistics:
+    """The statistics that timm has for a model."""
+    config = timm.data.resolve_model_data_config(model)
+    return Statistics(tuple(config["mean"]), tuple(config["std"]))
+
+
+def _statistics_of(weights: Path, model: nn.Module) -> Statistics:
+    """What a weights file expects: by its own checkpoint, by the `config.json` of a hub beside it, or by timm."""
+    if own := maker_of(weights):
+        return Statistics(own.mean, own.std)
+    try:
+        config = json.loads((weights_file(weights).parent / "config.json").read_text())["pretrained_cfg"]
+        return Statistics(tuple(map(float, config["mean"])), tuple(map(float, config["std"])))
+    except (OSError, KeyError, TypeError, ValueError):
+        return _published(model)
 
 
 def normalise(rgb: Tensor) -> Tensor:

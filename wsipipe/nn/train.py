@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from wsipipe.errors import CheckpointError
+from wsipipe.nn.keep import Keep, Stateful, Watcher
 from wsipipe.runtime import Compute, autocast
 
 B = TypeVar("B")
@@ -41,22 +44,29 @@ def fit(
     schedule: Schedule,
     task: str,
     compute: Compute,
+    *,
+    keep: Keep | None = None,
+    watch: Watcher | None = None,
 ) -> list[float]:
     """Train the parameters of `model` that want a gradient; returns the loss of every step.
 
     `batch(step)` must depend on nothing but `step` (it is called ahead, in a thread); `loss(batch)` runs the model
-    under mixed precision. Raises CheckpointError when the loss or its gradient is not finite, before the weights are
-    touched; the caller's last saved weights stand.
+    under mixed precision, its random draws (dropout) being seeded by `compute.seed` and the step. With `keep`, a
+    killed training goes on where it was last kept, to the same weights; the caller clears it once the result is saved.
+    `watch(step)` may end the training early. Raises CheckpointError when the loss or its gradient is not finite,
+    before the weights are touched; the caller's last saved weights stand.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
     on = compute.device
     model.to(on).train()
-    losses: list[float] = []
-    for step, item in enumerate(_ahead(batch, schedule.steps)):
+    parts: dict[str, Stateful] = {"model": model, "optimiser": optimiser, **({"watch": watch} if watch else {})}
+    first, losses = keep.restore(parts) if keep else (0, [])
+    clock = Clock()
+    for step, item in enumerate(_ahead(batch, first, schedule.steps), first):
         for group in optimiser.param_groups:
             group["lr"] = schedule.rate(step)
-        with autocast(on):
+        with seeded(on, compute.seed, step), autocast(on):
             value = loss(item)
         if not torch.isfinite(value):
             raise CheckpointError(f"{task}: the loss is {value.item()} at step {step}; try a lower learning rate")
@@ -66,18 +76,45 @@ def fit(
             raise CheckpointError(f"{task}: the gradient is not finite at step {step}; try a lower learning rate")
         optimiser.step()
         losses.append(float(value.detach()))
+        enough = watch is not None and watch(step)
+        done = schedule.steps if enough else step + 1
+        if keep:
+            keep.save(done, losses, parts, now=done == schedule.steps)
         recent = losses[-20:]
-        compute.progress(task, step + 1, schedule.steps, f"loss {sum(recent) / len(recent):.3f}")
+        note = f"loss {sum(recent) / len(recent):.3f}, {clock.tick():.2f} s a step"
+        compute.progress(task, done, schedule.steps, note)
+        if enough:
+            break
     model.eval()
     return losses
 
 
-def _ahead(batch: Callable[[int], B], steps: int, depth: int = 2) -> Iterator[B]:
-    """batch(0), batch(1), .., made up to `depth` steps ahead in one thread."""
+class Clock:
+    """Seconds that a step takes, averaged over the steps so far."""
+
+    def __init__(self) -> None:
+        self._start, self._ticks = time.monotonic(), 0
+
+    def tick(self) -> float:
+        """One more step is done: the seconds each took."""
+        self._ticks += 1
+        return (time.monotonic() - self._start) / self._ticks
+
+
+@contextmanager
+def seeded(on: torch.device, *parts: int) -> Iterator[None]:
+    """The global generators seeded by a few integers inside the block, as they were after it."""
+    with torch.random.fork_rng(devices=[on] if on.type == "cuda" else []):
+        torch.manual_seed(_mixed(*parts))
+        yield
+
+
+def _ahead(batch: Callable[[int], B], first: int, steps: int, depth: int = 2) -> Iterator[B]:
+    """batch(first), batch(first + 1), .., before `steps`, made up to `depth` steps ahead in one thread."""
     with ThreadPoolExecutor(1) as pool:
-        queue = [pool.submit(batch, s) for s in range(min(depth, steps))]
+        queue = [pool.submit(batch, s) for s in range(first, min(first + depth, steps))]
         try:
-            for step in range(steps):
+            for step in range(first, steps):
                 item = queue.pop(0).result()
                 if step + depth < steps:
                     queue.append(pool.submit(batch, step + depth))
@@ -89,7 +126,11 @@ def _ahead(batch: Callable[[int], B], steps: int, depth: int = 2) -> Iterator[B]
 
 def generator(*parts: int) -> torch.Generator:
     """A CPU generator seeded by a few integers, such as (seed, stage, step)."""
+    return torch.Generator().manual_seed(_mixed(*parts))
+
+
+def _mixed(*parts: int) -> int:
     seed = 0
     for p in parts:
         seed = (seed * 1_000_003 + p + 0x9E3779B9) % (2**63)
-    return torch.Generator().manual_seed(seed)
+    return seed

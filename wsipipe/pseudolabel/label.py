@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from wsipipe.config import PseudolabelConfig, RunConfig, build
+from wsipipe.config import PretrainConfig, PseudolabelConfig, RunConfig, build
 from wsipipe.errors import CheckpointError, ConfigError, StoreError
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE, Classes, match_stores, read_labels
-from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, read_checkpoint, save_weights
-from wsipipe.nn.encoders import MEAN, STD, create_encoder
-from wsipipe.nn.train import Schedule
+from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, read_checkpoint, weights_digest
+from wsipipe.nn.encoders import HUBS, chosen_encoder, create_encoder, statistics_of
+from wsipipe.pretrain.stage import Input, encoder_of, key_of
 from wsipipe.pseudolabel.bags import Bag, make_bags
+from wsipipe.pseudolabel.embed import embed
 from wsipipe.pseudolabel.lattice import Lattice
 from wsipipe.pseudolabel.method import Fitting, Method, ScoreMap
-from wsipipe.pseudolabel.pretrain import patch_pool, pretrain
 from wsipipe.pseudolabel.registry import load
 from wsipipe.runtime import Compute, Progress, Report, device, digest, read_ledger, silent, write_bytes, write_json
 from wsipipe.store import SlideStore
@@ -32,8 +32,6 @@ from wsipipe.store.shards import ArraySpec, Cell
 from wsipipe.store.slide_store import check_name, shard_windows
 
 log = logging.getLogger(__name__)
-
-PRETRAIN_LR = 2e-3
 
 Rule = tuple[tuple[int, ...], tuple[float, float, float, float] | None]
 """What a training row says of a slide: 0 or 1 for each class, in a box of level-0 px or (None) everywhere."""
@@ -46,13 +44,15 @@ def pseudolabel(
     run: RunConfig,
     progress: Progress = silent,
     overwrite: bool = False,
+    pretraining: PretrainConfig | None = None,
 ) -> tuple[Report, list[Path]]:
     """Fit (or load the fit of the same inputs) and write `scores/<name>` and `labels/<name>` into `store_paths`.
 
     The labels may also speak of stores in the folder `run.stores`, so that a new slide alone can be scored.
-    Returns the ledger and the stores that hold the masks. Everything is checked before any work starts.
+    `pretraining` says how the encoder is pretrained, if it is. Returns the ledger and the stores that hold the masks.
+    Everything is checked before any work starts.
     """
-    stage = Stage(store_paths, config, method_values, run)
+    stage = Stage(store_paths, config, method_values, run, pretraining or PretrainConfig())
     if not overwrite:
         stage.check_free()
     model = stage.fitted(progress)
@@ -73,14 +73,21 @@ class Stage:
     """One pseudolabel run: inputs checked on construction, then fitted, then applied store by store."""
 
     def __init__(
-        self, store_paths: Sequence[Path], config: PseudolabelConfig, method_values: Mapping[str, Any], run: RunConfig
+        self,
+        store_paths: Sequence[Path],
+        config: PseudolabelConfig,
+        method_values: Mapping[str, Any],
+        run: RunConfig,
+        pretraining: PretrainConfig,
     ) -> None:
         self.config, self.run = config, run
         self.method: Method = load(config.method)
         self.params = build(self.method.Params, method_values, f"pseudolabel.{config.method}")
         self.name = config.name or config.method
         check_name(self.name)
-        create_encoder(config.encoder, Path(config.weights) if config.weights else None)
+        self.encoder, self.weights = chosen_encoder(config.encoder, config.weights)
+        self.statistics = statistics_of(create_encoder(self.encoder, self.weights))
+        self.pretraining = replace(pretraining, encoder=self.encoder)
         self.folder = Path(run.runs) / self.name
         self.targets = [SlideStore(p) for p in store_paths]
         self.stores = _known_stores(self.targets, Path(run.stores))
@@ -111,14 +118,16 @@ class Stage:
     def _digest(self) -> str:
         """Key of the fit: labels, training stores, parameters, encoder and seed."""
         rows = [asdict(r) | {"line": 0} for r in self.table.of_split("train")]
-        c = self.config
-        weights = Path(c.weights).read_bytes() if c.weights and Path(c.weights).is_file() else b""
         made_of = {
             "rows": rows,
             "classes": self.table.classes.names,
             "stores": [self.stores[i].digest for i in self.train_ids],
-            "method": (c.method, asdict(self.params)),
-            "encoder": (c.encoder, digest(weights.hex()), c.pretrain, c.pretrain_steps, c.self_train),
+            "method": (self.config.method, asdict(self.params), self.config.self_train),
+            "encoder": (
+                self.encoder,
+                weights_digest(self.weights),
+                self._pretrains and key_of([], self.pretraining, self._input, self.run),
+            ),
             "seed": self.run.seed,
         }
         return digest(made_of)
@@ -130,8 +139,13 @@ class Stage:
             log.info("%s: fitted before with the same inputs", self.folder)
             return self._loaded()
         path.unlink(missing_ok=True)
+        make, compute = self._encoder_maker(progress), self._compute(progress)
         run = Fitting(
-            self.table.classes, self._encoder_maker(progress), self.config.self_train, self._compute(progress)
+            self.table.classes,
+            make,
+            self.config.self_train,
+            compute,
+            lambda bags, lattice: embed(make(), bags, lattice, compute, self.encoder),
         )
         model = self.method.fit(self.bags, self.lattice, self.params, run)
         self._save(model, path)
@@ -167,55 +181,54 @@ class Stage:
     def _compute(self, progress: Progress) -> Compute:
         return Compute(self.device, self.run.seed, progress)
 
+    @property
+    def _pretrains(self) -> bool:
+        """Whether the encoder is pretrained here: asked for, and it comes without weights."""
+        return self.config.pretrain and self.weights is None and not self.encoder.startswith(HUBS)
+
+    @property
+    def _input(self) -> Input:
+        """What the encoder sees of the slides."""
+        return Input(self.lattice.input_px, self.lattice.shrink)
+
     def _encoder_maker(self, progress: Progress) -> Callable[[], nn.Module]:
         """A function that makes the starting encoder: from a file, pretrained here (once), or from scratch."""
-        weights = Path(self.config.weights) if self.config.weights else None
-        if weights is None and self.config.pretrain:
-            weights = self._pretrained(progress)
+        weights = self._pretrained(progress) if self._pretrains else self.weights
 
         def make() -> nn.Module:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.run.seed)
-                return create_encoder(self.config.encoder, weights)
+                return create_encoder(self.encoder, weights)
 
         return make
 
     def _pretrained(self, progress: Progress) -> Path:
-        """`runs/<name>/encoder.safetensors`, made by self-supervision unless it is there with the same inputs."""
-        path = self.folder / "encoder.safetensors"
-        note = path.with_suffix(".json")
-        if path.exists() and note.exists() and json.loads(note.read_text()).get("digest") == self.digest:
-            return path
+        """An encoder pretrained on all stores that are not held out, in a run folder that fits of all methods share."""
         held_out = {r.slide_id for r in self.table.rows if r.split != "train"}
-        pool = patch_pool([s for i, s in self.stores.items() if i not in held_out], self.lattice, self.run.seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.run.seed)
-            encoder = create_encoder(self.config.encoder)
-        schedule = Schedule(self.config.pretrain_steps, PRETRAIN_LR)
-        losses = pretrain(encoder, pool, self.lattice.input_px, schedule, self._compute(progress))
-        save_weights(path, encoder)
-        write_json(note, {"digest": self.digest, "encoder": self.config.encoder, "patches": len(pool), "loss": losses})
-        return path
+        stores = [s for i, s in sorted(self.stores.items()) if i not in held_out]
+        key = key_of(stores, self.pretraining, self._input, self.run)
+        folder = Path(self.run.runs) / f"pretrain-{key[:8]}"
+        return encoder_of(stores, self.pretraining, self._input, self.run, folder, progress)
 
     def _save(self, model: nn.Module, path: Path) -> None:
         """Weights, the labels that they were fitted on, and last the key that makes them count."""
         mpp, patch_px = self.grid
         Checkpoint(
             network=self.config.method,
-            encoder=self.config.encoder,
+            encoder=self.encoder,
             classes=self.table.classes.names,
             mpp=mpp,
             patch_px=patch_px,
             digest=self.digest,
-            mean=MEAN,
-            std=STD,
+            mean=self.statistics.mean,
+            std=self.statistics.std,
             settings=asdict(self.params),
         ).save(self.folder, model)
         write_bytes(self.folder / "labels.csv", self.snapshot)
         write_json(path, {"digest": self.digest, "config": asdict(self.config), "run": asdict(self.run)})
 
     def _loaded(self) -> nn.Module:
-        encoder = create_encoder(self.config.encoder)
+        encoder = create_encoder(self.encoder, statistics=self.statistics)
         model = self.method.build(self.table.classes, encoder, self.lattice)
         load_weights_of(self.folder, model)
         return model.to(self.device).eval()
@@ -228,7 +241,7 @@ class Stage:
             return "skipped"
         _check_mpp(store, self.grid[0])
         scores = self.method.score(model, store, self.lattice, self.params, self.device)
-        gated = gate(scores, rules, self.lattice.instance_px, store)
+        gated = gate(scores, rules, scores.stride_px, store)
         mask = self.method.refine(gated, self.params)
         classes = self.table.classes
         split = "train" if store.slide_id in self.train_ids else ""

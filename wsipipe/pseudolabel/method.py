@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from wsipipe.labels import Classes
 from wsipipe.pseudolabel.bags import Bag
@@ -28,12 +28,17 @@ class ScoreMap:
 
 @dataclass(frozen=True)
 class Fitting:
-    """What a method is given beside bags and parameters; `encoder()` makes a fresh encoder, pretrained if so asked."""
+    """What a method is given beside bags and parameters.
+
+    encoder() makes a fresh encoder, pretrained if so asked. embed(bags, lattice) gives what that encoder, frozen, makes
+    of every instance of every bag, float32 [M, D] each: read from the stores where it was computed before.
+    """
 
     classes: Classes
     encoder: Callable[[], nn.Module]
     self_train: bool
     compute: Compute
+    embed: Callable[[Sequence[Bag], Lattice], list[Tensor]]
 
 
 class Method(Protocol):

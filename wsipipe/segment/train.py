@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
@@ -11,14 +10,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wsipipe.config import RunConfig, SegmentConfig, check
 from wsipipe.errors import CheckpointError, ConfigError, StoreError
 from wsipipe.labels import IGNORE, slide_id_of
-from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, read_checkpoint
-from wsipipe.nn.encoders import MEAN, STD, normalise
+from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, maker_of, read_checkpoint, weights_digest, weights_file
+from wsipipe.nn.encoders import Statistics, chosen_encoder, expect, load_weights, normalise
 from wsipipe.nn.segmenters import create_segmenter, encoder_of
 from wsipipe.nn.train import Schedule, fit
 from wsipipe.runtime import Compute, Progress, device, digest
@@ -39,10 +37,12 @@ def train(
     check_side(chosen[0].grid.patch_px)
     classes = _classes(chosen, config.labels)
     folder = Path(run.runs) / (config.name or config.architecture)
+    encoder, weights = chosen_encoder(config.encoder, config.weights)
     key = digest(
         [s.attributes("labels", config.labels)["digest"] for s in chosen],
         {k: v for k, v in asdict(config).items() if k not in ("window_px", "overlap", "score_stride_px")},
         run.seed,
+        weights_digest(weights),
     )
     path = folder / "model.json"
     if path.exists():
@@ -58,8 +58,8 @@ def train(
     on = device(run.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.seed)
-        model = create_segmenter(config.architecture, config.encoder, len(classes) + 1)
-    _start_from(model, Path(run.runs) / config.labels, config.encoder)
+        model = create_segmenter(config.architecture, encoder, len(classes) + 1)
+    statistics = _start_from(model, weights, _fit_of(Path(run.runs) / config.labels, encoder))
     model.to(memory_format=torch.channels_last)
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -70,13 +70,13 @@ def train(
     grid = chosen[0].grid
     checkpoint = Checkpoint(
         network=config.architecture,
-        encoder=config.encoder,
+        encoder=encoder,
         classes=classes,
         mpp=sum(grid.mpp) / 2,
         patch_px=grid.patch_px,
         digest=key,
-        mean=MEAN,
-        std=STD,
+        mean=statistics.mean,
+        std=statistics.std,
         settings=asdict(config),
     )
     return checkpoint.save(folder, model)
@@ -87,6 +87,7 @@ def load(path: Path) -> tuple[Checkpoint, nn.Module]:
     checkpoint = read_checkpoint(path)
     model = create_segmenter(checkpoint.network, checkpoint.encoder, len(checkpoint.classes) + 1)
     load_weights_of(path, model)
+    expect(encoder_of(model), Statistics(checkpoint.mean, checkpoint.std))
     return checkpoint, model.eval()
 
 
@@ -171,15 +172,25 @@ def _classes(stores: Sequence[SlideStore], labels: str) -> tuple[str, ...]:
     return found.pop()
 
 
-def _start_from(model: nn.Module, folder: Path, encoder: str) -> None:
-    """Start the encoder from the one fitted with the pseudo-labels, if it is of the same kind."""
-    weights, note = folder / "model.safetensors", folder / "model.json"
-    if not (weights.exists() and note.exists() and json.loads(note.read_text()).get("encoder") == encoder):
-        return
+def _fit_of(folder: Path, encoder: str) -> Path | None:
+    """The fit that painted the masks, if its encoder is of the same kind and its weights are there."""
+    made = maker_of(folder)
+    return folder if made and made.encoder == encoder and weights_file(folder).exists() else None
+
+
+def _start_from(model: nn.Module, weights: Path | None, fit_of_masks: Path | None) -> Statistics:
+    """Start the encoder from `weights`, else from the fit of the masks; returns what they expect of the channels."""
+    source = weights or fit_of_masks
+    if source is None:
+        return Statistics()
     inner = encoder_of(model)
-    wanted = inner.state_dict()
-    state = {k.removeprefix("encoder."): v for k, v in load_file(weights).items() if k.startswith("encoder.")}
-    fitting = {k: v for k, v in state.items() if k in wanted and v.shape == wanted[k].shape}
-    if len(fitting) == len(wanted):
-        inner.load_state_dict(fitting)
-        log.info("the encoder starts from %s", weights)
+    try:
+        statistics = load_weights(inner, source)
+    except CheckpointError as error:
+        if weights:
+            raise
+        log.warning("the encoder starts from scratch, not from the fit of the masks: %s", error)
+        return Statistics()
+    expect(inner, statistics)
+    log.info("the encoder starts from %s", source)
+    return statistics

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from wsipipe.store.features import feature_names
 from wsipipe.store.slide_store import CORRUPT, NOT_STORED, USABLE, SlideStore
 
 _STATUS = {USABLE: "usable", CORRUPT: "corrupt", NOT_STORED: "not stored"}
@@ -78,6 +79,9 @@ def _maps(store: SlideStore) -> Iterator[str]:
             classes = ", ".join(meta.get("classes", ["glass / tissue"]))
             stride = f", every {meta['stride_px']} px" if "stride_px" in meta else ""
             yield f"{kind:<10} {name}: {classes}{stride}"
+    for encoder, grid in feature_names(store):
+        used = sum(f.stat().st_size for f in (store.path / "features" / encoder / grid).rglob("*") if f.is_file())
+        yield f"features   {encoder}: cells {grid} (instance, seen, shrink), {used / 1e6:,.1f} MB"
 
 
 def _percent(share: float) -> str:

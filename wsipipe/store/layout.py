@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,21 @@ def create_table(path: Path, columns: Mapping[str, Any], attributes: Mapping[str
         _seal(path / name)
 
 
+def create_cells(path: Path, shape: Sequence[int], chunks: Sequence[int], attributes: Mapping[str, Any]) -> None:
+    """The metadata of a plain chunked array float16 (row, col, D), nan where nothing is written."""
+    zarr.create_array(
+        store=str(path),
+        shape=tuple(shape),
+        dtype="float16",
+        chunks=tuple(chunks),
+        fill_value=float("nan"),
+        compressors=[ZstdCodec(level=3), Crc32cCodec()],
+        dimension_names=["row", "col", "feature"],
+        attributes=dict(attributes),
+    )
+    _seal(path)
+
+
 def read_table(path: Path, names: Sequence[str]) -> list[Any]:
     """The columns of a table written by `create_table`; StoreError if one is damaged or not there."""
     return [_read_column(path / n) for n in names]
@@ -78,6 +93,17 @@ def chunk_files(path: Path) -> list[str]:
     column = zarr.open_array(str(path), mode="r")
     counts = (-(-n // chunk) for n, chunk in zip(column.shape, column.chunks, strict=True))
     return ["/".join(["c", *map(str, cell)]) for cell in product(*map(range, counts))]
+
+
+def damaged_chunks(path: Path) -> Iterator[tuple[str, str]]:
+    """The chunk files of a plain array that are there and cannot be read, with the reason."""
+    array: Any = zarr.open_array(str(path), mode="r")
+    for file in chunk_files(path):
+        if (path / file).exists():
+            try:
+                array.get_block_selection(tuple(map(int, file.split("/")[1:])))
+            except (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
+                yield file, f"cannot be read ({error})"
 
 
 def _read_column(path: Path) -> Any:

@@ -32,7 +32,6 @@ RESERVED = ("tissue", "tile", "zarr.json")
 GLASS = 255
 """Fill value of the pixels: white, as what was not stored is glass."""
 
-
 USABLE, CORRUPT, NOT_STORED = 0, 1, 2
 """Status of a patch."""
 

@@ -84,6 +84,7 @@ def verify(path: Path, decode: bool = False, progress: Progress = silent, worker
         progress(f"verify {name}", check.done, len(shards))
 
     map_threads(lambda each: check.shard(*each), shards, workers, settle)
+    check.features()
     check.attributes("patches")
     for table in sorted({*check.tables, *check.folders("patches")}):
         check.table(table)
@@ -207,6 +208,19 @@ class _Check:
                 self.found.append(Damage(column, str(error).removeprefix(f"{self.path / column}: ")))
         if len(lengths) > 1:
             self.found.append(Damage(where, f"columns of different lengths: {sorted(lengths)}"))
+
+    def features(self) -> None:
+        """Check what is there of every feature array; a chunk that is not there can be computed again."""
+        if not (self.path / "features").is_dir():
+            return
+        self.attributes("features")
+        for where in [w for encoder in self.folders("features") for w in (encoder, *self.folders(encoder))]:
+            if not self.attributes(where) or where.count("/") < 2:
+                continue
+            for file in layout.chunk_files(self.path / where):
+                self.known.add(f"{where}/{file}")
+            for name, what in layout.damaged_chunks(self.path / where):
+                self.found.append(Damage(f"{where}/{name}", f"{what}; delete the file, it will be computed again"))
 
     def attributes(self, where: str) -> dict[str, Any]:
         """The attributes of a group or array, if its zarr.json is as it was written; else none, and that is found."""

@@ -1,0 +1,154 @@
+"""The stage: pretrain an encoder on the patches of stores and save it as a checkpoint; a killed run goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wsipipe.config import PretrainConfig, RunConfig, check
+from wsipipe.errors import CheckpointError, ConfigError
+from wsipipe.labels import read_labels
+from wsipipe.nn.checkpoint import Checkpoint, maker_of
+from wsipipe.nn.encoders import create_encoder, normalise, statistics_of, width_of
+from wsipipe.nn.keep import Keep
+from wsipipe.nn.train import Schedule, fit, generator, seeded
+from wsipipe.pretrain.objectives import objective
+from wsipipe.pretrain.views import Pool, patch_pool, view
+from wsipipe.pretrain.watch import Watch
+from wsipipe.runtime import Compute, Progress, Report, device, digest, silent, write_csv
+from wsipipe.store import SlideStore
+from wsipipe.store.slide_store import check_name
+
+log = logging.getLogger(__name__)
+
+RATES = {"vicreg": 2e-3, "simclr": 1e-3, "byol": 1e-3, "dino": 5e-4}
+"""Highest learning rate (AdamW) of each method."""
+
+ASIDE = 0.1
+"""Share of the patches held aside for the checks."""
+
+CHECKS = 20
+"""Checks in a training of full length."""
+
+KEEP_S = 60.0
+"""Seconds between two writings of the state that a killed run goes on from."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """What the encoder sees: `px` is the side of its input, `shrink` the working px per input px."""
+
+    px: int
+    shrink: int
+
+
+def pretrain(
+    store_paths: Sequence[Path],
+    config: PretrainConfig,
+    run: RunConfig,
+    progress: Progress = silent,
+    overwrite: bool = False,
+) -> tuple[Report, list[Path]]:
+    """Pretrain on stores (less those that `config.labels` holds out) and write `runs/<name>/model.*`.
+
+    Returns the ledger and the checkpoint's JSON. The same inputs are not trained twice; others under the same name are
+    an error unless `overwrite`.
+    """
+    check_name(config.name)
+    stores = [SlideStore(p) for p in store_paths]
+    if config.labels:
+        held_out = _held_out(Path(config.labels), {s.slide_id for s in stores})
+        stores = [s for s in stores if s.slide_id not in held_out]
+        log.info("%d slides are held out by %s", len(held_out), config.labels)
+    folder = Path(run.runs) / config.name
+    view_of = Input(config.input_px, config.shrink)
+    if not overwrite and (folder / "model.json").exists() and not is_made(folder, key_of(stores, config, view_of, run)):
+        raise CheckpointError(
+            f"{folder}: holds a model of other inputs; choose another --name, or replace it with --overwrite"
+        )
+    path = encoder_of(stores, config, view_of, run, folder, progress)
+    report = Report(run.max_failed)
+    report.add(str(path), "done")
+    return report, [path]
+
+
+def _held_out(labels: Path, known: set[str]) -> set[str]:
+    """Those of the `known` slides that `labels` puts into another split than train; ids may carry a file suffix."""
+    rows = [r for r in read_labels(labels, to_fit=False).rows if r.split != "train"]
+    return {r.slide_id if r.slide_id in known else r.slide_id.rsplit(".", 1)[0] for r in rows} & known
+
+
+def key_of(stores: Sequence[SlideStore], config: PretrainConfig, view_of: Input, run: RunConfig) -> str:
+    """Digest of all that a pretrained encoder depends on."""
+    options = {k: v for k, v in asdict(config).items() if k not in ("name", "labels", "input_px", "shrink")}
+    return digest("pretrain", sorted(s.digest for s in stores), options, asdict(view_of), run.seed)
+
+
+def is_made(folder: Path, key: str) -> bool:
+    """Whether `folder` holds the encoder of this key."""
+    made = maker_of(folder)
+    return made is not None and made.digest == key and (folder / "model.safetensors").exists()
+
+
+def encoder_of(
+    stores: Sequence[SlideStore],
+    config: PretrainConfig,
+    view_of: Input,
+    run: RunConfig,
+    folder: Path,
+    progress: Progress = silent,
+) -> Path:
+    """The checkpoint `folder/model.json` of an encoder pretrained on `stores`, made unless it is there."""
+    key = key_of(stores, config, view_of, run)
+    if is_made(folder, key):
+        log.info("%s: pretrained before on the same patches", folder)
+        return folder / "model.json"
+    check(bool(stores), "no slide to pretrain on; check the stores and the splits of the labels")
+    compute = Compute(device(run.device), run.seed, progress)
+    if config.method == "dino" and compute.device.type == "cpu":
+        log.warning("dino needs many steps and a GPU; on a CPU vicreg or simclr learn more in the same time")
+    pool = patch_pool(stores, view_of.px, view_of.shrink, run.seed)
+    if len(pool) < 2:
+        raise ConfigError(f"{len(pool)} patches to pretrain on; check what the stores hold with: wsipipe info STORE")
+    keep = Keep(folder / "training.state", key, KEEP_S)
+    with seeded(torch.device("cpu"), run.seed):
+        encoder = create_encoder(config.encoder)
+    watch, losses = train(encoder, pool, view_of.px, config, compute, keep)
+    own, grid = statistics_of(encoder), stores[0].grid
+    facts = {**asdict(config), "input_px": view_of.px, "shrink": view_of.shrink}
+    facts |= {"patches": len(pool), "steps_done": len(losses)}
+    mpp = sum(grid.mpp) / 2
+    checkpoint = Checkpoint("encoder", config.encoder, (), mpp, grid.patch_px, key, own.mean, own.std, facts)
+    path = checkpoint.save(folder, encoder)
+    columns = ("step", "loss", "effective_rank")
+    write_csv(folder / "checks.csv", columns, [dict(zip(columns, c, strict=True)) for c in watch.checks])
+    keep.clear()
+    return path
+
+
+def train(
+    encoder: torch.nn.Module, pool: Pool, input_px: int, config: PretrainConfig, compute: Compute, keep: Keep | None
+) -> tuple[Watch, list[float]]:
+    """Train `encoder` in place on two random views of each drawn patch; returns the checks and the losses."""
+    learn, aside = pool.split(ASIDE, compute.seed)
+    with seeded(torch.device("cpu"), compute.seed):
+        model = objective(config.method, encoder, width_of(encoder, input_px), config.steps).to(compute.device)
+    watch = Watch(model, aside, input_px, compute, max(1, config.steps // CHECKS), config.patience)
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        g = generator(compute.seed, 1, step)
+        x = learn.draw(config.batch, g)
+        return view(x, input_px, g), view(x, input_px, g)
+
+    def loss(views: tuple[Tensor, Tensor]) -> Tensor:
+        a, b = (normalise(v.to(compute.device)) for v in views)
+        return torch.as_tensor(model(a, b))
+
+    schedule = Schedule(config.steps, config.lr or RATES[config.method])
+    losses = fit(model, batch, loss, schedule, "pretrain", compute, keep=keep, watch=watch)
+    return watch, losses

@@ -1,0 +1,108 @@
+"""Features of the instances of bags by a frozen encoder, computed once and kept in the stores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from wsipipe.nn.checkpoint import digest_of
+from wsipipe.nn.encoders import statistics_of, width_of
+from wsipipe.pseudolabel.bags import Bag
+from wsipipe.pseudolabel.lattice import Lattice, read_crops
+from wsipipe.pseudolabel.parts.classifier import apply_in_batches
+from wsipipe.runtime import Compute, digest
+from wsipipe.store import SlideStore
+from wsipipe.store.features import Features, chunks_of, open_features
+
+TOGETHER = 1024
+"""Instances of small bags that go through a network in one call."""
+
+
+def embed(encoder: nn.Module, bags: Sequence[Bag], lattice: Lattice, compute: Compute, name: str = "") -> list[Tensor]:
+    """Features float32 [M, D], rounded to float16, of the instances of every bag.
+
+    name: of the encoder. With it, instances on the lattice of their slide are read from `features/<name>-<digest of the
+    weights>/<instance>_<seen>_<shrink>` of its store, and put there if they were not. Instances beside the lattice, and
+    those whose surroundings are cut off by the bounds of their bag, are computed.
+    """
+    width = width_of(encoder, lattice.input_px)
+    out = [torch.empty(len(b.xy_px), width) for b in bags]
+    kept = [_kept(b, lattice) if name else np.zeros(len(b.xy_px), bool) for b in bags]
+    if name:
+        weights = digest_of(encoder)
+        folder = f"{_plain(name)}-{weights[:8]}"
+        made_of = digest(weights, asdict(statistics_of(encoder)), asdict(lattice))
+        stores = {b.store.path: b.store for b in bags}
+        for i, store in enumerate(stores.values()):
+            own = [k for k, b in enumerate(bags) if b.store.path == store.path and kept[k].any()]
+            if own:
+                features = _open(store, folder, lattice, width, made_of)
+                cells = [_cells(bags[k].xy_px[kept[k]], lattice) for k in own]
+                _fill(features, np.unique(np.concatenate(cells), axis=0), encoder, store, lattice, compute)
+                for k, c in zip(own, cells, strict=True):
+                    out[k][torch.from_numpy(kept[k])] = torch.from_numpy(features.read(c))
+            compute.progress("embed", i + 1, len(stores))
+    loose = [k for k in range(len(bags)) if not kept[k].all()]
+    for group in _groups(loose, [int((~kept[k]).sum()) for k in loose]):
+        crops = [read_crops(bags[k].store, bags[k].xy_px[~kept[k]], lattice, bags[k].bounds) for k in group]
+        values = apply_in_batches(encoder, np.concatenate(crops), compute.device).half().float()
+        for k, part in zip(group, torch.split(values, [len(c) for c in crops]), strict=True):
+            out[k][torch.from_numpy(~kept[k])] = part
+        compute.progress("embed", group[-1] + 1, len(bags))
+    return out
+
+
+def _fill(
+    features: Features, cells: NDArray[np.int32], encoder: nn.Module, store: SlideStore, lattice: Lattice, on: Compute
+) -> None:
+    """Compute and keep the features of those cells int [M, 2] of a slide that are not there, chunk by chunk."""
+    missing = cells[np.isnan(features.read(cells)).any(1)]
+    for _, inside in chunks_of(missing):
+        part = missing[inside]
+        crops = read_crops(store, (part[:, ::-1] * lattice.instance_px).astype(np.int32), lattice)
+        features.write(part, apply_in_batches(encoder, crops, on.device).numpy())
+
+
+def _open(store: SlideStore, folder: str, lattice: Lattice, width: int, made_of: str) -> Features:
+    m = lattice.instance_px
+    cols, rows = (-(-n // m) for n in store.grid.size_px)
+    grid = f"{m}_{lattice.seen_px}_{lattice.shrink}"
+    return open_features(store, folder, grid, (rows, cols, width), digest(made_of, store.pixel_digest))
+
+
+def _kept(bag: Bag, lattice: Lattice) -> NDArray[np.bool_]:
+    """Which instances are cells of the slide's lattice and see it whole, not cut off by the bag's bounds."""
+    xy, m = bag.xy_px.astype(np.int64), lattice.instance_px
+    on = (xy % m == 0).all(1)
+    if bag.bounds is not None:
+        b, margin = bag.bounds, (lattice.seen_px - m) // 2
+        low, high = np.array([b.x_px, b.y_px]), np.array([b.x_px + b.width_px, b.y_px + b.height_px])
+        on &= (xy - margin >= low).all(1) & (xy + m + margin <= high).all(1)
+    return np.asarray(on)
+
+
+def _cells(xy_px: NDArray[np.int32], lattice: Lattice) -> NDArray[np.int32]:
+    """Cells (row, col) of instances at xy, int32 [M, 2] both."""
+    return np.ascontiguousarray(xy_px[:, ::-1] // lattice.instance_px).astype(np.int32)
+
+
+def _groups(items: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Runs of items whose sizes add up to `TOGETHER` at most, or of one item that is larger."""
+    left, i = iter(items), 0
+    while i < len(items):
+        n = 1
+        while i + n < len(items) and sum(sizes[i : i + n + 1]) <= TOGETHER:
+            n += 1
+        yield list(islice(left, n))
+        i += n
+
+
+def _plain(name: str) -> str:
+    """A name as a folder may have it."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in name)
