@@ -15,7 +15,10 @@ from typing import Any
 from wsipipe.config import RunConfig, TileConfig
 from wsipipe.errors import WsipipeError
 from wsipipe.runtime import Hold, Progress, Report, executor, read_ledger, silent, write_csv
-from wsipipe.slides import SlideFile
+from wsipipe.slides import (
+    SlideFile,
+    openslide_reader,  # noqa: F401 - most slides need it: better loaded here, while the opening process starts
+)
 from wsipipe.slides.base import chosen_mpp
 from wsipipe.slides.probe import Prober
 from wsipipe.store import USABLE, SlideStore
