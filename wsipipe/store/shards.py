@@ -81,7 +81,7 @@ class ArraySpec:
         """One chunk as stored, less its crc32c: [c, y, x] or [y, x] -> codec."""
         if self.quality:
             return jpeg_encode(np.moveaxis(chunk, 0, -1).astype(np.uint8, copy=False), self.quality)
-        return bytes(imagecodecs.zstd_encode(np.ascontiguousarray(chunk, self.dtype), level=3))
+        return bytes(imagecodecs.zstd_encode(np.ascontiguousarray(chunk, self.dtype).tobytes(), level=3))
 
     def decode(self, body: bytes, out: NDArray[np.generic] | None = None) -> NDArray[np.generic]:
         """The chunk [c, y, x] or [y, x] of `body`, in `out` if that is given and the codec can write there.

@@ -390,7 +390,7 @@ def test_slide_labels_and_two_classes_are_learned_by_the_prevalence_rule(
     stores = tile_pictures(pictures, patch_px=192)
     labels = tmp_path / "labels.csv"
     labels.write_text("\n".join(rows))
-    report, _ = quick(stores, labels, {"prevalence": 0.25, "retrain_steps": 60})
+    report, _ = quick(stores, labels, {"prevalence": 0.25, "retrain_steps": 40})
     assert report.exit_code == 0
     means = np.zeros((6, 2))
     for i in range(6):

@@ -37,9 +37,10 @@ def fit(method: Method, small_cohort: Cohort) -> Fit:
 
 
 def short(method: Method) -> Any:
-    """The default parameters, with every schedule cut to two steps."""
-    steps = {f.name: 2 for f in dataclasses.fields(method.Params) if f.name.endswith("steps")}
-    return method.Params(**steps)
+    """The default parameters, with every schedule cut to two steps and one view scored."""
+    short = {"steps": 2, "views": 1}
+    names = [f.name for f in dataclasses.fields(method.Params)]
+    return method.Params(**{n: short[n.split("_")[-1]] for n in names if n.split("_")[-1] in short})
 
 
 Fit = tuple[torch.nn.Module, Lattice, Any]

@@ -14,7 +14,8 @@ Deviations, with their reason. By default:
 * `calibrate`: the published threshold of 0.5 means little on scores learned from a few instances of positive bags
   against many of negative ones. Two networks, each fitted on half of the slides, score the other half; the border
   is put where these scores, with the bags' labels alone, promise the best Dice (see `parts.calibrate`).
-* self-training: a last classifier learns the confident answers of these two networks to each other's slides.
+* self-training: the classifier learns on from the confident answers, held to the bags' labels, that these two networks
+  give together; its border is moved so that it takes as much of the positive bags as they take of held-out ones.
 * scores are averaged over overlapping instances (`overlap`); 1 as published.
 Off by default, as published where on: the image-level constraint (`constraint: 1.0`) and the cascade (`cascade: N1`).
 The cascade's crops are seen without context, and its second pair of selectors sees no more of an instance than the
@@ -134,13 +135,13 @@ def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> 
         return camel.learned(everything)
     parts = halves(bags, camel.labels, run.compute.seed) if params.calibrate else []
     model, held_out, everyone = camel.cross_fitted(parts or [everything])
-    shift = shifts(held_out, camel.labels, params.prevalence) if params.calibrate else model.shift
+    shift = torch.zeros(len(run.classes))
+    if params.calibrate:
+        shift = shifts(held_out, camel.labels, params.prevalence)
     if run.self_train:
-        teacher = [z + shift for z in everyone]
-        camel.self_train(model, teacher)
-        shift = (
-            same_share(camel.answers(model), [z + shift for z in held_out], camel.labels) if params.calibrate else shift
-        )
+        camel.self_train(model, [z + shift for z in everyone])
+        if params.calibrate:
+            shift = same_share(camel.answers(model), [z + shift for z in held_out], camel.labels)
     elif len(parts) > 1:
         model = camel.learned(everything)
     model.shift.copy_(shift)
