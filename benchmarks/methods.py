@@ -1,6 +1,6 @@
 """How well masks learnt from weak labels do, against trivial answers and against training on the pixels themselves.
 
-    python benchmarks/methods.py --data DATA --sets glas cohort --budget quick --out METHODS.md
+    python benchmarks/methods.py --data DATA --sets glas --budget quick --out METHODS.md
 
 Every step is a command of wsipipe in a process of its own. The track is L0: no pixel label is used anywhere before the
 judgement, which is the last thing that is done; the weak methods run in a folder without truth, and a step whose
@@ -37,7 +37,8 @@ NOTES = (
     "With several seeds: the mean, with the lowest and the highest in round brackets (of slide AUC, over folds too). "
     "With one fold and one seed of 8 patients or more: the 95 % interval of Dice, by patient, in square brackets.",
     "weak / supervised: Dice of the row over Dice of the last line, seed by seed. The network of the last line starts "
-    "from the encoder that the last method was fitted with, as that method's own segmenter does: only masks differ.",
+    "from the encoder that the last method was fitted with, as that method's own segmenter does: only masks differ. "
+    "No ratio is given where the last line is no better than calling all tissue the class.",
     "min, MiB: wall time of the steps that lead to the row, of one fold and seed, tiling aside; the highest peak of "
     "memory of a process and its children among them.",
     "Label copied to all tissue: all tissue of the slides that hold the class; all tissue: of every slide.",
@@ -69,7 +70,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = sorted(p.stem for p in SETS.glob("*.yaml"))
     parser.add_argument("--data", type=Path, required=True, help="folder of the real data: glas/, ebhi/")
-    parser.add_argument("--sets", nargs="+", default=["cohort", "glas"], help=f"{', '.join(known)}, or a YAML file")
+    parser.add_argument("--sets", nargs="+", default=["glas"], help=f"{', '.join(known)}, or a YAML file")
     parser.add_argument("--budget", default="quick", help="as the data set defines them: quick or full")
     parser.add_argument("--methods", nargs="+", default=(), help="default: all that the data set names")
     parser.add_argument("--folds", nargs="+", type=int, default=(), help="numbers; default: what the budget says")

@@ -37,8 +37,13 @@ KINDS = (
 )
 """What is judged of a method: title, end of the name of its masks, and whose patients."""
 
+EMPTY = "empty mask"
+
 TRIVIAL = {"all tissue": "all tissue is {}", "label copied to all tissue": "all tissue of slides with {}"}
 """Trivial answers, each of one class, as `wsipipe evaluate` calls them."""
+
+UNINFORMED = (EMPTY, "all tissue")
+"""Trivial answers that know nothing of a test slide; the bound has to be better than these."""
 
 
 @dataclass
@@ -74,9 +79,13 @@ def rows_of(data: DataSet, plans: Sequence[Plan]) -> list[Row]:
                 return run + end, (f"encoder-s{seed}", f"{run}/fit", *last)
 
             rows.append(_row(f"{arm.name}: {title}", split, data, plans, names))
+    floor = max((r.seeds[0]["dice"] for r in rows if r.split == "test" and r.answer in UNINFORMED), default=0.0)
+    learnt = all(s["dice"] > floor for s in bound.seeds)
+    if not learnt:
+        bound.note = "no better than all tissue: it was trained too briefly to be a bound"
     for row in rows:
         if row.split == "test" and row.answer.partition(": ")[0] in {a.name for a in data.arms}:
-            row.ratios = [a["dice"] / b["dice"] for a, b in zip(row.seeds, bound.seeds, strict=False) if b["dice"]]
+            row.ratios = [a["dice"] / b["dice"] for a, b in zip(row.seeds, bound.seeds, strict=False)] if learnt else []
     return [*rows, bound]
 
 
@@ -125,7 +134,7 @@ def _trivial_rows(data: DataSet, plans: Sequence[Plan], split: str) -> list[Row]
     judged = [j for p in plans if (j := _judged(p, split, first))]
     if len(judged) < len(plans):
         return []
-    rows = [Row("empty mask", split, [scores(pooled(j.answers["empty"] for j in judged))])]
+    rows = [Row(EMPTY, split, [scores(pooled(j.answers["empty"] for j in judged))])]
     for title, name in TRIVIAL.items():
         of_class = [scores(pooled(j.answers[name.format(c)] for j in judged), k) for k, c in enumerate(data.classes, 1)]
         rows.append(Row(title, split, [mean_scores(of_class)]))
