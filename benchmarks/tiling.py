@@ -17,18 +17,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from contestants import GROUPS, MPP, TIMED_SIZE, Contestant, Group, Place
+from processes import wait_for
 from report import Outcome, Results, machine, markdown
 
 HERE = Path(__file__).resolve().parent
 SIZES = (10_000, 40_000, 100_000)
 MEMORY_ROUNDS = 3
-POLL_S = 0.02
 LONGEST_S = 3600
 OWN_PACKAGES = ("wsipipe", "numpy", "zarr", "imagecodecs", "pillow", "tifffile", "google-crc32c")
 COMMAND = (
@@ -225,31 +224,13 @@ def peak_mib(place: Place, slide: Path, mpp: float) -> float:
     command = [sys.executable, "-c", start, "tile", str(slide), "--mpp", str(mpp), "--workers", "2", "--quiet"]
     with (folder / "log").open("w+") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=_environment())
-        seen = 0
-        while True:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if pid:
-                break
-            seen = max(seen, _resident_kib(process.pid))
-            time.sleep(POLL_S)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        peak = wait_for(process)
         if process.returncode:
             log.seek(0)
             said = log.read().strip().splitlines() or [f"exit code {process.returncode}"]
             raise Failed(said[-1].replace(str(place.work), "WORK"))
     shutil.rmtree(folder)
-    return max(seen, usage.ru_maxrss) / 1024
-
-
-def _resident_kib(pid: int) -> int:
-    """Resident memory of a process and of all below it."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        children = " ".join(p.read_text() for p in Path(f"/proc/{pid}/task").glob("*/children"))
-    except OSError:
-        return 0
-    own = next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")), 0)
-    return own + sum(_resident_kib(int(child)) for child in children.split())
+    return peak
 
 
 def _versions(python: Path, packages: Sequence[str]) -> str:

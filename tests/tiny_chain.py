@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import imagecodecs
@@ -10,6 +12,8 @@ import numpy as np
 from click.testing import CliRunner, Result
 
 from wsipipe.cli import main
+
+BIN = Path(sys.executable).with_name("wsipipe")
 
 SLIDES = ("pos", "neg", "extra")  # extra has no row in labels.csv
 
@@ -49,3 +53,22 @@ def add_broken_slide(folder: Path) -> None:
 def wsipipe(*arguments: object) -> Result:
     """Run the command line in this process."""
     return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A folder in which the three commands have run, and what they said."""
+
+    folder: Path
+    results: dict[str, Result]
+
+
+def assert_refused(result: Result, code: int, *fragments: str) -> None:
+    """The command ended with `code` and one line on stderr that says why."""
+    assert result.exit_code == code, result.stderr
+    assert result.stdout == ""
+    said = [line for line in result.stderr.splitlines() if line.startswith("wsipipe: error: ")]
+    assert len(said) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for fragment in fragments:
+        assert fragment in said[0]

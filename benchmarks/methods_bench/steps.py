@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from processes import wait_for
+
 POLL_S = 0.1
 ROOT = Path(__file__).resolve().parents[2]
 WSIPIPE = (sys.executable, "-c", "from wsipipe.cli import main; main()")
@@ -102,32 +104,11 @@ def run(step: Step, folder: Path, renew: bool) -> Mapping[str, Any]:
     argv = [*step.argv, *(["--overwrite"] if renew and step.argv[: len(WSIPIPE)] == WSIPIPE else [])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     log_path = folder / f"{step.name.replace('/', '__')}.log"
-    began, peak = time.monotonic(), 0
+    began = time.monotonic()
     with log_path.open("w") as log:
         process = subprocess.Popen(argv, cwd=step.cwd, stdout=log, stderr=log, env=environment)
-        try:
-            while True:
-                pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-                if pid:
-                    break
-                peak = max(peak, resident_kib(process.pid))
-                time.sleep(POLL_S)
-        except BaseException:
-            process.kill()
-            raise
-    process.returncode = os.waitstatus_to_exitcode(status)
+        peak_mib = wait_for(process, POLL_S)
     if process.returncode:
         said = log_path.read_text().strip().splitlines() or ["nothing"]
         raise Failed(f"{step.name}: exit code {process.returncode}, it said: {said[-1]}\n  all of it: {log_path}")
-    return {"seconds": time.monotonic() - began, "peak_mib": max(peak, usage.ru_maxrss) / 1024}
-
-
-def resident_kib(pid: int) -> int:
-    """Resident memory of a process and of all below it."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        children = " ".join(p.read_text() for p in Path(f"/proc/{pid}/task").glob("*/children"))
-    except OSError:
-        return 0
-    own = next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")), 0)
-    return own + sum(resident_kib(int(child)) for child in children.split())
+    return {"seconds": time.monotonic() - began, "peak_mib": peak_mib}

@@ -58,19 +58,16 @@ def case_of(path: Path) -> str:
 
 def divide(images: list[tuple[str, str]], share: float) -> set[str]:
     """Cases to test on, of images (class, case): of each class about `share` of its images, never all of its cases."""
+    of_class: dict[str, list[str]] = {}
+    for name, case in images:
+        of_class.setdefault(name, []).append(case)
     test: set[str] = set()
-    kept: set[str] = set()
-    for name in sorted({c for c, _ in images}, key=lambda c: len({case for k, case in images if k == c})):
-        of_class = [case for c, case in images if c == name]
-        cases = sorted(set(of_class), key=lambda case: (of_class.count(case), case))
-        if not set(cases) & kept:
-            kept.add(cases[-1])
-        for case in cases:
-            if sum(c in test for c in of_class) >= share * len(of_class):
+    for cases in sorted(of_class.values(), key=lambda cases: len(set(cases))):
+        for case in sorted(set(cases), key=lambda case: (cases.count(case), case)):
+            if sum(c in test for c in cases) >= share * len(cases):
                 break
-            if case not in kept and len(set(cases) - test) > 1:
+            if all(set(others) - test - {case} for others in of_class.values()):
                 test.add(case)
-        kept |= set(cases) - test
     return test
 
 

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from methods_bench.raw_masks import raw_mask
 
@@ -64,6 +64,7 @@ def test_raw_masks_hold_the_likeliest_class_from_a_half_on_and_nothing_on_glass(
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 12).map(str)), min_size=1, max_size=40))
+@example([("a", "0"), ("a", "2"), ("b", "1"), ("b", "2"), ("c", "0"), ("c", "1")])  # cases of several classes
 def test_cases_are_never_split_and_each_class_keeps_a_case_to_train_on(images: list[tuple[str, str]]):
     test = divide(images, 0.33)
     for name in {c for c, _ in images}:

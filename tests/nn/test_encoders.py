@@ -317,3 +317,10 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path):
     torch.save({"conv": Evil()}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="not a safetensors file or a plain state dict of torch"):
         create_encoder("resnet18_quarter", tmp_path / "w.pth")
+
+
+def test_width_is_the_length_of_the_features_and_asking_changes_nothing():
+    encoder = create_encoder("resnet18_quarter").train()
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    assert width_of(encoder, 16) == 128
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from labelled import BRIEF, ROWS, Csv, Stage, Stores, picture
 from numpy.typing import NDArray
 from textures import Cohort, plant, tiled_pictures, tissue
 
@@ -98,5 +100,43 @@ def quick(run: RunConfig) -> Callable[..., tuple[Report, list[Path]]]:
         options = PseudolabelConfig(labels=str(labels), **settings)
         values = QUICK | dict(method or {})
         return pseudolabel(list(stores.values()), options, values, run, overwrite=overwrite, pretraining=pretraining)
+
+    return go
+
+
+@pytest.fixture(scope="session")
+def tiled_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stores of five labelled slides and one without a row (`free`), patches of 64 px."""
+    folder = tmp_path_factory.mktemp("cohort")
+    kinds = {"blob": (0,), "line": (1,), "both": (0, 1), "none": (), "held": (0,), "free": (1,)}
+    tiled_pictures(folder, {n: picture(i, k) for i, (n, k) in enumerate(kinds.items())}, patch_px=64)
+    return folder / "stores"
+
+
+@pytest.fixture
+def stores(tmp_path: Path, tiled_cohort: Path) -> Stores:
+    """Copies of the cohort's stores, by slide id."""
+    shutil.copytree(tiled_cohort, tmp_path / "stores")
+    return {p.stem: p for p in sorted((tmp_path / "stores").glob("*.zarr"))}
+
+
+@pytest.fixture
+def csv(tmp_path: Path) -> Csv:
+    """`csv(*rows, header=..)` writes labels.csv."""
+
+    def write(*rows: str, header: str = "slide_id,label,split") -> Path:
+        path = tmp_path / "labels.csv"
+        path.write_text("\n".join([header, *(rows or ROWS)]) + "\n")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def stage(quick: Stage) -> Stage:
+    """`stage(stores, labels, ..)`: the stage with two steps of everything."""
+
+    def go(stores: Stores, labels: Path, **more: object) -> tuple[Report, list[Path]]:
+        return quick(stores, labels, BRIEF, **more)
 
     return go

@@ -7,14 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from textures import tiled_pictures, tissue
 from torch import Tensor, nn
 
 from wsipipe.geometry import Window
 from wsipipe.nn.encoders import normalise
-from wsipipe.pseudolabel import embed as module
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.embed import embed
 from wsipipe.pseudolabel.lattice import Lattice, read_crops
@@ -142,12 +139,3 @@ def test_a_killed_run_loses_no_chunk_that_was_written(store: SlideStore, monkeyp
 def test_nothing_is_kept_without_a_name(store: SlideStore):
     embed(Counting(), [slide_bag(store)], LATTICE, CPU)
     assert feature_names(store) == []
-
-
-@given(st.lists(st.integers(1, 30), max_size=12))
-def test_small_bags_go_together_and_every_bag_goes_once(sizes: list[int]):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "TOGETHER", 20)
-        groups = list(module._groups(list(range(len(sizes))), sizes))
-    assert [i for g in groups for i in g] == list(range(len(sizes)))
-    assert all(len(g) == 1 or sum(sizes[i] for i in g) <= 20 for g in groups)

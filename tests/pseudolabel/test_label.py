@@ -4,86 +4,35 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from textures import plant, tiled_pictures, tissue
+from labelled import (
+    ROWS,
+    SIZE,
+    STRIDE,
+    Csv,
+    Stage,
+    Stores,
+    mask_of,
+    picture,
+    scores_of,
+    statuses,
+    tissue_of,
+    written,
+)
+from textures import tiled_pictures
 
-from wsipipe.config import PretrainConfig, PseudolabelConfig, RunConfig
+from wsipipe.config import PseudolabelConfig, RunConfig
 from wsipipe.errors import CheckpointError, ConfigError, LabelsError, StoreError
-from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
-from wsipipe.nn.checkpoint import Checkpoint, read_checkpoint, save_weights
-from wsipipe.nn.encoders import Statistics, create_encoder
-from wsipipe.pretrain.stage import pretrain
+from wsipipe.nn.checkpoint import read_checkpoint
 from wsipipe.pseudolabel.label import painted, pseudolabel
 from wsipipe.pseudolabel.method import ScoreMap
 from wsipipe.pseudolabel.methods import camel
-from wsipipe.runtime import Report
 from wsipipe.store import SlideStore
-
-Stores = dict[str, Path]
-Stage = Callable[..., tuple[Report, list[Path]]]
-Csv = Callable[..., Path]
-
-BRIEF = {"lattice": 2, "selector_steps": 2, "retrain_steps": 2}
-STRIDE = 32
-"""Side of an instance."""
-
-ROWS = ("blob,a,", "line,b,", "both,a;b,", "none,,", "held,,test")
-SIZE = (320, 256)
-
-
-def picture(seed: int, kinds: tuple[int, ...] = ()) -> NDArray[np.uint8]:
-    """Tissue left of x = 256, glass right of it."""
-    rgb = np.full((SIZE[1], SIZE[0], 3), 243, np.uint8)
-    rgb[:, :256] = tissue((256, SIZE[1]), seed)
-    for kind in kinds:
-        plant(rgb, (64, 64 * kind), 64, kind)
-    return rgb
-
-
-@pytest.fixture(scope="module")
-def tiled_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stores of five labelled slides and one without a row (`free`), patches of 64 px."""
-    folder = tmp_path_factory.mktemp("cohort")
-    kinds = {"blob": (0,), "line": (1,), "both": (0, 1), "none": (), "held": (0,), "free": (1,)}
-    tiled_pictures(folder, {n: picture(i, k) for i, (n, k) in enumerate(kinds.items())}, patch_px=64)
-    return folder / "stores"
-
-
-@pytest.fixture
-def stores(tmp_path: Path, tiled_cohort: Path) -> Stores:
-    """Copies of the cohort's stores, by slide id."""
-    shutil.copytree(tiled_cohort, tmp_path / "stores")
-    return {p.stem: p for p in sorted((tmp_path / "stores").glob("*.zarr"))}
-
-
-@pytest.fixture
-def csv(tmp_path: Path) -> Csv:
-    """`csv(*rows, header=..)` writes labels.csv."""
-
-    def write(*rows: str, header: str = "slide_id,label,split") -> Path:
-        path = tmp_path / "labels.csv"
-        path.write_text("\n".join([header, *(rows or ROWS)]) + "\n")
-        return path
-
-    return write
-
-
-@pytest.fixture
-def stage(quick: Stage) -> Stage:
-    """`stage(stores, labels, ..)`: the stage with two steps of everything."""
-
-    def go(stores: Stores, labels: Path, **more: object) -> tuple[Report, list[Path]]:
-        return quick(stores, labels, BRIEF, **more)
-
-    return go
 
 
 @pytest.fixture
@@ -95,26 +44,6 @@ def certain(monkeypatch: pytest.MonkeyPatch) -> None:
         return ScoreMap(np.stack([np.full(shape, v, np.float32) for v in (1.0, 0.9)]), STRIDE)
 
     monkeypatch.setattr(camel, "score", score)
-
-
-def mask_of(path: Path, name: str = "camel") -> NDArray[np.uint8]:
-    return SlideStore(path).labels(name).read(Window(0, 0, *SIZE))
-
-
-def scores_of(path: Path, name: str = "camel") -> NDArray[np.uint8]:
-    return SlideStore(path).scores(name).read(Window(0, 0, SIZE[0] // STRIDE, SIZE[1] // STRIDE))
-
-
-def tissue_of(path: Path) -> NDArray[np.bool_]:
-    return mask_of(path, "tissue") == 1
-
-
-def statuses(report: Report) -> dict[str, str]:
-    return {r["item"]: r["status"] for r in report.rows}
-
-
-def written(stores: Stores) -> dict[str, int]:
-    return {str(f): f.stat().st_mtime_ns for p in stores.values() for f in p.rglob("camel/**/*") if f.is_file()}
 
 
 def test_every_store_gets_masks_and_scores_also_unlabelled_and_held_out_ones(
@@ -372,131 +301,6 @@ def test_rows_without_a_store_and_misplaced_regions_stop_the_stage_before_it_wor
     with pytest.raises(LabelsError, match="line 3: the region starts outside slide line"):
         stage(stores, csv("blob,a,0,0,64,64", "line,,900,0,64,64", header="slide_id,label,x,y,width,height"))
     assert not Path(run.runs).exists()
-
-
-FEW = PretrainConfig(steps=2, batch=8)
-
-
-def pretrained(run: RunConfig) -> list[Path]:
-    """The checkpoints of encoders that fits pretrained."""
-    return sorted(Path(run.runs).glob("pretrain-*/model.json"))
-
-
-def test_a_pretrained_encoder_is_shared_by_fits_and_not_made_again_after_a_stop(
-    stores: Stores, csv: Csv, stage: Stage, run: RunConfig, monkeypatch: pytest.MonkeyPatch
-):
-    real = camel.fit
-
-    def broken(bags: object, lattice: object, params: object, given: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(camel, "fit", broken)
-    with pytest.raises(KeyboardInterrupt):
-        stage(stores, csv(), pretrain=True, pretraining=FEW)
-    (path,) = pretrained(run)
-    made = read_checkpoint(path)
-    assert (made.encoder, made.settings["steps_done"], made.settings["input_px"]) == ("resnet18_quarter", 2, STRIDE)
-    stamp = path.stat().st_mtime_ns
-    monkeypatch.setattr(camel, "fit", real)
-    assert stage(stores, csv(), pretrain=True, pretraining=FEW)[0].exit_code == 0
-    assert stage(stores, csv(), pretrain=True, pretraining=FEW, name="again")[0].exit_code == 0
-    assert pretrained(run) == [path]
-    assert path.stat().st_mtime_ns == stamp
-
-
-def test_how_the_encoder_is_pretrained_belongs_to_the_key_of_the_fit(stores: Stores, csv: Csv, stage: Stage):
-    stage(stores, csv(), pretrain=True, pretraining=FEW)
-    with pytest.raises(StoreError, match="holds a fit of other inputs"):
-        stage(stores, csv(), pretrain=True, pretraining=replace(FEW, method="simclr"))
-    stage(stores, csv(), pretrain=False, name="scratch", pretraining=FEW)
-    other = stage(stores, csv(), pretrain=False, name="scratch", pretraining=replace(FEW, steps=1))
-    assert set(statuses(other[0]).values()) == {"skipped"}
-
-
-def test_pretraining_sees_no_slide_that_is_held_out(
-    stores: Stores, csv: Csv, stage: Stage, monkeypatch: pytest.MonkeyPatch
-):
-    seen: list[str] = []
-    from wsipipe.pseudolabel import label
-
-    real = label.encoder_of
-    monkeypatch.setattr(label, "encoder_of", lambda s, *a: (seen.extend(x.slide_id for x in s), real(s, *a))[1])
-    stage(stores, csv(), pretrain=True, pretraining=FEW)
-    assert sorted(seen) == ["blob", "both", "free", "line", "none"]
-
-
-def test_a_second_fit_with_the_same_encoder_reads_all_features_from_the_stores(
-    stores: Stores, csv: Csv, stage: Stage, monkeypatch: pytest.MonkeyPatch
-):
-    from wsipipe.pseudolabel import embed as module
-
-    real, crops = module.apply_in_batches, []
-    monkeypatch.setattr(
-        module, "apply_in_batches", lambda model, x, *a, **k: (crops.append(len(x)), real(model, x, *a, **k))[1]
-    )
-    stage(stores, csv())
-    assert sum(crops) > 0
-    (features,) = {p.name for s in stores.values() for p in (s / "features").glob("[!z]*")}
-    assert features.startswith("resnet18_quarter-")
-    crops.clear()
-    stage(stores, csv(), self_train=True, name="second")
-    assert crops == []
-
-
-def test_an_encoder_that_was_pretrained_by_itself_is_taken_by_its_own_name(
-    stores: Stores, csv: Csv, stage: Stage, run: RunConfig
-):
-    config = replace(FEW, encoder="resnet18_quarter", input_px=STRIDE, shrink=1, name="mine")
-    _, (path,) = pretrain(list(stores.values()), config, run)
-    assert stage(stores, csv(), encoder="", weights=str(path), pretrain=True)[0].exit_code == 0
-    assert read_checkpoint(Path(run.runs) / "camel" / "model.json").encoder == "resnet18_quarter"
-    assert pretrained(run) == []
-    with pytest.raises(
-        CheckpointError, match="weights of encoder 'resnet18_quarter', but --encoder is 'resnet18_half'"
-    ):
-        stage(stores, csv(), encoder="resnet18_half", weights=str(path), name="other")
-
-
-def test_what_the_weights_expect_of_colours_is_kept_with_the_fit(
-    stores: Stores, csv: Csv, stage: Stage, run: RunConfig, tmp_path: Path
-):
-    """The fit is scored again from its checkpoint alone, with the same answer."""
-    own = Statistics((0.7, 0.6, 0.7), (0.1, 0.2, 0.3))
-    torch.manual_seed(0)
-    encoder = create_encoder("resnet18_quarter")
-    weights = Checkpoint("encoder", "resnet18_quarter", (), 0.5, 64, "d", own.mean, own.std, {}).save(tmp_path, encoder)
-    stage(stores, csv(), weights=str(weights))
-    note = read_checkpoint(Path(run.runs) / "camel" / "model.json")
-    assert (note.mean, note.std) == (own.mean, own.std)
-    store = SlideStore(stores["blob"])
-    whole = Window(0, 0, *reversed(store.scores("camel").spec.shape[1:]))
-    first = store.scores("camel").read(whole)
-    shutil.rmtree(store.path / "scores" / "camel")
-    stage(stores, csv(), weights=str(weights))
-    np.testing.assert_array_equal(SlideStore(stores["blob"]).scores("camel").read(whole), first)
-
-
-def test_given_weights_start_the_encoder_and_belong_to_the_key_of_the_fit(
-    stores: Stores, csv: Csv, stage: Stage, run: RunConfig, tmp_path: Path
-):
-    weights = tmp_path / "encoder.safetensors"
-    torch.manual_seed(0)
-    save_weights(weights, create_encoder("resnet18_quarter"))
-    stage(stores, csv(), weights=str(weights), pretrain=True)
-    assert pretrained(run) == []
-    assert statuses(stage(stores, csv(), weights=str(weights), pretrain=True)[0])["blob"] == "skipped"
-    torch.manual_seed(1)
-    save_weights(weights, create_encoder("resnet18_quarter"))
-    with pytest.raises(StoreError, match="holds a fit of other inputs"):
-        stage(stores, csv(), weights=str(weights), pretrain=True)
-
-
-def test_weights_that_do_not_fit_or_are_missing_are_named(stores: Stores, csv: Csv, stage: Stage, tmp_path: Path):
-    save_weights(tmp_path / "wide.safetensors", create_encoder("resnet18_half"))
-    with pytest.raises(CheckpointError, match=r"wide\.safetensors: does not fit this encoder .* check --encoder"):
-        stage(stores, csv(), weights=str(tmp_path / "wide.safetensors"))
-    with pytest.raises(CheckpointError, match=r"gone\.safetensors: no such weights file"):
-        stage(stores, csv(), weights=str(tmp_path / "gone.safetensors"))
 
 
 def test_damaged_weights_of_a_fit_are_an_error_not_a_new_fit(stores: Stores, csv: Csv, stage: Stage, run: RunConfig):

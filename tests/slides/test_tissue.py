@@ -53,7 +53,7 @@ def test_the_blob_is_found(array_slide, tissue_drawer, mpp: float, tissue_mpp: f
     grid = working(slide, mpp)
     tissue = find_tissue(slide, grid, tissue_mpp, 10_000)
     width, height = grid.size_px
-    found = tissue.pixels(Window(0, 0, width, height)).astype(bool)
+    found = seen(tissue, (height, width)) == TISSUE
     y, x = (
         np.minimum(((np.arange(n) + 0.5) * s).astype(int), m - 1)
         for n, s, m in zip((height, width), grid.scale, truth.shape, strict=True)
@@ -65,7 +65,7 @@ def test_the_blob_is_found(array_slide, tissue_drawer, mpp: float, tissue_mpp: f
 
 def test_the_blob_is_found_in_a_file(svs_path: Path, tissue_rgb):
     slide = open_slide(svs_path, "blob")
-    found = find_tissue(slide, working(slide), 8.0, 10_000).pixels(Window(0, 0, 1200, 900)).astype(bool)
+    found = seen(find_tissue(slide, working(slide), 8.0, 10_000), (900, 1200)) == TISSUE
     assert (found & tissue_rgb[1]).sum() / (found | tissue_rgb[1]).sum() > 0.9
 
 
@@ -82,7 +82,7 @@ def test_a_blank_slide_is_empty_and_says_so(array_slide, grey: int):
 def test_the_tint_of_the_glass_does_not_matter(array_slide, tissue_drawer, tint: tuple[int, int, int]):
     rgb, truth = tissue_drawer((1200, 1000))
     slide = array_slide(np.where(truth[..., None], rgb, np.array(tint, np.uint8)))
-    found = find_tissue(slide, working(slide), 4.0, 10_000).pixels(Window(0, 0, 1200, 1000)).astype(bool)
+    found = seen(find_tissue(slide, working(slide), 4.0, 10_000), (1000, 1200)) == TISSUE
     assert (found & truth).sum() / (found | truth).sum() > 0.9
 
 
@@ -100,7 +100,7 @@ def test_a_black_frame_is_not_tissue(array_slide, tissue_drawer):
     rgb = rgb.copy()
     rgb[:60], rgb[:, -60:] = 0, 0
     slide = array_slide(rgb)
-    found = find_tissue(slide, working(slide), 4.0, 10_000).pixels(Window(0, 0, 1200, 1000)).astype(bool)
+    found = seen(find_tissue(slide, working(slide), 4.0, 10_000), (1000, 1200)) == TISSUE
     assert not found[:40].any()
     assert not found[:, -40:].any()
     assert (found & truth).sum() / (found | truth).sum() > 0.9
@@ -156,14 +156,6 @@ def test_fractions_agree_with_counting_pixels(step: int, n: int, at: tuple[int, 
 
 def test_fractions_of_no_window_are_none():
     assert TissueMask(np.ones((3, 3), np.uint8), 4).fractions(np.zeros((0, 2), np.int64), (8, 8)).shape == (0,)
-
-
-def test_pixels_take_the_mask_pixel_that_covers_them():
-    kind = np.random.default_rng(0).integers(0, 5, (6, 7)).astype(np.uint8)
-    fine = (kind == TISSUE).repeat(4, 0).repeat(4, 1)
-    found = TissueMask(kind, 4).pixels(Window(3, 5, 20, 14))
-    assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, fine[5:19, 3:23])
 
 
 def test_shares_are_of_what_is_neither_glass_nor_black():

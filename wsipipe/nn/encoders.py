@@ -145,11 +145,11 @@ def statistics_of(encoder: nn.Module) -> Statistics:
     return next((h.own for h in hooks if isinstance(h, _Restandardise)), Statistics())
 
 
-def tokens(encoder: nn.Module, x: Tensor) -> Tensor:
+def tokens(encoder: nn.Module, x: Tensor, level: int = -1) -> Tensor:
     """Grid of features float [B, h, w, D] of images float [B, 3, H, W]: a feature map, or patch tokens.
 
-    Class and register tokens are left out; the last normalisation layer is applied. ConfigError for an encoder that
-    has no such grid.
+    `level` counts the encoder's maps from the finest on; default: the last. Class and register tokens are left out; the
+    last normalisation layer is applied. ConfigError for an encoder that has no such grid.
     """
     own = statistics_of(encoder)
     if own != Statistics():
@@ -157,8 +157,8 @@ def tokens(encoder: nn.Module, x: Tensor) -> Tensor:
     if not hasattr(encoder, "forward_intermediates"):
         raise ConfigError(f"encoder {type(encoder).__name__} gives no grid of features; choose another")
     forward: Any = encoder.forward_intermediates
-    last: Tensor = forward(x, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[-1]
-    return last.movedim(1, -1)
+    (grid,) = forward(x, indices=[level], norm=True, stop_early=True, output_fmt="NCHW", intermediates_only=True)
+    return torch.as_tensor(grid).movedim(1, -1)
 
 
 def chosen_encoder(encoder: str, weights: str) -> tuple[str, Path | None]:

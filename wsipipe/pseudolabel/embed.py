@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -16,12 +15,10 @@ from wsipipe.nn.encoders import statistics_of, width_of
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.lattice import Lattice, read_crops
 from wsipipe.pseudolabel.parts.classifier import apply_in_batches
+from wsipipe.pseudolabel.parts.instances import apply_to_bags
 from wsipipe.runtime import Compute, digest
 from wsipipe.store import SlideStore
 from wsipipe.store.features import Features, chunks_of, open_features
-
-TOGETHER = 1024
-"""Instances of small bags that go through a network in one call."""
 
 
 def embed(encoder: nn.Module, bags: Sequence[Bag], lattice: Lattice, compute: Compute, name: str = "") -> list[Tensor]:
@@ -49,12 +46,9 @@ def embed(encoder: nn.Module, bags: Sequence[Bag], lattice: Lattice, compute: Co
                     out[k][torch.from_numpy(kept[k])] = torch.from_numpy(features.read(c))
             compute.progress("embed", i + 1, len(stores))
     loose = [k for k in range(len(bags)) if not kept[k].all()]
-    for group in _groups(loose, [int((~kept[k]).sum()) for k in loose]):
-        crops = [read_crops(bags[k].store, bags[k].xy_px[~kept[k]], lattice, bags[k].bounds) for k in group]
-        values = apply_in_batches(encoder, np.concatenate(crops), compute.device).half().float()
-        for k, part in zip(group, torch.split(values, [len(c) for c in crops]), strict=True):
-            out[k][torch.from_numpy(~kept[k])] = part
-        compute.progress("embed", group[-1] + 1, len(bags))
+    beside = [replace(bags[k], xy_px=bags[k].xy_px[~kept[k]]) for k in loose]
+    for k, values in zip(loose, apply_to_bags(encoder, beside, lattice, 1, compute, "embed"), strict=True):
+        out[k][torch.from_numpy(~kept[k])] = values.half().float()
     return out
 
 
@@ -90,17 +84,6 @@ def _kept(bag: Bag, lattice: Lattice) -> NDArray[np.bool_]:
 def _cells(xy_px: NDArray[np.int32], lattice: Lattice) -> NDArray[np.int32]:
     """Cells (row, col) of instances at xy, int32 [M, 2] both."""
     return np.ascontiguousarray(xy_px[:, ::-1] // lattice.instance_px).astype(np.int32)
-
-
-def _groups(items: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
-    """Runs of items whose sizes add up to `TOGETHER` at most, or of one item that is larger."""
-    left, i = iter(items), 0
-    while i < len(items):
-        n = 1
-        while i + n < len(items) and sum(sizes[i : i + n + 1]) <= TOGETHER:
-            n += 1
-        yield list(islice(left, n))
-        i += n
 
 
 def _plain(name: str) -> str:

@@ -241,7 +241,7 @@ class Stage:
             return "skipped"
         _check_mpp(store, self.grid[0])
         scores = self.method.score(model, store, self.lattice, self.params, self.device)
-        gated = gate(scores, rules, scores.stride_px, store)
+        gated = gate(scores, rules, store)
         mask = self.method.refine(gated, self.params)
         classes = self.table.classes
         split = "train" if store.slide_id in self.train_ids else ""
@@ -299,19 +299,14 @@ def _check_mpp(store: SlideStore, mpp: float) -> None:
         raise StoreError(f"{store.path}: is at {own:g} um/px, the fit at {mpp:g}; tile it with --mpp {mpp:g}")
 
 
-def gate(
-    scores: ScoreMap,
-    rules: Sequence[Rule],
-    instance_px: int,
-    store: SlideStore,
-) -> ScoreMap:
+def gate(scores: ScoreMap, rules: Sequence[Rule], store: SlideStore) -> ScoreMap:
     """Scores with a class set to 0 wherever a training label says that it is absent.
 
-    A row of the whole slide gates all of it, a region or patch row only the instances whose centre lies in its box.
+    A row of the whole slide gates all of it, a region or patch row only the cells whose centre lies in its box.
     """
     values = scores.values.copy()
     rows, cols = values.shape[1:]
-    centre = (np.arange(max(rows, cols)) + 0.5) * instance_px
+    centre = (np.arange(max(rows, cols)) + 0.5) * scores.stride_px
     for label, box in rules:
         inside = np.ones((rows, cols), bool)
         if box is not None:

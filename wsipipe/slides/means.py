@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
@@ -33,8 +34,6 @@ def area_mean(
 def block_mean(source: NDArray[np.uint8], fx: int, fy: int) -> NDArray[np.uint8]:
     """Means over whole blocks of `fx` x `fy` pixels: exact, halves rounded up."""
     if fx == fy == 2:  # what most slides need; OpenCV's mean rounds in just this way for this factor alone
-        import cv2
-
         return np.asarray(cv2.resize(source, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), np.uint8)
     n, width = fx * fy, source.shape[1] // fx
     kind: type[np.unsignedinteger[Any]] = np.uint16 if n <= 2**8 else np.uint32

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from wsipipe.config import check
-from wsipipe.geometry import Grid, Window
+from wsipipe.geometry import Grid
 from wsipipe.slides.geojson import SUFFIXES as GEOJSON_SUFFIXES
 from wsipipe.slides.geojson import read_regions
 from wsipipe.slides.mask import read_mask
@@ -114,13 +114,6 @@ class TissueMask:
         corners = ((1, 1, 1), (0, 0, 1), (0, 1, -1), (1, 0, -1))
         area = sum(s * ndimage.map_coordinates(integral, [y[i], x[j]], np.float64, order=1) for i, j, s in corners)
         return np.asarray(np.clip(area * self.step_px**2 / (size_px[0] * size_px[1]), 0, 1), np.float32)
-
-    def pixels(self, window: Window) -> Bytes:
-        """1 tissue, 0 not for each working pixel of `window`: uint8 [h, w] (nearest pixel of the overview)."""
-        y = ((window.y_px + np.arange(window.height_px) + 0.5) / self.step_px).astype(np.intp)
-        x = ((window.x_px + np.arange(window.width_px) + 0.5) / self.step_px).astype(np.intp)
-        y, x = (np.clip(v, 0, n - 1) for v, n in zip((y, x), self.kind.shape, strict=True))
-        return np.asarray(self.kind[np.ix_(y, x)] == TISSUE, np.uint8)
 
 
 def find_tissue(view: View, grid: Grid, rules: TissueRules) -> TissueMask:

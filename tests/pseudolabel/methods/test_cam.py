@@ -18,7 +18,7 @@ from textures import Cohort, tiled_pictures, tissue
 from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE, Classes
-from wsipipe.nn.encoders import create_encoder, normalise
+from wsipipe.nn.encoders import MEAN, STD, Statistics, create_encoder, expect, normalise
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.lattice import Lattice
 from wsipipe.pseudolabel.method import ScoreMap
@@ -37,8 +37,8 @@ class Colours(torch.nn.Module):
 
     feature_info = ({"reduction": 4}, {"reduction": 16}, {"reduction": 32})
 
-    def forward_intermediates(self, x: torch.Tensor, indices: list[int], **how: bool) -> list[torch.Tensor]:
-        assert how == {"norm": True, "stop_early": True, "intermediates_only": True}
+    def forward_intermediates(self, x: torch.Tensor, indices: list[int], **how: object) -> list[torch.Tensor]:
+        assert how == {"norm": True, "stop_early": True, "intermediates_only": True, "output_fmt": "NCHW"}
         return [F.avg_pool2d(x, self.feature_info[i]["reduction"]) for i in indices]
 
 
@@ -83,8 +83,8 @@ def test_an_encoder_without_feature_maps_is_refused(info: object):
 def test_input_is_converted_for_an_encoder_that_asks_for_it():
     encoder = Colours()
     model = CamClassifier(encoder, 32, 1)
-    encoder.register_forward_pre_hook(lambda module, args: (args[0] + 5,))
-    assert torch.equal(model.features(torch.zeros(1, 3, 32, 32)), torch.full((1, 3, 2, 2), 5.0))
+    expect(encoder, Statistics(tuple(m - 5 * s for m, s in zip(MEAN, STD, strict=True)), STD))
+    torch.testing.assert_close(model.features(torch.zeros(1, 3, 32, 32)), torch.full((1, 3, 2, 2), 5.0))
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from textures import TILE_PX, Cohort, Tile, noise, plant, textured_tile, tiled_pictures, tissue
 from torch import Tensor, nn
 
@@ -99,17 +97,6 @@ def test_the_shift_of_a_fit_moves_its_scores_and_belongs_to_its_weights():
     other = InstanceClassifier(Red(), 1, 1)
     other.load_state_dict(model.state_dict())
     torch.testing.assert_close(other(x), before + 2)
-
-
-@given(st.integers(1, 8), st.integers(1, 6), st.integers(0, 1000))
-def test_a_mask_is_constant_on_each_instance_and_keeps_the_grid(n: int, m: int, seed: int):
-    """Painting a grid (step 7): mask[u, v] = grid[u // m, v // m]."""
-    grid = np.random.default_rng(seed).integers(0, 3, (n, n), np.uint8)
-    rows = np.arange(n * m) // m
-    mask = grid[np.ix_(rows, rows)]  # as `painted` enlarges
-    assert (mask[::m, ::m] == grid).all()
-    for r, c in np.ndindex(n, n):
-        assert len(np.unique(mask[r * m : r * m + m, c * m : c * m + m])) == 1
 
 
 def test_the_lattice_splits_the_patch_and_sees_its_context():

@@ -19,7 +19,6 @@ from wsipipe.pseudolabel.parts.classifier import (
     apply_in_batches,
     masked_bce,
     train_classifier,
-    width_of,
 )
 from wsipipe.runtime import Compute
 
@@ -83,13 +82,6 @@ def test_the_statistics_of_the_head_belong_to_its_weights():
     other.load_state_dict(head.state_dict())
     assert torch.equal(other.mean, head.mean)
     assert float(other.mean.mean()) > 3
-
-
-def test_width_is_the_length_of_the_features_and_asking_changes_nothing():
-    encoder = create_encoder("resnet18_quarter").train()
-    before = {k: v.clone() for k, v in encoder.state_dict().items()}
-    assert width_of(encoder, 16) == 128
-    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
 
 
 def test_applying_in_batches_equals_applying_at_once(monkeypatch: pytest.MonkeyPatch):

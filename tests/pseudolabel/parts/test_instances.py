@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,24 @@ def test_a_network_is_applied_bag_by_bag_however_many_go_together(
     for bag, values in zip(bags, got, strict=True):
         alone = apply_in_batches(Mean(), read_crops(bag.store, bag.xy_px, LATTICE, bag.bounds), COMPUTE.device, 2)
         torch.testing.assert_close(values, alone)
+
+
+@given(st.lists(st.integers(1, 30), max_size=12))
+def test_small_bags_go_together_and_every_bag_goes_once(sizes: list[int]):
+    calls = []
+
+    def apply(model: nn.Module, crops: NDArray[np.int64], on: torch.device, views: int) -> Tensor:
+        calls.append(crops.tolist())
+        return torch.from_numpy(crops)
+
+    bags = [SimpleNamespace(store=None, bounds=None, xy_px=np.full(n, i)) for i, n in enumerate(sizes)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(instances, "TOGETHER", 20)
+        patch.setattr(instances, "read_crops", lambda store, xy_px, *_: xy_px)
+        patch.setattr(instances, "apply_in_batches", apply)
+        got = apply_to_bags(Mean(), bags, LATTICE, 1, COMPUTE, "test")
+    assert [v.tolist() for v in got] == [[i] * n for i, n in enumerate(sizes)]
+    assert all(len(call) <= 20 or len(set(call)) == 1 for call in calls)
 
 
 @given(

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from wsipipe.config import check, option
 from wsipipe.errors import ConfigError
 from wsipipe.labels import IGNORE, Classes
-from wsipipe.nn.encoders import normalise
+from wsipipe.nn.encoders import normalise, tokens
 from wsipipe.nn.train import Schedule
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.lattice import Lattice, read_crops
@@ -84,13 +84,7 @@ class CamClassifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """f_k(x, y): windows (normalised) float [B, 3, s, s] -> float [B, D, h, w]."""
-        backbone = cast(Any, self.encoder)
-        for convert in backbone._forward_pre_hooks.values():  # to other channel statistics; only `forward` calls them
-            (x,) = convert(backbone, (x,))
-        maps: list[Tensor] = backbone.forward_intermediates(
-            x, indices=[self.level], norm=True, stop_early=True, intermediates_only=True
-        )
-        return maps[0]
+        return tokens(self.encoder, x, self.level).movedim(-1, 1)
 
     def maps(self, x: Tensor) -> Tensor:
         """M_c(x, y), eq. 2: windows (normalised) float [B, 3, s, s] -> float [B, K, h, w]."""

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from wsipipe.config import check, option
 from wsipipe.labels import IGNORE, Classes
 from wsipipe.nn.augment import STAIN_STRENGTH
+from wsipipe.nn.encoders import width_of
 from wsipipe.nn.train import Schedule
 from wsipipe.nn.train import fit as train
 from wsipipe.pseudolabel.bags import Bag
@@ -48,7 +49,6 @@ from wsipipe.pseudolabel.parts.classifier import (
     Retraining,
     apply_in_batches,
     train_classifier,
-    width_of,
 )
 from wsipipe.pseudolabel.parts.instances import apply_to_bags, confident_picks, instance_set
 from wsipipe.pseudolabel.parts.mil import Rule, max_max, max_min, prevalence

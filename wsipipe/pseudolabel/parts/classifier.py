@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from wsipipe.nn.augment import STAIN_STRENGTH, dihedral, random_view
 from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import Schedule, fit, generator
+from wsipipe.pseudolabel.parts.mil import draw_evenly, kinds
 from wsipipe.pseudolabel.parts.whole_bags import Drawn, WholeBags
 from wsipipe.runtime import Compute, autocast
 
@@ -56,13 +57,6 @@ class InstanceClassifier(nn.Module):
         """Logits of independent classes: several, one or none may hold."""
         out: Tensor = self.head(self.encoder(x)) + self.shift
         return out
-
-
-def width_of(encoder: nn.Module, input_px: int) -> int:
-    """Length D of an encoder's features."""
-    encoder.eval()
-    with torch.inference_mode():
-        return int(encoder(torch.zeros(1, 3, input_px, input_px)).shape[1])
 
 
 def apply_in_batches(model: nn.Module, crops: NDArray[np.uint8], on: torch.device, views: int = 1) -> Tensor:
@@ -109,15 +103,12 @@ def train_classifier(
 
     Each step draws positives and negatives of every class in equal numbers. Returns the loss of every step.
     """
-    pools = [
-        p for k in range(targets.shape[1]) for v in (1.0, 0.0) if len(p := torch.nonzero(targets[:, k] == v).ravel())
-    ]
+    pools = kinds(targets)
     w1, w2 = how.weights
 
     def draw(step: int) -> tuple[Tensor, Tensor, Drawn]:
         g = generator(compute.seed, 2, step)
-        share = -(-batch // len(pools))
-        chosen = torch.cat([p[torch.randint(0, len(p), (share,), generator=g)] for p in pools])
+        chosen = draw_evenly(pools, -(-batch // len(pools)), g)
         x = torch.from_numpy(crops[chosen.numpy()]).float() / 255
         whole = how.constraint.draw(step) if how.constraint else []
         return random_view(x, how.stain, how.zoom, g), targets[chosen], whole

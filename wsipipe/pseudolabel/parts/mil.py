@@ -47,6 +47,16 @@ def trusted(count: int, ratio: float) -> int:
     return max(1, ceiling - 1)
 
 
+def kinds(labels: Tensor) -> list[Tensor]:
+    """For each class the rows that hold it, and those that do not, if any: labels [N, K] with 0, 1 or nan."""
+    return [p for k in range(labels.shape[1]) for v in (1, 0) if len(p := torch.nonzero(labels[:, k] == v).ravel())]
+
+
+def draw_evenly(pools: Sequence[Tensor], share: int, generator: torch.Generator) -> Tensor:
+    """`share` members of every pool, drawn with replacement: int64 [share * pools]."""
+    return torch.cat([p[torch.randint(0, len(p), (share,), generator=generator)] for p in pools])
+
+
 def select(scores: Tensor, label: Tensor, rule: Rule) -> list[Selected]:
     """What `rule` picks of a bag, class by class: scores [M, K], label [K] with 0, 1 or nan (not known: left out)."""
     return [

@@ -12,7 +12,7 @@ from torch import Tensor
 from wsipipe.nn.train import Schedule, generator
 from wsipipe.nn.train import fit as train
 from wsipipe.pseudolabel.parts.classifier import Head
-from wsipipe.pseudolabel.parts.mil import Rule, bag_loss, select
+from wsipipe.pseudolabel.parts.mil import Rule, bag_loss, draw_evenly, kinds, select
 from wsipipe.runtime import Compute
 
 
@@ -36,12 +36,11 @@ def train_selector(
         torch.manual_seed(compute.seed)
         head = Head(features[0].shape[1], labels.shape[1])
     head.standardise(torch.cat(list(features)))
-    pools = [p for k in range(labels.shape[1]) for v in (1, 0) if len(p := torch.nonzero(labels[:, k] == v).ravel())]
+    pools = kinds(labels)
     share = 16 if len(features) > 64 else 4
 
     def draw(step: int) -> list[int]:
-        g = generator(compute.seed, 3, step)
-        return [int(p[i]) for p in pools for i in torch.randint(0, len(p), (share,), generator=g)]
+        return [int(b) for b in draw_evenly(pools, share, generator(compute.seed, 3, step))]
 
     def loss(bag_ids: list[int]) -> Tensor:
         return torch.stack([bag_loss(head(features[b]), labels[b], rules[b]) for b in bag_ids]).mean()

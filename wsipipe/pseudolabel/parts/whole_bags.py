@@ -15,7 +15,7 @@ from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import generator
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.lattice import Lattice, read_crops
-from wsipipe.pseudolabel.parts.mil import Rule, select, selected_loss
+from wsipipe.pseudolabel.parts.mil import Rule, draw_evenly, kinds, select, selected_loss
 
 MOST = 64
 """Instances of a bag in a step; of a larger bag (a slide, a region) as many are drawn, and its rule sees these."""
@@ -43,15 +43,9 @@ class WholeBags:
     def draw(self, step: int) -> Drawn:
         """Crops of the bags of a step, under random views."""
         g = generator(self.seed, 4, step)
-        pools = [
-            p
-            for k in range(self.labels.shape[1])
-            for v in (1, 0)
-            if len(p := torch.nonzero(self.labels[:, k] == v).ravel())
-        ]
-        share = -(-self.count // len(pools))
-        chosen = [int(p[i]) for p in pools for i in torch.randint(0, len(p), (share,), generator=g)]
-        return [(b, self._crops(self.bags[b], g)) for b in chosen]
+        pools = kinds(self.labels)
+        chosen = draw_evenly(pools, -(-self.count // len(pools)), g)
+        return [(b, self._crops(self.bags[b], g)) for b in chosen.tolist()]
 
     def _crops(self, bag: Bag, g: torch.Generator) -> Tensor:
         xy = bag.xy_px

@@ -2,89 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import dataclasses
-import io
-import json
 import os
 import shutil
 import subprocess
-import sys
-import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import zarr
-from click.testing import Result
-from rich.console import Console
-from tiny_chain import LABELS, SLIDES, add_broken_slide, make_folder, wsipipe
+from tiny_chain import BIN, LABELS, SLIDES, Chain, add_broken_slide, assert_refused, wsipipe
 
-from wsipipe.cli import main, settings_of
-from wsipipe.config import SECTIONS
-from wsipipe.errors import ConfigError
-from wsipipe.geometry import Window
-from wsipipe.progress import bars
 from wsipipe.store import SlideStore
-
-BIN = Path(sys.executable).with_name("wsipipe")
-STAGES = ("tile", "pretrain", "pseudolabel", "segment", "evaluate")
-
-
-@dataclasses.dataclass(frozen=True)
-class Chain:
-    """A folder in which the three commands have run, and what they said."""
-
-    folder: Path
-    results: dict[str, Result]
-
-
-@pytest.fixture(scope="session")
-def fresh(tmp_path_factory, svs_writer, tissue_drawer) -> Path:
-    """A folder of tiny slides in which nothing has run. Read only."""
-    return make_folder(tmp_path_factory.mktemp("fresh") / "work", svs_writer, tissue_drawer)
-
-
-@pytest.fixture(scope="session")
-def chain(tmp_path_factory, fresh: Path) -> Chain:
-    """The three bare commands, run one after the other. Read only."""
-    folder = Path(shutil.copytree(fresh, tmp_path_factory.mktemp("chain") / "work"))
-    commands = {
-        "tile": ("tile", *sorted((folder / "slides").glob("*.svs"))),
-        "pseudolabel": ("pseudolabel", "--labels", "labels.csv"),
-        "segment": ("segment", "--stitch"),
-    }
-    with contextlib.chdir(folder):
-        return Chain(folder, {name: wsipipe(*command) for name, command in commands.items()})
-
-
-@pytest.fixture
-def here(tmp_path: Path, chain: Chain) -> Iterator[Path]:
-    """A copy of the finished chain, as the current folder."""
-    folder = Path(shutil.copytree(chain.folder, tmp_path / "work"))
-    with contextlib.chdir(folder):
-        yield folder
-
-
-@pytest.fixture
-def empty(tmp_path: Path) -> Iterator[Path]:
-    """An empty current folder."""
-    with contextlib.chdir(tmp_path):
-        yield tmp_path
-
-
-def assert_refused(result: Result, code: int, *fragments: str) -> None:
-    """The command ended with `code` and one line on stderr that says why."""
-    assert result.exit_code == code, result.stderr
-    assert result.stdout == ""
-    said = [line for line in result.stderr.splitlines() if line.startswith("wsipipe: error: ")]
-    assert len(said) == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    for fragment in fragments:
-        assert fragment in said[0]
-
 
 # --- the chain ---------------------------------------------------------------------------------------------------
 
@@ -188,81 +117,6 @@ def test_other_inputs_under_a_name_are_refused_and_overwrite_replaces_them(here:
     assert (result.exit_code, result.stdout) == (1, "")
     assert "wsipipe: 3 of 3 failed (allowed: 0):" in result.stderr
     assert wsipipe("tile", "slides", "--quality", "50", "--overwrite").exit_code == 0
-
-
-# --- labels import, evaluate, info -------------------------------------------------------------------------------
-
-
-def test_imported_masks_are_the_users_pixels_and_evaluate_agrees(here: Path):
-    command = ("labels", "import", "--masks", "truth", "--class", "tumour", "--name", "mine")
-    result = wsipipe(*command)
-    assert result.exit_code == 0, result.stderr
-    assert result.stdout.splitlines() == [f"stores/{name}.zarr" for name in sorted(SLIDES)]
-    store = SlideStore(here / "stores/pos.zarr")
-    import imagecodecs
-
-    truth = imagecodecs.png_decode((here / "truth/pos.png").read_bytes())
-    np.testing.assert_array_equal(store.labels("mine").read(Window(0, 0, *store.grid.size_px)), truth)
-    assert wsipipe(*command).stdout == result.stdout
-    judged = wsipipe("evaluate", "--labels", "mine", "--truth", "truth")
-    assert judged.exit_code == 0, judged.stderr
-    row = next(line for line in judged.stdout.splitlines() if line.startswith("mine"))
-    assert row.split() == ["mine", "tumour", "1.000", "1.000", "1.000", "1.000"]
-
-
-def test_evaluate_prints_a_table_and_writes_it_for_programs(here: Path):
-    result = wsipipe("evaluate", "--truth", "truth", "--truth-map", "0=0,1=tumour")
-    assert result.exit_code == 0, result.stderr
-    assert result.stdout.split()[:6] == ["answer", "class", "IoU", "Dice", "precision", "recall"]
-    assert "all tissue is tumour" in result.stdout
-    with (here / "runs/unet/evaluation.csv").open() as f:
-        rows = list(csv.DictReader(f))
-    assert rows[0]["answer"] == "unet"
-    data = json.loads((here / "runs/unet/evaluate.json").read_text())
-    assert data["slides"] == sorted(SLIDES)
-    shown = next(line for line in result.stdout.splitlines() if line.startswith("unet "))
-    assert f"{float(rows[0]['iou'] or 'nan'):.3f}".replace("nan", "-") == shown.split()[2]
-
-
-def test_evaluate_draws_a_figure_and_judges_the_scores_too(here: Path):
-    result = wsipipe("evaluate", "--truth", "truth", "--truth-map", "0=0,1=tumour", "--glass", "scored")
-    assert result.exit_code == 0, result.stderr
-    assert (here / "runs/unet/evaluation.png").read_bytes()[:4] == b"\x89PNG"
-    for fragment in ("slide AUC (truth: labels", "FROC tumour: ", "calibration error, 15 bins: ", "scored like tissue"):
-        assert fragment in result.stdout
-    data = json.loads((here / "runs/unet/evaluate.json").read_text())
-    assert set(data["slide_scores"]) == set(SLIDES)
-
-
-def test_annotations_are_truth_for_import_and_evaluate(here: Path):
-    (here / "drawn").mkdir()
-    points = "".join(
-        f'<Coordinate Order="{i}" X="{x}" Y="{y}"/>' for i, (x, y) in enumerate([(0, 0), (99, 0), (0, 99)])
-    )
-    (here / "drawn/pos.xml").write_text(
-        f'<ASAP_Annotations><Annotations><Annotation Name="a" Type="Polygon" PartOfGroup="_0"><Coordinates>{points}'
-        "</Coordinates></Annotation></Annotations></ASAP_Annotations>"
-    )
-    result = wsipipe(
-        "labels", "import", "--masks", "drawn", "--map", "_0=tumour", "--class", "tumour", "--name", "mine"
-    )
-    assert result.exit_code == 0, result.stderr
-    assert result.stdout.splitlines() == ["stores/pos.zarr"]
-    command = ("evaluate", "stores/pos.zarr", "--labels", "mine", "--truth", "drawn", "--glass", "scored")
-    judged = wsipipe(*command, "--truth-map", "_0=tumour")
-    assert judged.exit_code == 0, judged.stderr
-    row = next(line for line in judged.stdout.splitlines() if line.startswith("mine"))
-    assert row.split() == ["mine", "tumour", "1.000", "1.000", "1.000", "1.000"]
-    assert_refused(wsipipe(*command), 2, "pos.xml: holds annotations called _0 that have no meaning")
-    (here / "drawn/pos.xml").write_text("<ASAP_Annotations>")
-    assert_refused(wsipipe(*command), 1, "none of 1 stores could be judged; the first: drawn/pos.xml: not readable as")
-
-
-def test_evaluate_takes_the_slides_of_a_split(here: Path):
-    (here / "labels.csv").write_text("slide_id,label,split\npos,tumour,train\nneg,,train\nextra,,test\n")
-    result = wsipipe("evaluate", "--truth", "truth", "--truth-map", "0=0,1=tumour", "--split", "test")
-    assert result.exit_code == 0, result.stderr
-    assert json.loads((here / "runs/unet/evaluate.json").read_text())["slides"] == ["extra"]
 
 
 def test_info_describes_a_store(here: Path):
@@ -478,119 +332,3 @@ def test_a_programming_mistake_is_not_hidden(empty: Path, fresh: Path, monkeypat
     monkeypatch.setattr("wsipipe.tiling.tile.tile_slides", raising(TypeError("a bug")))
     with pytest.raises(TypeError, match="a bug"):
         wsipipe("tile", fresh / "slides/pos.svs")
-
-
-# --- options -----------------------------------------------------------------------------------------------------
-
-FIELDS = [
-    (section, field.name)
-    for section, config in SECTIONS.items()
-    for field in dataclasses.fields(config)
-    if (section, field.name) != ("run", "slides")  # the arguments of `wsipipe run`
-]
-WORDS = {
-    "codec": "zstd",
-    "glass": "scored",
-    "max_failed": "3%",
-    "device": "cpu",
-    "method": "camel",
-    "pretrain.method": "byol",
-}
-
-
-@pytest.mark.parametrize(("section", "name"), FIELDS)
-def test_every_option_is_a_flag_that_reaches_its_stage(empty: Path, section: str, name: str):
-    config = SECTIONS[section]
-    kind, default = typing.get_type_hints(config)[name], getattr(config(), name)
-    commands = ["tile", "run"] if name == "dask" else [*STAGES, "run"] if section == "run" else [section]
-    for command in commands:
-        option = next(p for p in main.commands[command].params if p.name == f"{section}__{name}")
-        assert option.help
-        flag = option.opts[0]
-        if kind is bool:
-            arguments, expected = [f"--no-{flag[2:]}" if default else flag], not default
-        elif kind in (int, float):
-            value = default // 2 + 33 if kind is int else 0.7
-            arguments, expected = [flag, str(value)], value
-        elif typing.get_origin(kind) is tuple:
-            arguments, expected = [flag, "a", flag, "b"], ("a", "b")
-        else:
-            expected = WORDS.get(f"{section}.{name}", WORDS.get(name, "word"))
-            arguments = [flag, expected]
-        with main.commands[command].make_context(command, ["x", *arguments]) as context:
-            settings = settings_of(context.params)
-        assert getattr(getattr(settings, section), name) == expected
-        if name != "method":  # there may be one method only
-            assert expected != default
-
-
-def test_the_config_file_is_read_from_where_it_is_said(empty: Path):
-    (empty / "pipeline.yaml").write_text("tile: {patch_px: 64}\n")
-    (empty / "other.yaml").write_text("tile: {patch_px: 96, quality: 50}\n")
-    for arguments, patch, quality in (
-        ([], 64, 90),
-        (["--patch", "32"], 32, 90),
-        (["--config", "other.yaml"], 96, 50),
-        (["--config", "other.yaml", "--patch", "32"], 32, 50),
-    ):
-        with main.commands["tile"].make_context("tile", ["x", *arguments]) as context:
-            tile = settings_of(context.params).tile
-        assert (tile.patch_px, tile.quality) == (patch, quality)
-    assert_refused(wsipipe("tile", "x.svs", "--config", "none.yaml"), 2, "none.yaml: cannot be read")
-
-
-@pytest.mark.parametrize("command", [*STAGES, "run", "labels", "info", "demo"])
-def test_every_command_has_help(command: str):
-    result = wsipipe(command, "--help")
-    assert result.exit_code == 0
-    assert result.stdout.startswith(f"Usage: main {command}")
-    assert len(main.commands[command].help or "") > 10
-
-
-def test_defaults_are_shown_in_the_help():
-    text = wsipipe("tile", "--help").stdout
-    assert "[default: 0.5]" in text
-    assert "[default: 256]" in text
-    assert "--patch INTEGER" in text
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["tile", "--help"], ["pseudolabel", "--help"], ["--version"]])
-def test_help_loads_no_giant(arguments: list[str]):
-    code = (
-        "import sys\nfrom wsipipe.cli import main\n"
-        f"try: main({arguments!r})\nexcept SystemExit as e: assert e.code == 0\n"
-        "print(*[g for g in ('torch', 'zarr', 'skimage', 'scipy', 'openslide') if g in sys.modules], file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout
-    assert done.stderr.split() == []
-
-
-@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["tile", "none.svs"], 2), (["info", "none"], 1)])
-def test_the_installed_command_ends_with_the_same_codes(empty: Path, arguments: list[str], code: int):
-    done = subprocess.run([BIN, *arguments], cwd=empty, capture_output=True, text=True, check=False)
-    assert done.returncode == code
-    assert "Traceback" not in done.stderr
-    assert bool(done.stdout) == (code == 0)
-    assert len(done.stderr.splitlines()) == (code != 0)
-
-
-def test_settings_take_no_unknown_flag_section():
-    with pytest.raises(ConfigError, match="unknown key"):
-        settings_of({"tile__nonsense": 3, "config": None})
-
-
-def test_bars_of_single_slides_vanish_and_a_second_round_gets_a_new_bar():
-    console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    with bars(console) as progress:
-        for slide in ("a", "b", "c"):
-            progress("tile", "abc".index(slide), 3, slide)
-            for done in range(3):
-                progress(f"tile {slide}", done, 2)
-        for _ in range(2):
-            for done in (1, 2):
-                progress("select", done, 2, "loss 0.1")
-        progress("tile", 3, 3)
-    last = console.file.getvalue().rsplit("\x1b[2K", 1)[-1]
-    assert "tile a" not in last
-    assert "3/3" in console.file.getvalue()
