@@ -47,8 +47,7 @@ def rasterise(
     """
     out = np.zeros(shape, np.bool_)
     for region in regions:
-        rings = [(ring - origin_px0) / px0_per_px for ring in region.rings]
-        _paint(out, (0, 0), rings, True)
+        _Rings.of(region, origin_px0, px0_per_px).paint(out, (0, 0), True)
     return out
 
 
@@ -59,26 +58,39 @@ class Painting:
     """
 
     def __init__(self, regions: Sequence[Region], values: Sequence[int], grid: Grid, ground: int = 0) -> None:
-        self._rings = [[(ring - grid.origin_px0) / grid.scale for ring in r.rings] for r in regions]
+        self._regions = [_Rings.of(r, grid.origin_px0, grid.scale) for r in regions]
         self._values, self._ground = values, ground
 
     def read(self, window: Window) -> NDArray[np.uint8]:
         """The values of the pixels of `window` (working px) by their centres: uint8 [h, w]."""
         out = np.full((window.height_px, window.width_px), self._ground, np.uint8)
-        for rings, value in zip(self._rings, self._values, strict=True):
-            _paint(out, (window.x_px, window.y_px), rings, value)
+        for region, value in zip(self._regions, self._values, strict=True):
+            region.paint(out, (window.x_px, window.y_px), value)
         return out
 
 
-def _paint(out: NDArray[np.generic], corner_px: tuple[int, int], rings: Sequence[Ring], value: int) -> None:
-    """Set the pixels of one region to `value`, in place: `out` [h, w] starts at `corner_px`; rings (x, y) in px."""
-    (x0, y0), (height, width) = corner_px, out.shape
-    low, high = np.floor([r.min(0) for r in rings]).min(0), np.ceil([r.max(0) for r in rings]).max(0)
-    x1, y1 = np.maximum(low, (x0, y0)).astype(int)
-    x2, y2 = np.minimum(high, (x0 + width, y0 + height)).astype(int)
-    if x1 < x2 and y1 < y2:
-        inside = _even_odd(rings, Window(x1, y1, x2 - x1, y2 - y1))
-        out[y1 - y0 : y2 - y0, x1 - x0 : x2 - x0][inside] = value
+@dataclass(frozen=True, eq=False)
+class _Rings:
+    """A region in a frame: rings (x, y) in its px, and the corners (x, y) of the box that they lie in, whole px."""
+
+    rings: Sequence[Ring]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, region: Region, origin_px0: tuple[int, int], px0_per_px: tuple[float, float]) -> _Rings:
+        """In the frame that starts at `origin_px0` and has pixels of `px0_per_px` (x, y) level-0 px."""
+        rings = [(ring - origin_px0) / px0_per_px for ring in region.rings]
+        return cls(rings, np.floor([r.min(0) for r in rings]).min(0), np.ceil([r.max(0) for r in rings]).max(0))
+
+    def paint(self, out: NDArray[np.generic], corner_px: tuple[int, int], value: int) -> None:
+        """Set the pixels of the region to `value`, in place: `out` [h, w] starts at `corner_px` (x, y)."""
+        (x0, y0), (height, width) = corner_px, out.shape
+        x1, y1 = np.maximum(self.low, (x0, y0)).astype(int)
+        x2, y2 = np.minimum(self.high, (x0 + width, y0 + height)).astype(int)
+        if x1 < x2 and y1 < y2:
+            inside = _even_odd(self.rings, Window(x1, y1, x2 - x1, y2 - y1))
+            out[y1 - y0 : y2 - y0, x1 - x0 : x2 - x0][inside] = value
 
 
 def _even_odd(rings: Iterable[Ring], window: Window) -> NDArray[np.bool_]:
