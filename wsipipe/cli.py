@@ -21,7 +21,7 @@ from wsipipe.labels import LabelTable, read_labels
 from wsipipe.pipeline import Settings, read_settings, run_chain
 from wsipipe.progress import bars, lines
 from wsipipe.pseudolabel.registry import names
-from wsipipe.runtime import Progress, Report
+from wsipipe.runtime import Progress, Report, share_heap
 
 log = logging.getLogger("wsipipe")
 
@@ -140,6 +140,7 @@ def tile(slide: tuple[str, ...], overwrite: bool, quiet: bool, **call: Any) -> N
     from wsipipe.slides.probe import Prober
 
     settings = settings_of(call)
+    share_heap()
     with reporting(quiet) as progress, Prober().start() as prober:  # it starts while all the rest is loaded
         from wsipipe.pipeline import slides_of
         from wsipipe.tiling.tile import tile_slides

@@ -18,14 +18,15 @@ from PIL import Image
 from tiffs import APERIO, JpegKind, expected, halved, overwrite, picture, place, tamper, write_jpeg, write_tiles
 
 from wsipipe.errors import SlideError
-from wsipipe.slides.tiff_tiles import TiffFileBytes, TiffTiles, pyramid_tiles
+from wsipipe.slides.tiff_file import TiffFileBytes
+from wsipipe.slides.tiff_tiles import TiffTiles, any_page, pyramid_tiles
 
 RGB = picture(600, 500)
 
 
 def tiles_of(path: Path, page: int = 0) -> TiffTiles | None:
     with tifffile.TiffFile(path, _multifile=False) as tiff:
-        return TiffTiles.of(TiffFileBytes(path), tiff.pages[page])
+        return TiffTiles.of(TiffFileBytes(path), any_page(tiff.pages[page]))
 
 
 def readable(path: Path, page: int = 0) -> TiffTiles:
@@ -333,6 +334,22 @@ def test_levels_are_found_by_their_size(tmp_path: Path):
     found = pyramid_tiles(path, [(600, 500), (300, 250), (77, 77), (150, 125)])
     assert {level: tiles.size_px for level, tiles in found.items()} == {0: (600, 500), 1: (300, 250), 3: (150, 125)}
     assert pyramid_tiles(path, [(9, 9)]) == {}
+
+
+@pytest.mark.parametrize("kind", [*HONEST, *LYING], ids=str)
+@pytest.mark.parametrize("big", [False, True], ids=["classic", "big"])
+def test_tiles_of_jpeg_streams_are_found_without_tifffile(
+    tmp_path: Path, kind: JpegKind, big: bool, monkeypatch: pytest.MonkeyPatch
+):
+    path = write_jpeg(tmp_path / "a.svs", RGB, kind, 128, (2,), big)
+    theirs = [readable(path, page) for page in (0, 2)]
+    monkeypatch.setattr(tifffile, "TiffFile", None)
+    ours = pyramid_tiles(path, [(600, 500), (300, 250)])
+    assert list(ours) == [0, 1]
+    for level, tiles in ours.items():
+        cells = cells_of(tiles)
+        assert dict(tiles.stored(cells)) == dict(theirs[level].stored(cells))
+        assert dict(tiles.jpegs(cells)) == dict(theirs[level].jpegs(cells))
 
 
 def test_no_tiles_are_no_accident(tmp_path: Path, caplog: pytest.LogCaptureFixture):

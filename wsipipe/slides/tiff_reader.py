@@ -14,7 +14,8 @@ from wsipipe.errors import SlideError
 from wsipipe.slides.base import SlideInfo, resolve_mpp
 from wsipipe.slides.fingerprint import fingerprint
 from wsipipe.slides.level import LevelPixels
-from wsipipe.slides.tiff_tiles import TiffFileBytes, TiffTiles, name_of
+from wsipipe.slides.tiff_file import Tag, TiffFileBytes, directories
+from wsipipe.slides.tiff_tiles import TiffTiles, any_page, name_of
 
 _UM = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _UM_OF_RESOLUTION_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
@@ -23,17 +24,17 @@ _UM_OF_RESOLUTION_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
 def is_ome(path: Path) -> bool:
     """Whether this is an OME-TIFF, whose levels and resolution its OME-XML tells."""
     try:
-        with tifffile.TiffFile(path, _multifile=False) as tiff:
-            return bool(tiff.is_ome)
-    except Exception:  # noqa: BLE001 - tifffile raises many kinds; none of them is an OME-TIFF
+        text = next(directories(TiffFileBytes(path))).values(Tag.IMAGE_DESCRIPTION)
+    except (SlideError, OSError, ValueError, StopIteration):
         return False
+    return text is not None and text.tobytes().rstrip(b"\0 \r\n\t").endswith(b"OME>")
 
 
 def claims(path: Path) -> bool:
     """Whether the first image of this file is 8-bit RGB in a compression that can be decoded piece by piece."""
     try:
         with tifffile.TiffFile(path, _multifile=False) as tiff:
-            return TiffTiles.of(TiffFileBytes(path), tiff.pages[0]) is not None
+            return TiffTiles.of(TiffFileBytes(path), any_page(tiff.pages[0])) is not None
     except Exception:  # noqa: BLE001 - tifffile raises many kinds; none of them is a readable TIFF
         return False
 
@@ -50,7 +51,7 @@ class TiffReader:
         try:
             with tifffile.TiffFile(path, _multifile=False) as tiff:  # never follow names of other files
                 pages = [level.pages[0] for level in tiff.series[0].levels]
-                first, *coarser = (TiffTiles.of(file, page) for page in pages)
+                first, *coarser = (TiffTiles.of(file, any_page(page)) for page in pages)
                 found, source = _mpp(tiff)
         except Exception as error:  # noqa: BLE001 - tifffile raises many kinds; all mean that the file is damaged
             raise SlideError(f"{path}: not a readable TIFF ({' '.join(str(error).split())})") from None

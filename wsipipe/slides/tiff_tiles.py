@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-import os
-import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 
 from wsipipe.errors import SlideError
 from wsipipe.slides.jpeg import JpegHeads
+from wsipipe.slides.tiff_file import Directory, Tag, TiffFileBytes, directories
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +43,9 @@ COMPRESSIONS = frozenset(
 LARGEST_TILE_PX = 2**26
 """Pixels of the largest tile or strip that is decoded at once; a larger one is an error or an attack."""
 
-_MANY_TILES = 50_000
-"""Tiles of a file from which on what tifffile leaves in memory is collected at once."""
+_JPEG, _RGB, _YCBCR = 7, 2, 6
+_ONE = (Tag.ORIENTATION, Tag.PLANAR_CONFIGURATION, Tag.SAMPLE_FORMAT, Tag.IMAGE_DEPTH, Tag.TILE_DEPTH)
+"""Tags that are 1, or absent, in a picture of whole pixels that stands upright."""
 
 _GAP, _RUN = 1 << 14, 1 << 22
 """Bytes between two tiles that are read rather than skipped, and the most bytes read at once."""
@@ -54,21 +54,19 @@ _MOST_GROWTH = 4
 """A tile that claims to be larger than this many times its pixels is damaged: no encoder makes it so large."""
 
 
-class TiffFileBytes:
-    """A file read by position, so that threads may share it; closed with its last user."""
+@dataclass(frozen=True)
+class TiffPage:
+    """One page of 8-bit RGB: (width, height) of it and of its tiles (or strips), and where in the file these lie.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file = path.open("rb", buffering=0)
-        weakref.finalize(self, self._file.close)
-        self.size = os.fstat(self._file.fileno()).st_size
+    jpeg: what a page of JPEG streams holds for all of them; of any other page, `decode` makes pixels of its tiles.
+    """
 
-    def read(self, offset: int, size: int) -> bytes:
-        """The bytes from `offset` on: fewer than `size` where the file ends. Raises SlideError."""
-        try:
-            return os.pread(self._file.fileno(), max(0, min(size, self.size - offset)), min(offset, self.size))
-        except OSError as error:
-            raise SlideError(f"{self.path}: it cannot be read at byte {offset} ({error.strerror})") from None
+    size_px: tuple[int, int]
+    tile_px: tuple[int, int]
+    offsets: NDArray[np.uint64]
+    sizes: NDArray[np.uint64]
+    jpeg: JpegHeads | None
+    decode: Callable[..., Any] | None = None
 
 
 class TiffTiles:
@@ -78,40 +76,22 @@ class TiffTiles:
     may be copied as it is, or shrunk by libjpeg.
     """
 
-    def __init__(self, file: TiffFileBytes, page: Any) -> None:
+    def __init__(self, file: TiffFileBytes, page: TiffPage) -> None:
         self._file = file
-        self.size_px = (int(page.imagewidth), int(page.imagelength))
-        strip_px = (self.size_px[0], min(int(page.rowsperstrip), self.size_px[1]))
-        self.tile_px = (int(page.tilewidth), int(page.tilelength)) if page.is_tiled else strip_px
+        self.size_px, self.tile_px = page.size_px, page.tile_px
         self.cols, self.rows = (-(-n // t) for n, t in zip(self.size_px, self.tile_px, strict=True))
-        self._offsets = np.array(page.dataoffsets, np.uint64)
-        self._sizes = np.array(page.databytecounts, np.uint64)
+        self._offsets, self._sizes = page.offsets, page.sizes
         self._largest = _MOST_GROWTH * 3 * self.tile_px[0] * self.tile_px[1] + 2**16
-        self._heads: JpegHeads | None = None
-        self._decode_other: Callable[..., Any] | None = None
-        self.is_jpeg: bool = page.is_tiled and page.compression.name == "JPEG"
-        if self.is_jpeg:
-            self._heads = JpegHeads(page.jpegtables, self.tile_px, rgb=page.photometric.name == "RGB")
-        else:
-            self._decode_other = partial(page.decode, jpegtables=page.jpegtables)
+        self._heads, self._decode_other = page.jpeg, page.decode
+        self.is_jpeg = page.jpeg is not None
 
     @staticmethod
-    def of(file: TiffFileBytes, page: Any) -> TiffTiles | None:
-        """The tiles of a page of 8-bit RGB in a known compression; None for any other page."""
-        known = (
-            page.dtype == np.uint8
-            and page.samplesperpixel == 3
-            and page.planarconfig == tifffile.PLANARCONFIG.CONTIG
-            and page.imagedepth == 1
-            and name_of(page.photometric) in ("RGB", "YCBCR")
-            and name_of(page.compression) in COMPRESSIONS
-            and page.tags.valueof("Orientation", 1) == 1
-        )
-        if not known or (page.photometric.name == "YCBCR" and page.compression.name != "JPEG"):
+    def of(file: TiffFileBytes, page: TiffPage | None) -> TiffTiles | None:
+        """The tiles of a page; None if it is none of 8-bit RGB, or if its tiles are too large or too few."""
+        if page is None or min(page.tile_px) < 1 or page.tile_px[0] * page.tile_px[1] > LARGEST_TILE_PX:
             return None
         tiles = TiffTiles(file, page)
-        small = tiles.tile_px[0] * tiles.tile_px[1] <= LARGEST_TILE_PX
-        return tiles if small and len(tiles._offsets) == len(tiles._sizes) == tiles.rows * tiles.cols else None
+        return tiles if len(page.offsets) == len(page.sizes) == tiles.rows * tiles.cols else None
 
     def stored(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, bytes]]:
         """The compressed bytes of tiles, in the order of `cells`: b"" where the file holds none (or says that it
@@ -204,22 +184,88 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def any_page(page: Any) -> TiffPage | None:
+    """A page as tifffile reads it, in any known compression; None if it is not 8-bit RGB.
+
+    It takes two Python integers for each tile while it is read.
+    """
+    known = (
+        page.dtype == np.uint8
+        and page.samplesperpixel == 3
+        and page.planarconfig == tifffile.PLANARCONFIG.CONTIG
+        and page.imagedepth == 1
+        and name_of(page.photometric) in ("RGB", "YCBCR")
+        and name_of(page.compression) in COMPRESSIONS
+        and page.tags.valueof("Orientation", 1) == 1
+    )
+    if not known or (page.photometric.name == "YCBCR" and page.compression.name != "JPEG"):
+        return None
+    size_px = (int(page.imagewidth), int(page.imagelength))
+    strip_px = (size_px[0], min(int(page.rowsperstrip), size_px[1]))
+    tile_px = (int(page.tilewidth), int(page.tilelength)) if page.is_tiled else strip_px
+    is_jpeg = page.is_tiled and page.compression.name == "JPEG"
+    return TiffPage(
+        size_px,
+        tile_px,
+        np.array(page.dataoffsets, np.uint64),
+        np.array(page.databytecounts, np.uint64),
+        JpegHeads(page.jpegtables, tile_px, rgb=page.photometric.name == "RGB") if is_jpeg else None,
+        None if is_jpeg else partial(page.decode, jpegtables=page.jpegtables),
+    )
+
+
+def jpeg_page(page: Directory) -> TiffPage | None:
+    """A page of JPEG tiles, whose tables of tiles are never anything but arrays; None for what is told otherwise.
+
+    Raises ValueError if it is damaged.
+    """
+    plain = (
+        page.number(Tag.COMPRESSION) == _JPEG
+        and page.number(Tag.PHOTOMETRIC) in (_RGB, _YCBCR)
+        and page.number(Tag.SAMPLES_PER_PIXEL, 1) == 3
+        and all(page.number(tag, 1) == 1 for tag in _ONE)
+    )
+    bits = page.values(Tag.BITS_PER_SAMPLE)
+    if not plain or bits is None or bits.tolist() != [8, 8, 8]:
+        return None
+    offsets, sizes = page.values(Tag.TILE_OFFSETS), page.values(Tag.TILE_BYTE_COUNTS)
+    if offsets is None or sizes is None:
+        return None
+    tile_px, tables = (page.number(Tag.TILE_WIDTH), page.number(Tag.TILE_LENGTH)), page.values(Tag.JPEG_TABLES)
+    rgb = page.number(Tag.PHOTOMETRIC) == _RGB
+    heads = JpegHeads(None if tables is None else tables.tobytes(), tile_px, rgb)
+    return TiffPage(_size_px(page), tile_px, offsets.astype(np.uint64), sizes.astype(np.uint64), heads)
+
+
 def pyramid_tiles(path: Path, sizes_px: Sequence[tuple[int, int]]) -> dict[int, TiffTiles]:
     """Level -> tiles, for levels of these (width, height) that are each one tiled page of the file."""
     try:
-        made = _tiles_of_sizes(path, sizes_px)
+        file = TiffFileBytes(path)
+        pages = _jpeg_pages(file, sizes_px) or _any_pages(path, sizes_px)
     except Exception as error:  # noqa: BLE001 - tifffile raises many kinds; OpenSlide reads the file all the same
         log.info("%s: tiles are not read directly (%s)", path, _line(error))
         return {}
-    if sum(t.rows * t.cols for t in made.values()) > _MANY_TILES:
-        gc.collect()  # the pages, which hold each other, keep two Python integers a tile: more than all the rest
-    return made
+    made = {level: TiffTiles.of(file, page) for level, page in pages.items()}
+    return {level: tiles for level, tiles in made.items() if tiles is not None}
 
 
-def _tiles_of_sizes(path: Path, sizes_px: Sequence[tuple[int, int]]) -> dict[int, TiffTiles]:
-    file = TiffFileBytes(path)
+def _jpeg_pages(file: TiffFileBytes, sizes_px: Sequence[tuple[int, int]]) -> dict[int, TiffPage]:
+    """Level -> page where all that are tiled are of JPEG streams; nothing where any is not, or is damaged."""
+    try:
+        tiled = {_size_px(page): page for page in reversed(list(directories(file))) if Tag.TILE_WIDTH in page}
+        pages = {level: jpeg_page(tiled[size]) for level, size in enumerate(sizes_px) if size in tiled}
+    except ValueError as error:
+        log.info("%s: %s", file.path, error)
+        return {}
+    return {level: page for level, page in pages.items() if page} if all(pages.values()) else {}
+
+
+def _any_pages(path: Path, sizes_px: Sequence[tuple[int, int]]) -> dict[int, TiffPage | None]:
     with tifffile.TiffFile(path, _multifile=False) as tiff:  # never follow names of other files
         pages = [p for p in tiff.pages if isinstance(p, tifffile.TiffPage) and p.is_tiled]
         by_size = {(p.imagewidth, p.imagelength): p for p in reversed(pages)}
-        made = {i: TiffTiles.of(file, by_size[size]) for i, size in enumerate(sizes_px) if size in by_size}
-    return {level: tiles for level, tiles in made.items() if tiles is not None}
+        return {level: any_page(by_size[size]) for level, size in enumerate(sizes_px) if size in by_size}
+
+
+def _size_px(page: Directory) -> tuple[int, int]:
+    return page.number(Tag.IMAGE_WIDTH), page.number(Tag.IMAGE_LENGTH)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.geometry import LEVEL_FACTOR, Window
+from wsipipe.runtime import trim_memory
 from wsipipe.slides.means import area_mean
 from wsipipe.slides.tissue import TissueMask
 from wsipipe.store import PatchTable, SlideStore
@@ -28,6 +29,7 @@ def finish(job: TileJob) -> None:
 
     Raises SlideError if more of the slide is unreadable than `max_corrupt` allows.
     """
+    trim_memory()  # of the buffers of its shards
     work = work_of(job)
     plan, slide = work.plan, work.slide
     store = SlideStore(job.aside)  # opened anew: other processes may have written since
@@ -42,8 +44,10 @@ def finish(job: TileJob) -> None:
     for level in range(2, plan.grid.levels if len(plan.table.cell) else 0):
         if is_derived(slide, plan.grid, level):
             stored[level] = _shrink(store.pixels(level - 1), store.pixels(level))
-    tissue = TissueLevels(plan.tissue.mask.view(np.uint8), plan.tissue.step_px, windows)
-    store.write_tissue(tissue, {"digest": store.pixel_digest, "shares": plan.tissue.shares()})
+    store.write_tissue(
+        TissueLevels(plan.tissue.mask.view(np.uint8), plan.tissue.step_px, windows),
+        {"digest": store.pixel_digest, "shares": plan.tissue.shares()},
+    )
     table = with_status(plan.table, level0.present(), level0.spec.chunk_px, plan.tissue, windows)
     store.write_patches(table, plan.recipe.patches)
     copied = sum(_counts(records, 0, "copied").values())

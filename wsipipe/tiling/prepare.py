@@ -46,6 +46,7 @@ def prepare(job: TileJob) -> Prepared:
     if not _continues(job, recipe):
         discard(job)
         _create(job, slide, recipe)
+        trim_memory()  # the overview and its tiles are done with
     work = work_of(job)
     tasks, written = [], 0
     for level in range(work.plan.grid.levels if len(work.plan.table.cell) else 0):
@@ -152,7 +153,6 @@ def _create(job: TileJob, slide: Slide, recipe: Recipe) -> None:
     }
     SlideStore.create(job.aside, grid, config.quality if config.codec == "jpeg" else 0, meta, sides)
     Plan(recipe, grid, tissue, table, plan_chunks(table, sides[0]), view.bad).save(job.aside / "plan.npz")
-    trim_memory()
 
 
 def _tissue(job: TileJob, view: SlideView, grid: Grid) -> TissueMask:
