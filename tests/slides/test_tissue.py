@@ -359,3 +359,24 @@ def test_nothing_of_a_real_sharp_slide_is_pen_or_blur(real_wsi: Path):
     shares = find_tissue(slide, working(slide)).shares()
     assert shares["pen"] < 0.005
     assert shares["blur"] < 0.01
+
+
+def test_small_pieces_go_however_many_there_are():
+    mask = np.zeros((600, 600), bool)
+    mask[::2, ::2] = True  # 90,000 pieces of one pixel
+    mask[100:110, 200:210] = True
+    module._drop_small(mask, 50)
+    inside = mask[99:111, 199:211]
+    assert mask.sum() == inside.sum() == 100 + 10  # the square, and the pixels of the lattice at two of its sides
+
+
+@given(st.integers(1, 9), st.integers(0, 2**32 - 1))
+@settings(max_examples=20)
+def test_windows_counted_in_parts_have_the_shares_of_all_at_once(together: int, seed: int):
+    rng = np.random.default_rng(seed)
+    tissue = TissueMask(np.where(rng.random((13, 17)) < 0.5, TISSUE, GLASS).astype(np.uint8), 7)
+    yx_px = rng.integers(-20, 130, (30, 2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_WINDOWS", together)
+        parts = tissue.fractions(yx_px, (20, 30))
+    np.testing.assert_array_equal(parts, tissue.fractions(yx_px, (20, 30)))

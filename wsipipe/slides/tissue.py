@@ -234,8 +234,12 @@ def _threshold(counts: NDArray[np.int64]) -> int:
 
 def _drop_small(mask: NDArray[np.bool_], min_area_px: float) -> None:
     """Take connected pieces of less than `min_area_px` pixels out of bool [h, w], in place."""
-    pieces = np.empty(mask.shape, np.int32)
-    n = ndimage.label(mask, output=pieces)
+    try:
+        pieces = np.empty(mask.shape, np.uint16)
+        n = ndimage.label(mask, output=pieces)
+    except RuntimeError:  # more pieces than it can number
+        pieces = np.empty(mask.shape, np.int32)
+        n = ndimage.label(mask, output=pieces)
     area = np.zeros(n + 1, np.int64)
     for rows in strips(len(pieces)):
         area += np.bincount(pieces[rows].ravel(), minlength=n + 1)
