@@ -12,7 +12,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -123,7 +123,8 @@ def executor(workers: int, dask: str = "") -> Iterator[tuple[Executor, int]]:
 
     `dask` is the address of a scheduler (tcp://host:port) or a number: that many local processes. A task is a function
     at the top of a module, of picklable values; what it makes lies on a file system that all workers share.
-    Raises ConfigError if the scheduler does not answer.
+    Raises ConfigError if the scheduler does not answer; WsipipeError if it is lost while the block runs, or if every
+    worker that tries a task is.
     """
     if not dask:
         n = threads(workers)
@@ -134,7 +135,7 @@ def executor(workers: int, dask: str = "") -> Iterator[tuple[Executor, int]]:
             pool.shutdown(cancel_futures=True)
         return
     try:
-        from distributed import Client, LocalCluster
+        from distributed import Client, KilledWorker, LocalCluster
     except ImportError:
         raise ConfigError(
             "--dask needs the package distributed; install it with: pip install 'wsipipe[dask]'"
@@ -157,7 +158,18 @@ def executor(workers: int, dask: str = "") -> Iterator[tuple[Executor, int]]:
         n = sum(client.nthreads().values())
         if not n:
             raise ConfigError(f"--dask {dask}: the scheduler has no workers; start some, e.g. dask worker {dask}")
-        yield stack.enter_context(client.get_executor(pure=False)), n
+        try:
+            yield stack.enter_context(client.get_executor(pure=False)), n
+        except CancelledError:
+            raise WsipipeError(
+                f"--dask {dask}: the scheduler was lost; what is written stays; "
+                "start it, and run the same command again"
+            ) from None
+        except KilledWorker as error:
+            raise WsipipeError(
+                f"--dask {dask}: worker after worker died ({' '.join(str(error).split())}); what is written stays; "
+                "give them more memory, and run the same command again"
+            ) from None
 
 
 class Hold:

@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,11 +20,11 @@ from tilings import CONFIG, corrupt, files, ledger
 
 from wsipipe import runtime
 from wsipipe.config import RunConfig
-from wsipipe.errors import ConfigError
+from wsipipe.errors import ConfigError, WsipipeError
 from wsipipe.slides import SlideFile
 from wsipipe.tiling.tile import tile_slides
 
-pytest.importorskip("distributed")
+distributed = pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")
 
 
@@ -89,3 +91,43 @@ def test_a_worker_that_dies_costs_nothing(wide_path: Path, run: RunConfig, tmp_p
     assert killed
     assert [r["status"] for r in report.rows] == ["done"] * 4
     assert files(Path(other.stores)) == files(Path(run.stores))
+
+
+@pytest.fixture
+def cluster() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A scheduler with one worker, as a user starts them: its address, and its process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"tcp://127.0.0.1:{port}"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    run = [sys.executable, "-m"]
+    scheduler = subprocess.Popen(
+        [*run, "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], **quiet
+    )
+    worker = subprocess.Popen(
+        [*run, "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"], **quiet
+    )
+    with distributed.Client(address, timeout=60, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=60)
+    yield address, scheduler
+    for process in (worker, scheduler):
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_lost_scheduler_is_told_and_the_run_goes_on_later(
+    wide_path: Path, run: RunConfig, cluster: tuple[str, subprocess.Popen[bytes]]
+):
+    address, scheduler = cluster
+
+    def kill_it(task: str, done: int, total: int, note: str = "") -> None:
+        if task == "tile a":
+            scheduler.kill()
+
+    slides = {n: SlideFile(wide_path) for n in "abc"}
+    with pytest.raises(WsipipeError, match=r"--dask tcp://127.*: the scheduler was lost; what is written stays"):
+        tile_slides(slides, CONFIG, replace(run, dask=address), kill_it)
+    report, _ = tile_slides(slides, CONFIG, run)
+    assert [r["status"] for r in report.rows] == ["done"] * 3
