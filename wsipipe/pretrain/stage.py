@@ -32,9 +32,6 @@ RATES = {"vicreg": 2e-3, "simclr": 1e-3, "byol": 1e-3, "dino": 5e-4}
 ASIDE = 0.1
 """Share of the patches held aside for the checks."""
 
-CHECKS = 20
-"""Checks in a training of full length."""
-
 KEEP_S = 60.0
 """Seconds between two writings of the state that a killed run goes on from."""
 
@@ -138,7 +135,7 @@ def train(
     learn, aside = pool.split(ASIDE, compute.seed)
     with seeded(torch.device("cpu"), compute.seed):
         model = objective(config.method, encoder, width_of(encoder, input_px), config.steps).to(compute.device)
-    watch = Watch(model, aside, input_px, compute, max(1, config.steps // CHECKS), config.patience)
+    watch = Watch(model, aside, input_px, compute, config.steps, config.patience)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         g = generator(compute.seed, 1, step)

@@ -22,6 +22,9 @@ LEAST = 0.01
 COLLAPSED = 1.5
 """Effective rank below which the features say nearly the same of every patch."""
 
+CHECKS = 20
+"""Checks in a training of full length."""
+
 _TOGETHER = 256
 
 
@@ -53,16 +56,18 @@ def is_flat(losses: Sequence[float], ranks: Sequence[float], patience: int) -> b
 
 
 class Watch:
-    """Checks an objective on held-aside patches every `every` steps; says stop once `patience` checks were flat.
+    """Checks an objective on held-aside patches `CHECKS` times in `steps`; says stop once `patience` checks were flat.
 
-    `checks` lists (step, loss, effective rank). The views are the same at every check. patience 0: never stop.
+    `checks` lists (step, loss, effective rank). The views are the same at every check. patience 0: never stop. Only
+    checks of the second half count: as long as the learning rate is high, the loss wanders about the level that it
+    leaves when the rate falls, and an encoder taken from there has not settled.
     """
 
     def __init__(
-        self, objective: nn.Module, aside: Pool, input_px: int, compute: Compute, every: int, patience: int
+        self, objective: nn.Module, aside: Pool, input_px: int, compute: Compute, steps: int, patience: int
     ) -> None:
         self._objective, self._input_px, self._compute = objective, input_px, compute
-        self._every, self._patience = every, patience
+        self._steps, self._every, self._patience = steps, max(1, steps // CHECKS), patience
         self._patches = torch.from_numpy(aside.patches)
         self.checks: list[tuple[int, float, float]] = []
 
@@ -74,7 +79,8 @@ class Watch:
         self.checks.append((step + 1, loss, rank))
         if rank < COLLAPSED:
             log.warning("step %d: the features have nearly collapsed (effective rank %.1f)", step + 1, rank)
-        flat = is_flat([c[1] for c in self.checks], [c[2] for c in self.checks], self._patience)
+        settling = [c for c in self.checks if 2 * c[0] > self._steps]
+        flat = is_flat([c[1] for c in settling], [c[2] for c in settling], self._patience)
         if flat:
             log.info("step %d: no progress on held-aside patches in %d checks, done", step + 1, self._patience)
         return flat
