@@ -43,7 +43,7 @@ def bags_of(stores: dict[str, SlideStore]) -> Maker:
     def make(
         *rows: tuple[str, Box | None, tuple[int, ...]], min_tissue: float = 0.5, lattice: Lattice = LATTICE
     ) -> tuple[list[Bag], list[str]]:
-        labels = tuple(WeakLabel(i + 2, s, p, box) for i, (s, box, p) in enumerate(rows))
+        labels = tuple(WeakLabel(i + 2, s, p, box, f"of {s}") for i, (s, box, p) in enumerate(rows))
         table = LabelTable(Path("labels.csv"), Classes(("a", "b")), labels)
         return make_bags(table, labels, stores, lattice, min_tissue)
 
@@ -54,7 +54,7 @@ def test_a_slide_row_holds_every_instance_with_tissue_row_by_row(bags_of: Maker)
     ((bag,), notes) = bags_of(("half", None, (1, 0)))
     assert bag.xy_px.dtype == np.int32
     assert bag.xy_px.tolist() == [[x, y] for y in range(0, 256, 16) for x in range(0, 192, 16)]
-    assert (bag.id, bag.label, bag.patch, bag.bounds) == ("half", (1, 0), False, None)
+    assert (bag.id, bag.label, bag.patch, bag.bounds, bag.patient) == ("half", (1, 0), False, None, "of half")
     assert notes == []
 
 

@@ -21,7 +21,8 @@ class Bag:
 
     xy_px: top left (x, y) of every instance in working px, int32 [M, 2], row-major in the lattice of the bag.
     label: 0 or 1 for each class. patch: whether it is one patch, whose N x N lattice CAMEL's max rules are for;
-    other bags follow the prevalence rule. bounds: the labelled rectangle, None for a whole slide.
+    other bags follow the prevalence rule. bounds: the labelled rectangle, None for a whole slide. patient: whose it is,
+    empty if that is not known.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Bag:
     label: tuple[int, ...]
     patch: bool
     bounds: Window | None
+    patient: str = ""
 
 
 def make_bags(
@@ -47,7 +49,7 @@ def make_bags(
         store = stores[row.slide_id]
         if row.box_px0 is None:
             xy = lattice.cells(store, min_tissue)[:, ::-1] * lattice.instance_px
-            bag = Bag(row.slide_id, store, np.ascontiguousarray(xy), row.present, False, None)
+            bag = Bag(row.slide_id, store, np.ascontiguousarray(xy), row.present, False, None, row.patient_id)
         else:
             window = store.grid.window_of_px0(row.box_px0)
             problem = _misplaced(window, store, lattice)
@@ -86,4 +88,4 @@ def _box_bag(row: WeakLabel, window: Window, store: SlideStore, lattice: Lattice
     keep = ij[share.ravel() >= min_tissue]
     xy = (keep[:, ::-1] * m + [window.x_px, window.y_px]).astype(np.int32)
     name = f"{row.slide_id}@{window.x_px},{window.y_px}"
-    return Bag(name, store, xy, row.present, patch, window)
+    return Bag(name, store, xy, row.present, patch, window, row.patient_id)

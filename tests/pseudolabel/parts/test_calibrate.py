@@ -86,7 +86,7 @@ def test_the_same_share_of_positive_bags_is_taken_as_the_teacher_takes(seed: int
 
 
 def of_slides(*slide_ids: str) -> list[Any]:
-    return [SimpleNamespace(store=SimpleNamespace(slide_id=s)) for s in slide_ids]
+    return [SimpleNamespace(store=SimpleNamespace(slide_id=s), patient="") for s in slide_ids]
 
 
 def test_halves_part_the_bags_and_keep_those_of_a_slide_together():
@@ -98,6 +98,16 @@ def test_halves_part_the_bags_and_keep_those_of_a_slide_together():
     for part in (a, b):
         assert len(part) == 12
         assert all(set(labels[part, k].tolist()) == {0, 1} for k in range(2))
+
+
+def test_the_slides_of_one_patient_stay_together():
+    bags = of_slides(*(f"s{i}" for i in range(24)))
+    for i, bag in enumerate(bags):
+        bag.patient = "" if i == 0 else f"p{i // 4}"
+    labels = torch.tensor([[i // 4 % 2] for i in range(24)])
+    a, b = halves(bags, labels, 0)
+    assert sorted(a + b) == list(range(24))
+    assert not {bags[i].patient for i in a} & {bags[i].patient for i in b}
 
 
 def test_the_bags_of_one_slide_are_parted_one_by_one():

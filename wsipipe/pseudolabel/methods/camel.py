@@ -12,8 +12,8 @@ Deviations, with their reason. By default:
 * `context` lets the classifier see beyond its instance, of which alone a small square tells little; 1.0 as published.
 * several classes get independent sigmoids; the rules are applied, and the instance set is collected, class by class.
 * `calibrate`: the published threshold of 0.5 means little on scores learned from a few instances of positive bags
-  against many of negative ones. Two networks, each fitted on half of the slides, score the other half; the border
-  is put where these scores, with the bags' labels alone, promise the best Dice (see `parts.calibrate`).
+  against many of negative ones. Two networks, each fitted on half of the patients (or slides), score the other half;
+  the border is put where these scores, with the bags' labels alone, promise the best Dice (see `parts.calibrate`).
 * self-training: the classifier learns on from the confident answers, held to the bags' labels, that these two networks
   give together; its border is moved so that it takes as much of the positive bags as they take of held-out ones.
 * scores are averaged over overlapping instances (`overlap`); 1 as published.

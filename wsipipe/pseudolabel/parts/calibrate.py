@@ -23,11 +23,13 @@ MIN_MASS = 0.3
 def halves(bags: Sequence[Bag], labels: Tensor, seed: int) -> list[list[int]]:
     """Two halves of the bags such that each holds every class both present and absent; [] if there are none.
 
-    Bags of one slide stay together where that is possible, for they share its stain; else bags are parted one by one.
-    labels: [B, K].
+    Bags of one patient stay together where that is possible, else those of one slide, for they share its stain; else
+    bags are parted one by one. labels: [B, K].
     """
     rng = np.random.default_rng(seed)
-    for key in ([b.store.slide_id for b in bags], [f"{i}" for i in range(len(bags))]):
+    slides = [b.store.slide_id for b in bags]
+    patients = [b.patient or s for b, s in zip(bags, slides, strict=True)]
+    for key in (patients, slides, [f"{i}" for i in range(len(bags))]):
         groups: dict[str, list[int]] = {}
         for i, k in enumerate(key):
             groups.setdefault(k, []).append(i)
