@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsipipe.evaluate import bootstrap
-from wsipipe.evaluate.bootstrap import group_names, interval, pixel_intervals, pixel_scores, resample
+from wsipipe.evaluate.bootstrap import froc_interval, group_names, interval, pixel_intervals, pixel_scores, resample
+from wsipipe.evaluate.froc import Hits
 from wsipipe.evaluate.metrics import Confusion
 
 
@@ -41,6 +42,21 @@ def test_intervals_agree_with_a_loop_over_resamples(seed: int) -> None:
     for score, (low, high) in pixel_intervals(matrices, weights).items():
         expected = np.nanquantile(np.array(slow[score], float), [0.025, 0.975], axis=0)
         np.testing.assert_allclose([low, high], expected, rtol=1e-9)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=9), st.integers(0, 99))
+@settings(max_examples=15)
+def test_the_interval_of_froc_is_that_of_the_share_of_found_lesions(found: list[bool], seed: int) -> None:
+    """One lesion a slide and no false positive: the score is the share of slides whose lesion is found."""
+    hits = [Hits(np.array([0.7 if f else np.nan]), np.zeros(0), 0) for f in found]
+    weights = resample([f"s{i}" for i in range(len(found))], seed)[:200]
+    shares = (weights * np.array(found)).sum(1) / weights.sum(1)
+    assert froc_interval(hits, weights) == pytest.approx(tuple(np.quantile(shares, [0.025, 0.975])))
+
+
+def test_the_interval_of_froc_without_lesions_is_nothing() -> None:
+    hits = [Hits(np.zeros(0), np.array([0.5]), 0)] * 3
+    assert np.isnan(froc_interval(hits, resample(("a", "b", "c"), 0)[:20])).all()
 
 
 def test_an_interval_of_nothing_is_nothing() -> None:

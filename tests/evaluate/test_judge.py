@@ -351,6 +351,19 @@ def test_detections_from_elsewhere(scored: tuple[list[Path], Path], run: RunConf
     assert froc["a"].sensitivity.tolist() == [0, 0, 0.5]
 
 
+def test_the_score_of_froc_has_an_interval_where_there_are_groups_enough(
+    scored: tuple[list[Path], Path], run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EvaluateConfig(labels="net", truth=str(scored[1]))
+    for least, has in ((5, False), (4, True)):
+        monkeypatch.setattr("wsipipe.evaluate.judge.LEAST_GROUPS", least)
+        froc = judge(scored[0], config, run).froc
+        assert froc is not None
+        assert (froc["a"].interval is not None) == has
+    low, high = froc["a"].interval
+    assert low <= froc["a"].score <= high
+
+
 def test_scores_of_other_classes_are_refused(
     make_store: Maker, make_truth: Maker, add_scores: Callable[..., None], run: RunConfig
 ) -> None:

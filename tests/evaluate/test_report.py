@@ -67,6 +67,7 @@ def test_intervals_and_scores() -> None:
     assert data["slide_auc_intervals"]["a"] == [0.5, 1.0]
     assert data["slide_scores"]["s1"]["a"] == {"score": 2 / 17, "holds": True}
     assert data["froc"]["a"]["score"] == 0.5
+    assert data["froc"]["a"]["interval"] is None
     assert data["froc"]["a"]["sensitivity"]["0.25"] == 0.5
     assert data["froc"]["b"]["score"] is None
     assert data["calibration"]["pixel"]["a"]["error"] == pytest.approx(0.1)

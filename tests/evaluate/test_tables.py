@@ -51,6 +51,13 @@ def test_text_with_intervals_and_scores() -> None:
     assert lines[10].startswith("calibration error, 15 bins: a 0.100 (pixels of tissue) 0.")
 
 
+def test_text_of_the_interval_of_froc() -> None:
+    result = evaluation_of(9)
+    curve = dataclasses.replace(result.froc["a"], interval=(0.25, 0.75))
+    lines = text_table(dataclasses.replace(result, froc={"a": curve})).splitlines()
+    assert lines[8].endswith("slide; 18 lesions, 9 too small to count; 95 % 0.250..0.750)")
+
+
 def test_text_of_few_groups() -> None:
     lines = text_table(dataclasses.replace(evaluation_of(3), groups=("p", "q", "r"))).splitlines()
     assert lines[0].endswith("recall")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from wsipipe.evaluate.froc import Hits, froc
 from wsipipe.evaluate.metrics import Counts, Floats, accuracy_of, dice_of, iou_of, mean_of
 
 RESAMPLES = 2000
@@ -57,3 +58,10 @@ def pixel_intervals(matrices: NDArray[np.int64], weights: Floats) -> dict[str, t
     """The 95 % interval of every pixel score: matrices [slides, C, C], weights [RESAMPLES, slides]."""
     pooled = np.tensordot(weights, matrices.astype(np.float64), 1)
     return {score: interval(values) for score, values in pixel_scores(pooled).items()}
+
+
+def froc_interval(hits: Sequence[Hits], weights: Floats) -> tuple[float, float]:
+    """The 95 % interval of the FROC score of one class: its hits on every slide, weights [RESAMPLES, slides]."""
+    drawn = ([h for h, times in zip(hits, row, strict=True) for _ in range(int(times))] for row in weights)
+    low, high = interval(np.array([froc(slides).score for slides in drawn]))
+    return float(low), float(high)

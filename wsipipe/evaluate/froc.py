@@ -72,13 +72,17 @@ class Hits:
 
 @dataclass(frozen=True, eq=False)
 class Froc:
-    """The curve from the surest detections on: false positives per slide, sensitivity; float64 [thresholds + 1]."""
+    """The curve from the surest detections on: false positives per slide, sensitivity; float64 [thresholds + 1].
+
+    interval: the 95 % interval of `score`, None where there are too few groups for one.
+    """
 
     false_positives: Floats
     sensitivity: Floats
     lesions: int
     itc: int
     slides: int
+    interval: tuple[float, float] | None = None
 
     @property
     def at(self) -> dict[float, float]:

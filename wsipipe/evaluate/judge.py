@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,19 @@ from numpy.typing import NDArray
 
 from wsipipe.config import EvaluateConfig, RunConfig, check
 from wsipipe.errors import ConfigError, StoreError
-from wsipipe.evaluate.bootstrap import LEAST_GROUPS, group_names, interval, pixel_intervals, pixel_scores, resample
+from wsipipe.evaluate.bootstrap import (
+    LEAST_GROUPS,
+    froc_interval,
+    group_names,
+    interval,
+    pixel_intervals,
+    pixel_scores,
+    resample,
+)
 from wsipipe.evaluate.calibration import pixel_reliability
 from wsipipe.evaluate.cohort import Cohort
 from wsipipe.evaluate.detections import Found, read_detections
-from wsipipe.evaluate.froc import Detections, froc
+from wsipipe.evaluate.froc import Detections, Froc, Hits, froc
 from wsipipe.evaluate.metrics import Confusion, Floats
 from wsipipe.evaluate.result import EMPTY, Evaluation, SlideLevel, Spread, trivial_answers
 from wsipipe.evaluate.scored import Scored
@@ -165,7 +174,7 @@ def _evaluation(
         spread,
         _slide_level(tallies, cohort, config.slide_top, weights) if with_scores else None,
         pixel_reliability(np.sum(with_scores, 0)[..., :2]) if with_scores else None,
-        {n: froc([h[k] for h in hits]) for k, n in enumerate(names)} if len(hits) == len(every) else None,
+        {n: _froc([h[k] for h in hits], weights) for k, n in enumerate(names)} if len(hits) == len(every) else None,
         {s: dict(zip(names, t.detections, strict=True)) for s, t in tallies.items() if t.detections is not None},
     )
 
@@ -196,6 +205,10 @@ def _spread(matrices: NDArray[np.int64], groups: Names, weights: Floats | None) 
         return Spread(intervals=pixel_intervals(matrices, weights))
     rows = {g: [i for i, of in enumerate(groups) if of == g] for g in dict.fromkeys(groups)}
     return Spread(by_group={g: pixel_scores(matrices[i].sum(0)) for g, i in rows.items()})
+
+
+def _froc(hits: Sequence[Hits], weights: Floats | None) -> Froc:
+    return replace(froc(hits), interval=None if weights is None else froc_interval(hits, weights))
 
 
 def _slide_level(tallies: Mapping[str, Tally], cohort: Cohort, top: float, weights: Floats | None) -> SlideLevel:

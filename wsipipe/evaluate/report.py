@@ -21,8 +21,9 @@ Keys. Wherever a value is undefined it is null; `<class>` is a class name, and `
     slide_auc_intervals                                      <class> -> [low, high]; {} below 8 groups
     slide_truth        where the truth of slides is from
     slide_scores       slide -> <class> -> score, holds
-    froc               <class> -> score, sensitivity (false positives per slide -> value), lesions, itc, slides,
-                       curve (false_positives, sensitivity); {} without scores or detections
+    froc               <class> -> score, interval ([low, high] of the score; null below 8 groups), sensitivity
+                       (false positives per slide -> value), lesions, itc, slides, curve (false_positives, sensitivity);
+                       {} without scores or detections
     calibration        pixel, slide: <class> -> error, bins (count, said, found); {} without scores
 """
 
@@ -107,6 +108,7 @@ def _slides(level: SlideLevel | None, evaluation: Evaluation) -> dict[str, Any]:
 def _froc(curve: Froc) -> dict[str, Any]:
     return {
         "score": curve.score,
+        "interval": curve.interval,
         "sensitivity": {f"{f:g}": s for f, s in curve.at.items()},
         "lesions": curve.lesions,
         "itc": curve.itc,

@@ -107,7 +107,7 @@ def _score_lines(evaluation: Evaluation) -> Iterator[str]:
         at = ", ".join(f"{s:.3f} at {x:g}" for x, s in f.at.items()) if f.lesions else "-"
         yield (
             f"FROC {name}: {shown(f.score)} ({at} false positives a slide; {f.lesions} lesions, "
-            f"{f.itc} too small to count)"
+            f"{f.itc} too small to count" + (f"; 95 % {_between(*f.interval)})" if f.interval else ")")
         )
     if evaluation.pixel_calibration is not None and level is not None:
         pixel, slide = evaluation.pixel_calibration, level.calibration()
