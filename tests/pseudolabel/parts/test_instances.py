@@ -19,7 +19,7 @@ from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.lattice import Lattice, read_crops
 from wsipipe.pseudolabel.parts import instances
 from wsipipe.pseudolabel.parts.classifier import apply_in_batches
-from wsipipe.pseudolabel.parts.instances import apply_to_bags, confident_picks, instance_set
+from wsipipe.pseudolabel.parts.instances import apply_to_bags, believed, confident_answers, instance_set
 from wsipipe.pseudolabel.parts.selectors import Pick
 from wsipipe.runtime import Compute
 from wsipipe.store import SlideStore
@@ -46,7 +46,7 @@ def patch_bag(store: SlideStore, column: int, label: tuple[int, ...]) -> Bag:
 def made_set(
     bags: list[Bag], chosen: list[tuple[int, int, int, int]], limit: int = 100
 ) -> tuple[NDArray[np.uint8], list[list[float]]]:
-    crops, targets = instance_set(bags, LATTICE, [Pick(*c) for c in chosen], limit, 0)
+    crops, targets = instance_set(bags, LATTICE, believed([Pick(*c) for c in chosen], bags), limit, 0)
     return crops, targets.tolist()
 
 
@@ -83,7 +83,7 @@ def test_a_full_instance_set_keeps_to_its_limit_even_where_positives_fill_it(str
 
 def test_an_empty_set_says_what_to_do(strip: SlideStore):
     with pytest.raises(ConfigError, match="the selectors agree with no label"):
-        instance_set([patch_bag(strip, 0, (1,))], LATTICE, [], 10, 0)
+        made_set([patch_bag(strip, 0, (1,))], [])
 
 
 class Mean(nn.Module):
@@ -132,20 +132,20 @@ def test_small_bags_go_together_and_every_bag_goes_once(sizes: list[int]):
 def test_sure_answers_are_believed_as_far_as_the_label_allows(rows: list[list[float]], bits: int, confident: float):
     logits = [torch.tensor(r).view(-1, 1) for r in rows]
     labels = torch.tensor([[bits >> b & 1] for b in range(len(rows))])
-    wanted = set()
-    for b, row in enumerate(rows):
-        for i, z in enumerate(row):
-            p = 1 / (1 + np.exp(-np.float32(z)))
-            if labels[b, 0] and p >= np.float32(confident):
-                wanted.add((b, i, 0, 1))
-            elif not labels[b, 0] or p <= np.float32(1 - confident):
-                wanted.add((b, i, 0, 0))
-    got = confident_picks(logits, labels, confident)
-    assert len(got) == len(set(got))
-    near = {
-        (b, i)
-        for b, r in enumerate(rows)
-        for i, z in enumerate(r)
-        if min(abs(1 / (1 + np.exp(-z)) - q) for q in (confident, 1 - confident)) < 1e-6
-    }
-    assert {g for g in got if (g.bag, g.instance) not in near} == {w for w in wanted if w[:2] not in near}
+    for row, label, got in zip(rows, labels, confident_answers(logits, labels, confident), strict=True):
+        for z, answer in zip(row, got[:, 0].tolist(), strict=True):
+            p = 1 / (1 + np.exp(-z))
+            if min(abs(p - confident), abs(p - 1 + confident)) < 1e-6:
+                continue  # float32 may say otherwise
+            if label[0] and p > confident:
+                assert answer == 1
+            elif not label[0] or p < 1 - confident:
+                assert answer == 0
+            else:
+                assert np.isnan(answer)
+
+
+def test_of_a_class_that_a_bag_may_hold_both_sure_answers_are_believed():
+    logits = torch.tensor([[9.0, 9], [-9, -9], [0, 0]])
+    (got,) = confident_answers([logits], torch.tensor([[NAN, 0]]), 0.9)
+    np.testing.assert_array_equal(got, [[1, 0], [0, 0], [NAN, 0]])

@@ -50,7 +50,7 @@ from wsipipe.pseudolabel.parts.classifier import (
     apply_in_batches,
     train_classifier,
 )
-from wsipipe.pseudolabel.parts.instances import apply_to_bags, confident_picks, instance_set
+from wsipipe.pseudolabel.parts.instances import apply_to_bags, believed, confident_answers, instance_set
 from wsipipe.pseudolabel.parts.mil import Rule, max_max, max_min, prevalence
 from wsipipe.pseudolabel.parts.selectors import Pick, collect, score_features, train_selector, vetoed
 from wsipipe.pseudolabel.parts.whole_bags import WholeBags
@@ -163,13 +163,14 @@ class _Camel:
         picks = [p._replace(bag=of[p.bag]) for p in self._route_a(of) + self._route_b(of)]
         model = self._fresh(0)
         constraint = self._whole_bags(of, self.rules) if self.params.constraint else None
-        self._train(model, picks, "retrain", self.params.retrain_steps, self.params.lr, 0, constraint)
+        answers = believed(picks, self.bags)
+        self._train(model, answers, "retrain", self.params.retrain_steps, self.params.lr, 0, constraint)
         return model
 
     def self_train(self, model: InstanceClassifier, teacher: Sequence[Tensor]) -> None:
         """Let `model` learn on from the confident answers float [M, K] given for each bag, at half the rate."""
-        picks = confident_picks(teacher, self.labels, self.params.confident)
-        self._train(model, picks, "self-train", self.params.self_train_steps, self.params.lr / 2, 1)
+        answers = confident_answers(teacher, self.labels, self.params.confident)
+        self._train(model, answers, "self-train", self.params.self_train_steps, self.params.lr / 2, 1)
 
     def cross_fitted(self, parts: Sequence[list[int]]) -> tuple[InstanceClassifier, list[Tensor], list[Tensor]]:
         """For each part a classifier that learned from the other parts alone (where there is but one: from itself).
@@ -263,7 +264,7 @@ class _Camel:
     def _train(
         self,
         model: InstanceClassifier,
-        picks: Sequence[Pick],
+        answers: Sequence[Tensor],
         task: str,
         steps: int,
         lr: float,
@@ -271,7 +272,7 @@ class _Camel:
         constraint: WholeBags | None = None,
     ) -> None:
         p = self.params
-        crops, targets = instance_set(self.bags, self.lattice, picks, p.max_instances, self.seed)
+        crops, targets = instance_set(self.bags, self.lattice, answers, p.max_instances, self.seed)
         how = Retraining(p.stain, p.zoom, constraint, (p.constraint, 1.0))
         compute = replace(self.run.compute, seed=self.seed + number)
         train_classifier(model, crops, targets, Schedule(steps, lr), task, compute, p.batch, how)

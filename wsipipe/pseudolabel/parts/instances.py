@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -39,56 +39,62 @@ def apply_to_bags(
     return out
 
 
-def instance_set(
-    bags: Sequence[Bag], lattice: Lattice, picks: Sequence[Pick], limit: int, seed: int
-) -> tuple[NDArray[np.uint8], Tensor]:
-    """Crops of the picked instances with their targets: uint8 [M, 3, s, s], float [M, K] (nan: not known).
+def believed(picks: Iterable[Pick], bags: Sequence[Bag]) -> list[Tensor]:
+    """What picks say of the instances of every bag: float32 [M, K] of 1, 0 and nan (not known)."""
+    out = [torch.full((len(b.xy_px), len(b.label)), float("nan")) for b in bags]
+    for b, i, k, y in picks:
+        out[b][i, k] = y
+    return out
 
-    A class that the bag does not hold is 0 for all of its instances; one that it holds is known only where picked.
-    Beyond `limit` instances positives are kept first, up to half of it.
+
+def confident_answers(logits: Sequence[Tensor], labels: Tensor, confident: float) -> list[Tensor]:
+    """A classifier's answers that it is sure of, held to the bags' labels: logits [M, K] -> float32 [M, K] of each bag.
+
+    1 where a class that the bag holds scores `confident` or more, 0 where one scores 1 - `confident` or less and
+    everywhere in a bag that does not hold it, nan elsewhere. labels: [B, K] with 0, 1 or nan (not known).
     """
-    if not picks:
+    out = []
+    for z, label in zip(logits, labels, strict=True):
+        p, absent = z.sigmoid(), label == 0
+        answer = torch.full(z.shape, float("nan"))
+        answer[(p <= 1 - confident) | absent] = 0
+        answer[(p >= confident) & ~absent] = 1
+        out.append(answer)
+    return out
+
+
+def instance_set(
+    bags: Sequence[Bag], lattice: Lattice, answers: Sequence[Tensor], limit: int, seed: int
+) -> tuple[NDArray[np.uint8], Tensor]:
+    """Crops of the instances of which anything is believed, with their targets: uint8 [M, 3, s, s], float [M, K].
+
+    answers: float [M, K] of each bag, 1, 0 or nan (not known); so are the targets. A class that the bag does not hold
+    is 0 for all of its instances. Beyond `limit` instances positives are kept first, up to half of it.
+    """
+    chosen = [np.flatnonzero(~z.isnan().all(1).numpy()) for z in answers]
+    positive = np.concatenate([(z[i] == 1).any(1).numpy() for z, i in zip(answers, chosen, strict=True)])
+    if not len(positive):
         raise ConfigError(
             "the selectors agree with no label: nothing to learn; check the labels or raise camel.selector_steps"
         )
-    wanted: dict[tuple[int, int], dict[int, int]] = {}
-    for b, i, k, y in picks:
-        wanted.setdefault((b, i), {})[k] = y
-    keys = sorted(wanted)
-    if len(keys) > limit:
-        positive = [k for k in keys if any(wanted[k].values())]
-        negative = [k for k in keys if not any(wanted[k].values())]
-        rng = np.random.default_rng(seed)
-        room = min(len(negative), max(limit - len(positive), limit // 2))
-        some, keep = rng.permutation(len(positive))[: limit - room], rng.permutation(len(negative))[:room]
-        keys = sorted([*(positive[i] for i in some), *(negative[i] for i in keep)])
-    of_bag: dict[int, list[int]] = {}
-    for b, i in keys:
-        of_bag.setdefault(b, []).append(i)
+    if len(positive) > limit:
+        kept = _thinned(positive, limit, np.random.default_rng(seed))
+        parts = np.split(kept, np.cumsum([len(i) for i in chosen])[:-1])
+        chosen = [i[part] for i, part in zip(chosen, parts, strict=True)]
     crops, targets = [], []
-    for b, chosen in of_bag.items():
-        bag = bags[b]
-        crops.append(read_crops(bag.store, bag.xy_px[chosen], lattice, bag.bounds))
-        for i in chosen:
-            known = wanted[(b, i)]
-            targets.append(
-                [float(known[k]) if k in known else (0.0 if not y else float("nan")) for k, y in enumerate(bag.label)]
-            )
-    return np.concatenate(crops), torch.tensor(targets)
+    for bag, z, i in zip(bags, answers, chosen, strict=True):
+        if len(i):
+            crops.append(read_crops(bag.store, bag.xy_px[i], lattice, bag.bounds))
+            absent = torch.tensor([y == 0 for y in bag.label])
+            targets.append(z[i].masked_fill(z[i].isnan() & absent, 0))
+    return np.concatenate(crops), torch.cat(targets)
 
 
-def confident_picks(logits: Sequence[Tensor], labels: Tensor, confident: float) -> list[Pick]:
-    """A classifier's answers that it is sure of, held to the bags' labels: logits float [M, K] of each bag.
-
-    1 where a class that the bag holds scores `confident` or more, 0 where one scores 1 - `confident` or less and
-    everywhere in a bag that does not hold it.
-    """
-    picks = []
-    for b, z in enumerate(logits):
-        p = z.sigmoid()
-        for k, y in enumerate(labels[b].tolist()):
-            one = (p[:, k] >= confident) & bool(y)
-            zero = (p[:, k] <= 1 - confident) | (not y)
-            picks += [Pick(b, i, k, 1) for i in torch.nonzero(one).ravel().tolist()]
-            picks += [Pick(b, i, k, 0) for i in torch.nonzero(zero & ~one).ravel().tolist()]
-    return picks
+def _thinned(positive: NDArray[np.bool_], limit: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Which of more than `limit` instances are kept: bool [M] both."""
+    ones, zeros = np.flatnonzero(positive), np.flatnonzero(~positive)
+    room = min(len(zeros), max(limit - len(ones), limit // 2))
+    kept = np.zeros(len(positive), bool)
+    kept[rng.permutation(ones)[: limit - room]] = True
+    kept[rng.permutation(zeros)[:room]] = True
+    return kept
