@@ -18,6 +18,7 @@ from wsipipe.nn.checkpoint import Checkpoint, read_checkpoint
 from wsipipe.nn.encoders import MEAN, STD, Statistics, create_encoder, statistics_of
 from wsipipe.nn.segmenters import encoder_of
 from wsipipe.runtime import silent
+from wsipipe.segment import train as module
 from wsipipe.segment.predict import predict_stores
 from wsipipe.segment.segment import segment
 from wsipipe.segment.train import load, segmentation_loss, train, training_stores
@@ -264,6 +265,29 @@ def test_the_same_seed_gives_the_same_weights(stores, run, tmp_path):
     torch.manual_seed(123)
     second = train(list(stores.values()), TINY, dataclasses.replace(run, runs=str(tmp_path / "b")), silent, False)
     assert first.with_suffix(".safetensors").read_bytes() == second.with_suffix(".safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_killed_training_goes_on_to_the_same_bits(stores, run, monkeypatch: pytest.MonkeyPatch, stop: int):
+    monkeypatch.setattr(module, "KEEP_S", 0.0)
+    config = dataclasses.replace(TINY, steps=4)
+    steps: list[int] = []
+
+    def dies(task: str, done: int, total: int, note: str = "") -> None:
+        steps.append(done)
+        if len(steps) == stop:
+            raise KeyboardInterrupt
+
+    whole_run = train(list(stores.values()), dataclasses.replace(config, name="whole"), run, silent, False)
+    cut = dataclasses.replace(config, name="cut")
+    with pytest.raises(KeyboardInterrupt):
+        train(list(stores.values()), cut, run, dies, False)
+    folder = Path(run.runs) / "cut"
+    assert [p.name for p in folder.iterdir()] == ["training.state"]
+    path = train(list(stores.values()), cut, run, lambda task, done, total, note="": steps.append(done), False)
+    assert steps == [1, 2, 3, 4], "some step was made twice or left out"
+    assert path.with_suffix(".safetensors").read_bytes() == whole_run.with_suffix(".safetensors").read_bytes()
+    assert not (folder / "training.state").exists()
 
 
 @pytest.mark.parametrize("name", ["tissue", "truth", "../out", ""])

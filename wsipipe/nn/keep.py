@@ -13,6 +13,9 @@ import torch
 
 log = logging.getLogger(__name__)
 
+KEEP_S = 60.0
+"""Seconds between two writings of the state that a killed training goes on from."""
+
 
 class Stateful(Protocol):
     """What can be kept: models, optimisers and watchers alike, by torch's convention."""
@@ -44,7 +47,7 @@ class Keep:
 
     path: Path
     key: str
-    every_s: float = 60.0
+    every_s: float = KEEP_S
     _written: float = field(default_factory=time.monotonic, repr=False)
 
     def restore(self, parts: dict[str, Stateful]) -> tuple[int, list[float]]:

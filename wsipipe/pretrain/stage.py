@@ -15,7 +15,7 @@ from wsipipe.errors import CheckpointError, ConfigError
 from wsipipe.labels import read_labels
 from wsipipe.nn.checkpoint import Checkpoint, maker_of
 from wsipipe.nn.encoders import create_encoder, normalise, statistics_of, width_of
-from wsipipe.nn.keep import Keep
+from wsipipe.nn.keep import KEEP_S, Keep
 from wsipipe.nn.train import Schedule, fit, generator, seeded
 from wsipipe.pretrain.objectives import objective
 from wsipipe.pretrain.views import Pool, patch_pool, view
@@ -31,9 +31,6 @@ RATES = {"vicreg": 2e-3, "simclr": 1e-3, "byol": 1e-3, "dino": 5e-4}
 
 ASIDE = 0.1
 """Share of the patches held aside for the checks."""
-
-KEEP_S = 60.0
-"""Seconds between two writings of the state that a killed run goes on from."""
 
 
 @dataclass(frozen=True)

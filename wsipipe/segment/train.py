@@ -17,6 +17,7 @@ from wsipipe.errors import CheckpointError, ConfigError, StoreError
 from wsipipe.labels import IGNORE, slide_id_of
 from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, maker_of, read_checkpoint, weights_digest, weights_file
 from wsipipe.nn.encoders import Statistics, chosen_encoder, expect, load_weights, normalise
+from wsipipe.nn.keep import KEEP_S, Keep
 from wsipipe.nn.segmenters import create_segmenter, encoder_of
 from wsipipe.nn.train import Schedule, fit
 from wsipipe.runtime import Compute, Progress, device, digest
@@ -32,7 +33,10 @@ SIDE_MULTIPLE_PX = 32
 def train(
     stores: Sequence[SlideStore], config: SegmentConfig, run: RunConfig, progress: Progress, overwrite: bool
 ) -> Path:
-    """Train and save `runs/<name>/model.*`; returns the path of its JSON. The same inputs are not trained twice."""
+    """Train and save `runs/<name>/model.*`; returns the path of its JSON. The same inputs are not trained twice.
+
+    A training that was killed goes on where its state was last kept, to the same weights.
+    """
     chosen = training_stores(stores, config)
     check_side(chosen[0].grid.patch_px)
     classes = _classes(chosen, config.labels)
@@ -66,7 +70,8 @@ def train(
         return segmentation_loss(model(normalise(batch[0].to(on))).float(), batch[1].to(on))
 
     batches = Batches(samples, config.labels, config.batch, run.seed)
-    fit(model, batches, loss, Schedule(config.steps, config.lr), "train", Compute(on, run.seed, progress))
+    keep = Keep(folder / "training.state", key, KEEP_S)
+    fit(model, batches, loss, Schedule(config.steps, config.lr), "train", Compute(on, run.seed, progress), keep=keep)
     grid = chosen[0].grid
     checkpoint = Checkpoint(
         network=config.architecture,
@@ -79,7 +84,9 @@ def train(
         std=statistics.std,
         settings=asdict(config),
     )
-    return checkpoint.save(folder, model)
+    path = checkpoint.save(folder, model)
+    keep.clear()
+    return path
 
 
 def load(path: Path) -> tuple[Checkpoint, nn.Module]:
