@@ -19,7 +19,8 @@ from tiffs import APERIO, JpegKind, expected, halved, overwrite, picture, place,
 
 from wsipipe.errors import SlideError
 from wsipipe.slides.tiff_file import TiffFileBytes
-from wsipipe.slides.tiff_tiles import TiffTiles, any_page, pyramid_tiles
+from wsipipe.slides.tiff_pages import any_page
+from wsipipe.slides.tiff_tiles import TiffTiles, pyramid_tiles
 
 RGB = picture(600, 500)
 

@@ -15,7 +15,8 @@ from wsipipe.slides.base import SlideInfo, resolve_mpp
 from wsipipe.slides.fingerprint import fingerprint
 from wsipipe.slides.level import LevelPixels
 from wsipipe.slides.tiff_file import Tag, TiffFileBytes, directories
-from wsipipe.slides.tiff_tiles import TiffTiles, any_page, name_of
+from wsipipe.slides.tiff_pages import any_page, name_of
+from wsipipe.slides.tiff_tiles import TiffTiles
 
 _UM = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 _UM_OF_RESOLUTION_UNIT = {2: 25_400.0, 3: 10_000.0}  # inch, centimetre
