@@ -11,8 +11,8 @@ import logging
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -33,6 +33,9 @@ SCHEDULER_S = 10.0
 
 _M_ARENA_MAX = -8
 """Number of this option of glibc's mallopt."""
+
+_LOOK_S = 5.0
+"""Seconds after which a cluster that gives no result is looked after."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -170,6 +173,17 @@ def executor(workers: int, dask: str = "") -> Iterator[tuple[Executor, int]]:
                 f"--dask {dask}: worker after worker died ({' '.join(str(error).split())}); what is written stays; "
                 "give them more memory, and run the same command again"
             ) from None
+
+
+def first_done(pool: Executor, futures: Collection[Future[R]]) -> set[Future[R]]:
+    """Wait until one or more of the futures of `pool` are done; CancelledError if its dask cluster is lost.
+
+    The results of a lost cluster never come: it is looked after once in a while.
+    """
+    while not (done := wait(futures, _LOOK_S, return_when=FIRST_COMPLETED).done):
+        if getattr(getattr(pool, "_client", None), "status", "") == "closed":
+            raise CancelledError
+    return done
 
 
 class Hold:

@@ -7,14 +7,14 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from wsipipe.config import RunConfig, TileConfig
 from wsipipe.errors import WsipipeError
-from wsipipe.runtime import Hold, Progress, Report, executor, read_ledger, silent, write_csv
+from wsipipe.runtime import Hold, Progress, Report, executor, first_done, read_ledger, silent, write_csv
 from wsipipe.slides import (
     SlideFile,
     openslide_reader,  # noqa: F401 - most slides need it: better loaded here, while the opening process starts
@@ -116,7 +116,7 @@ class _Line:
             self._fill(waiting)
             if not self._flying:
                 continue  # what was started has failed before it came to the pool
-            for future in wait(self._flying, return_when=FIRST_COMPLETED).done:
+            for future in first_done(self._pool, self._flying):
                 slide, then = self._flying.pop(future)
                 slide.flying -= 1
                 try:
@@ -128,9 +128,7 @@ class _Line:
 
     def stop(self) -> None:
         """Take back what has not begun, wait for what has, and let go of every slide."""
-        for future in self._flying:
-            future.cancel()
-        wait(self._flying)
+        wait([future for future in self._flying if not future.cancel()])
         for slide in self._active:
             slide.hold.let_go()
 
