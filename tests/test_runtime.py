@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -372,3 +374,14 @@ libc.fflush(None)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     assert ((tmp_path / "heaps").read_text().count("<heap nr=") == 1) == shared
+
+
+def test_what_a_lost_cluster_owes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(runtime, "_LOOK_S", 0.01)
+    never: Future[int] = Future()
+    pool = SimpleNamespace(_client=SimpleNamespace(status="closed"))
+    with pytest.raises(CancelledError):
+        runtime.first_done(pool, [never])
+    with ThreadPoolExecutor(1) as threads_alone:
+        late = threads_alone.submit(time.sleep, 0.1)  # longer than a look: there is no cluster to be lost
+        assert runtime.first_done(threads_alone, [never, late]) == {late}
