@@ -17,8 +17,10 @@ from wsipipe import pipeline
 from wsipipe.config import SECTIONS, PseudolabelConfig, SegmentConfig, TileConfig, build, read_yaml
 from wsipipe.errors import ConfigError, LabelsError, SlideError
 from wsipipe.pipeline import expand, read_settings, run_chain
-from wsipipe.pseudolabel.registry import load, names
+from wsipipe.pseudolabel.registry import load as load_method
+from wsipipe.pseudolabel.registry import load_refinement, names, refinements
 from wsipipe.store import SlideStore
+from wsipipe.template import template
 
 SHIPPED = Path(__file__).resolve().parents[1] / "pipeline.yaml"
 
@@ -46,18 +48,22 @@ def settings(**flags: dict[str, Any]) -> pipeline.Settings:
 # --- pipeline.yaml -----------------------------------------------------------------------------------------------
 
 
+def test_the_shipped_file_is_the_one_that_the_options_make():
+    assert SHIPPED.read_text() == template(), "write it anew: wsipipe config > pipeline.yaml"
+
+
 def test_the_shipped_file_holds_every_option_at_its_default():
     given = read_yaml(SHIPPED)
     assert sorted(given) == sorted(SECTIONS)
     for section, config in SECTIONS.items():
         fields = {f.name for f in dataclasses.fields(config)}
-        assert set(given[section]) - set(names()) == fields, section
-        assert build(config, given[section], section, tuple(names())) == config()
+        assert set(given[section]) - {*names(), *refinements()} == fields, section
+        assert build(config, given[section], section, (*names(), *refinements())) == config()
 
 
 def test_the_shipped_file_holds_every_parameter_of_every_method_at_its_default():
     given = read_yaml(SHIPPED)["pseudolabel"]
-    for name in names():
+    for name, load in [*((n, load_method) for n in names()), *((n, load_refinement) for n in refinements())]:
         params = load(name).Params
         assert set(given[name]) == {f.name for f in dataclasses.fields(params)}
         assert build(params, given[name], name) == params()
@@ -69,7 +75,7 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path)
     flags = {"tile": {"quality": 70}, "pseudolabel": {"camel": {"shrink": 4}}}
     found = read_settings(file, flags)
     assert found.tile == TileConfig(patch_px=64, quality=70)
-    assert found.method_values() == {"lattice": 2, "shrink": 4}
+    assert found.sections == {"camel": {"lattice": 2, "shrink": 4}}
     assert read_settings(file, {}).tile == TileConfig(patch_px=64, quality=50)
 
 
@@ -100,7 +106,7 @@ def test_a_method_section_that_holds_no_keys_is_refused(tmp_path: Path, below: s
     with pytest.raises(ConfigError, match=r"p\.yaml: pseudolabel\.camel: expected keys below it, found"):
         read_settings(tmp_path / "p.yaml", {})
     (tmp_path / "p.yaml").write_text("pseudolabel:\n  camel:\n")
-    assert read_settings(tmp_path / "p.yaml", {}).method_values() == {}
+    assert read_settings(tmp_path / "p.yaml", {}).sections == {}
 
 
 def test_patterns_are_expanded_in_order_and_a_name_with_brackets_is_taken_as_it_is(tmp_path: Path):

@@ -20,7 +20,7 @@ from wsipipe.errors import ConfigError, WsipipeError
 from wsipipe.labels import LabelTable, read_labels
 from wsipipe.pipeline import Settings, read_settings, run_chain
 from wsipipe.progress import bars, lines
-from wsipipe.pseudolabel.registry import names
+from wsipipe.pseudolabel.registry import ALL, NONE, chosen, names, refinements
 from wsipipe.runtime import Progress, Report, share_heap
 
 log = logging.getLogger("wsipipe")
@@ -56,8 +56,10 @@ def _option(section: str, field: dataclasses.Field[Any], kind: Any) -> Callable[
         return click.option(f"--{flag}/--no-{flag}", name, default=None, help=help)
     if kind in (int, float):
         return click.option(f"--{flag}", name, type=kind, default=None, help=help)
-    if field.name == "method" and section == "pseudolabel":
-        return click.option(f"--{flag}", name, type=click.Choice(names()), default=None, help=help)
+    if section == "pseudolabel" and field.name == "method":
+        return click.option(f"--{flag}", name, metavar="|".join((*names(), ALL)), default=None, help=help)
+    if section == "pseudolabel" and field.name == "refine":
+        return click.option(f"--{flag}", name, type=click.Choice((*refinements(), NONE)), default=None, help=help)
     if typing.get_origin(kind) is tuple:
         return click.option(f"--{flag}", name, multiple=True, default=None, help=help + " (repeat the option)")
     return click.option(f"--{flag}", name, default=None, help=help)
@@ -169,22 +171,26 @@ def pretrain(store: tuple[Path, ...], overwrite: bool, quiet: bool, **call: Any)
 @main.command()
 @_STORES_ARGUMENT
 @options("pseudolabel")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="a parameter of the method (repeat)")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="[NAME.]KEY=VALUE",
+    help="a parameter of the method, or of method or refinement NAME (repeat)",
+)
 @common
 def pseudolabel(
     store: tuple[Path, ...], assignments: tuple[str, ...], overwrite: bool, quiet: bool, **call: Any
 ) -> None:
     """Turn weak labels into patch-level masks: labels/<name> and scores/<name> of STOREs (default: all)."""
     settings = settings_of(call)
-    method = settings.pseudolabel.method
-    settings = settings_of(call, pseudolabel={method: _assigned(assignments)})
+    settings = settings_of(call, pseudolabel=_assigned(assignments, chosen(settings.pseudolabel.method)))
     from wsipipe.pseudolabel.label import pseudolabel as stage
 
     with reporting(quiet) as progress:
         paths = _stores(store, settings)
-        values = settings.method_values()
         report, stores = stage(
-            paths, settings.pseudolabel, values, settings.run, progress, overwrite, settings.pretrain
+            paths, settings.pseudolabel, settings.sections, settings.run, progress, overwrite, settings.pretrain
         )
     finish(report, stores)
 
@@ -298,6 +304,14 @@ def run(slide: tuple[str, ...], overwrite: bool, quiet: bool, **call: Any) -> No
 
 
 @main.command()
+def config() -> None:
+    """Print a pipeline.yaml that holds every option at its default, with what it means."""
+    from wsipipe.template import template
+
+    click.echo(template(), nl=False)
+
+
+@main.command()
 @click.argument("store", type=click.Path(path_type=Path))
 def info(store: Path) -> None:
     """Say what a store holds."""
@@ -332,14 +346,19 @@ def demo(folder: Path, quiet: bool) -> None:
     click.echo(table)
 
 
-def _assigned(assignments: tuple[str, ...]) -> dict[str, Any]:
-    """KEY=VALUE texts as values, each read as YAML would."""
-    values = {}
+def _assigned(assignments: tuple[str, ...], methods: list[str]) -> dict[str, dict[str, Any]]:
+    """[NAME.]KEY=VALUE texts as values by name (default: the one method), each read as YAML would."""
+    values: dict[str, dict[str, Any]] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
+        name, dot, last = key.strip().rpartition(".")
         if not equals:
             raise ConfigError(f"--set {text}: expected KEY=VALUE, such as --set prevalence=0.2")
-        values[key.strip()] = scalar(value)
+        if not dot and len(methods) > 1:
+            raise ConfigError(f"--set {text}: of which method? Say it as --set {methods[0]}.{text}")
+        if dot and name not in (*names(), *refinements()):
+            raise ConfigError(f"--set {text}: {name!r} is neither a method nor a refinement")
+        values.setdefault(name or methods[0], {})[last] = scalar(value)
     return values
 
 

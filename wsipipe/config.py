@@ -70,7 +70,9 @@ class PseudolabelConfig:
     """Weak labels to patch-level masks. Parameters of a method have their own section, e.g. `camel:`."""
 
     labels: str = option("labels.csv", "CSV with slide_id, label and optionally x,y,width,height,patient_id,split")
-    method: str = option("camel", "how instances are scored")
+    method: str = option("camel", "how instances are scored; several as a,b, or all")
+    refine: str = option("", "what follows the scores: a refinement by the slide's pixels, or none; default: the method's")
+    refine_stride_px: int = option(8, "side of the cells, in working px, that a refinement works on at most")
     name: str = option("", "name of the masks in the stores and of the run folder; default: the method")
     classes: tuple[str, ...] = option((), "class names in mask order; default: those that the labels use")
     encoder: str = option("", "timm name of the instance encoder; default: that of --weights, else resnet18_half")
@@ -79,6 +81,9 @@ class PseudolabelConfig:
         True, "pretrain the encoder by self-supervision on the slides' own patches, unless it comes with weights"
     )
     self_train: bool = option(True, "one round of self-training on the method's own confident answers")
+
+    def __post_init__(self) -> None:
+        check(self.refine_stride_px >= 1, f"pseudolabel.refine_stride_px: {self.refine_stride_px} is below 1")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from wsipipe.config import (
     read_yaml,
 )
 from wsipipe.errors import ConfigError
-from wsipipe.pseudolabel.registry import names
+from wsipipe.pseudolabel.registry import NONE, chosen, names, refinements
 from wsipipe.runtime import Progress, Report, silent
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ DEFAULT_FILE = Path("pipeline.yaml")
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of all stages; `methods` holds the raw section of each method that has one."""
+    """The options of all stages; `sections` holds the raw parameters of each method and refinement that has some."""
 
     run: RunConfig
     tile: TileConfig
@@ -42,36 +42,35 @@ class Settings:
     pseudolabel: PseudolabelConfig
     segment: SegmentConfig
     evaluate: EvaluateConfig
-    methods: Mapping[str, Mapping[str, Any]]
-
-    def method_values(self) -> Mapping[str, Any]:
-        """Parameters given for the chosen method."""
-        return self.methods.get(self.pseudolabel.method, {})
+    sections: Values
 
 
 def read_settings(file: Path | None, flags: Values) -> Settings:
     """Options from a YAML file (default: ./pipeline.yaml if there is one) with `flags` over them.
 
-    `flags` maps section -> field -> value; parameters of a method stand under pseudolabel -> method name -> mapping.
+    `flags` maps section -> field -> value; parameters of a method or refinement stand under pseudolabel -> its name.
     """
     if file is None and DEFAULT_FILE.exists():
         file = DEFAULT_FILE
     given = read_yaml(file) if file else {}
     merged = {s: {**given.get(s, {}), **flags.get(s, {})} for s in SECTIONS}
-    methods: dict[str, Mapping[str, Any]] = {}
-    for name in names():
+    nested = (*names(), *refinements())
+    sections: dict[str, Mapping[str, Any]] = {}
+    for name in nested:
         below = given.get("pseudolabel", {}).get(name) or {}
         check(isinstance(below, dict), f"{file}: pseudolabel.{name}: expected keys below it, found {below!r}")
         section = {**below, **flags.get("pseudolabel", {}).get(name, {})}
         if section:
-            methods[name] = section
+            sections[name] = section
     try:
-        parts: dict[str, Any] = {s: build(c, merged[s], s, tuple(names())) for s, c in SECTIONS.items()}
-        method = parts["pseudolabel"].method
-        check(method in names(), f"pseudolabel.method: {method!r} is not known; choose one of {', '.join(names())}")
+        parts: dict[str, Any] = {s: build(c, merged[s], s, nested) for s, c in SECTIONS.items()}
+        chosen(parts["pseudolabel"].method)
+        refine = parts["pseudolabel"].refine
+        known = ("", NONE, *refinements())
+        check(refine in known, f"pseudolabel.refine: {refine!r} is not known; choose one of {', '.join(known[1:])}")
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}" if file else str(error)) from None
-    return Settings(methods=methods, **parts)
+    return Settings(sections=sections, **parts)
 
 
 def expand(patterns: tuple[str, ...]) -> list[Path]:
@@ -98,6 +97,7 @@ def check_all(settings: Settings) -> dict[str, SlideFile]:
     from wsipipe.labels import match_stores, read_labels
     from wsipipe.nn.encoders import check_encoder, chosen_encoder, create_encoder
     from wsipipe.nn.segmenters import create_segmenter
+    from wsipipe.pseudolabel.label import chosen_refinement
     from wsipipe.pseudolabel.registry import load
     from wsipipe.runtime import device
     from wsipipe.segment.train import check_side, train_ids
@@ -105,9 +105,11 @@ def check_all(settings: Settings) -> dict[str, SlideFile]:
     if not settings.run.slides:
         raise ConfigError("no slides; name them after the command, or as run.slides in pipeline.yaml")
     device(settings.run.device)
-    method = load(settings.pseudolabel.method)
-    params = build(method.Params, settings.method_values(), f"pseudolabel.{settings.pseudolabel.method}")
-    method.lattice(settings.tile.patch_px, params)
+    for name in chosen(settings.pseudolabel.method):
+        method = load(name)
+        params = build(method.Params, settings.sections.get(name, {}), f"pseudolabel.{name}")
+        method.lattice(settings.tile.patch_px, params)
+        chosen_refinement(settings.pseudolabel, method, settings.sections)
     for name, section in (("pseudolabel", settings.pseudolabel), ("segment", settings.segment)):
         missing = bool(section.weights) and not Path(section.weights).exists()
         check(not missing, f"{name}.weights: {section.weights}: no such file")
@@ -130,14 +132,15 @@ def _check_names(settings: Settings) -> None:
     """What pseudolabel makes is what segment trains on, and the two do not take each other's place."""
     from wsipipe.store.slide_store import check_name
 
-    masks = settings.pseudolabel.name or settings.pseudolabel.method
+    masks = [settings.pseudolabel.name] if settings.pseudolabel.name else chosen(settings.pseudolabel.method)
     maps = settings.segment.name or settings.segment.architecture
-    for name in (masks, maps):
+    for name in (*masks, maps):
         check_name(name)
-    check(masks != maps, f"segment.name: {maps!r} is the name of the pseudo-masks too; choose another")
+    check(maps not in masks, f"segment.name: {maps!r} is the name of the pseudo-masks too; choose another")
+    labels, made = settings.segment.labels, ", ".join(masks)
     check(
-        settings.segment.labels == masks,
-        f"segment.labels: {settings.segment.labels!r}, but pseudolabel makes {masks!r}; set segment.labels to {masks}",
+        labels in masks,
+        f"segment.labels: {labels!r}, but pseudolabel makes {made!r}; set segment.labels to {' or '.join(masks)}",
     )
 
 
@@ -155,19 +158,13 @@ def run_chain(settings: Settings, progress: Progress = silent, overwrite: bool =
     if report.exit_code or not stores:
         return report, stores
     labelled, stores = pseudolabel(
-        stores, settings.pseudolabel, settings.method_values(), settings.run, progress, overwrite, settings.pretrain
+        stores, settings.pseudolabel, settings.sections, settings.run, progress, overwrite, settings.pretrain
     )
-    _take_failures(report, labelled)
+    report.take(labelled)
     if report.exit_code or not stores:
         return report, stores
     mapped, stores = segment(
         stores, settings.segment, settings.run, stitch=True, progress=progress, overwrite=overwrite
     )
-    _take_failures(report, mapped)
+    report.take(mapped)
     return report, stores
-
-
-def _take_failures(report: Report, later: Report) -> None:
-    """A slide that failed in a later stage has failed; each slide keeps one row, so that shares count slides."""
-    failed = {r["item"]: r for r in later.of("failed")}
-    report.rows = [failed.get(r["item"], r) for r in report.rows]

@@ -297,6 +297,15 @@ class Report:
             log.error("%s: failed: %s", item, error)
             self.failed(item, error)
 
+    def take(self, later: Report) -> None:
+        """Add what became of the items in a later step: each keeps one row, and what failed in any step has failed."""
+        rows = {row["item"]: row for row in self.rows}
+        for row in later.rows:
+            if row["item"] not in rows or row["status"] == "failed":
+                rows[row["item"]] = row
+        self.rows = list(rows.values())
+        self.ledger = later.ledger or self.ledger
+
     def of(self, status: str) -> list[dict[str, str]]:
         """The rows with this status."""
         return [r for r in self.rows if r["status"] == status]

@@ -34,6 +34,7 @@ WORDS = {
     "device": "cpu",
     "method": "cam",
     "pretrain.method": "byol",
+    "pseudolabel.refine": "none",
 }
 
 

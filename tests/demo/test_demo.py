@@ -128,4 +128,4 @@ def test_the_real_settings_are_valid_and_say_where_the_labels_are(tmp_path: Path
     assert settings.run.stores == str(tmp_path / "demo" / "stores")
     assert settings.run.slides == (str(tmp_path / "demo" / "slides"),)
     assert settings.pseudolabel.labels == str(tmp_path / "demo" / "labels.csv")
-    assert settings.method_values()["selector_steps"] > 2
+    assert settings.sections[settings.pseudolabel.method]["selector_steps"] > 2

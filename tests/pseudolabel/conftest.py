@@ -98,7 +98,7 @@ def quick(run: RunConfig) -> Callable[..., tuple[Report, list[Path]]]:
     ) -> tuple[Report, list[Path]]:
         settings = {"encoder": "resnet18_quarter", "pretrain": False, "self_train": False} | config
         options = PseudolabelConfig(labels=str(labels), **settings)
-        values = QUICK | dict(method or {})
+        values = {"camel": QUICK | dict(method or {})}
         return pseudolabel(list(stores.values()), options, values, run, overwrite=overwrite, pretraining=pretraining)
 
     return go

@@ -29,9 +29,10 @@ from wsipipe.config import PseudolabelConfig, RunConfig
 from wsipipe.errors import CheckpointError, ConfigError, LabelsError, StoreError
 from wsipipe.labels import IGNORE
 from wsipipe.nn.checkpoint import read_checkpoint
-from wsipipe.pseudolabel.label import painted, pseudolabel
+from wsipipe.pseudolabel.label import pseudolabel
 from wsipipe.pseudolabel.method import ScoreMap
 from wsipipe.pseudolabel.methods import camel
+from wsipipe.pseudolabel.paint import painted
 from wsipipe.store import SlideStore
 
 
@@ -41,7 +42,7 @@ def certain(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def score(model: object, store: SlideStore, lattice: object, params: object, on: object) -> ScoreMap:
         shape = SIZE[1] // STRIDE, SIZE[0] // STRIDE
-        return ScoreMap(np.stack([np.full(shape, v, np.float32) for v in (1.0, 0.9)]), STRIDE)
+        return ScoreMap.of_probabilities(np.stack([np.full(shape, v, np.float32) for v in (1.0, 0.9)]), STRIDE)
 
     monkeypatch.setattr(camel, "score", score)
 
@@ -231,7 +232,7 @@ def test_stored_scores_are_the_methods_in_bytes(
 ):
     given = np.random.default_rng(0).random((2, 8, 10), np.float32)
     given[:, 3, 4] = np.nan
-    monkeypatch.setattr(camel, "score", lambda *a: ScoreMap(given, STRIDE))
+    monkeypatch.setattr(camel, "score", lambda *a: ScoreMap.of_probabilities(given, STRIDE))
     stage(stores, csv())
     got = scores_of(stores["free"])
     np.testing.assert_array_equal(got, np.rint(np.nan_to_num(given) * 255).astype(np.uint8))
@@ -313,7 +314,7 @@ def test_damaged_weights_of_a_fit_are_an_error_not_a_new_fit(stores: Stores, csv
 def test_unknown_parameters_of_a_method_are_refused_by_their_dotted_path(stores: Stores, csv: Csv, run: RunConfig):
     config = PseudolabelConfig(labels=str(csv()), encoder="resnet18_quarter", pretrain=False)
     with pytest.raises(ConfigError, match=r"pseudolabel\.camel\.latice: unknown key; did you mean 'lattice'"):
-        pseudolabel(list(stores.values()), config, {"latice": 4}, run)
+        pseudolabel(list(stores.values()), config, {"camel": {"latice": 4}}, run)
 
 
 def test_two_stores_of_one_slide_are_refused(stores: Stores, csv: Csv, stage: Stage, tmp_path: Path):

@@ -18,6 +18,7 @@ from wsipipe.nn.keep import Keep, Stateful, Watcher
 from wsipipe.runtime import Compute, autocast
 
 B = TypeVar("B")
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,13 @@ def seeded(on: torch.device, *parts: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[on] if on.type == "cuda" else []):
         torch.manual_seed(_mixed(*parts))
         yield
+
+
+def fresh(make: Callable[[], M], seed: int) -> M:
+    """A network that `make` makes, its first weights depending on nothing but the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make()
 
 
 def _ahead(batch: Callable[[int], B], first: int, steps: int, depth: int = 2) -> Iterator[B]:

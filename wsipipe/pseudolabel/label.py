@@ -10,22 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from wsipipe.config import PretrainConfig, PseudolabelConfig, RunConfig, build
 from wsipipe.errors import CheckpointError, ConfigError, StoreError
-from wsipipe.geometry import Window
-from wsipipe.labels import IGNORE, Classes, match_stores, read_labels
+from wsipipe.labels import match_stores, read_labels
 from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, read_checkpoint, weights_digest
 from wsipipe.nn.encoders import HUBS, chosen_encoder, create_encoder, statistics_of
+from wsipipe.nn.train import fresh
 from wsipipe.pretrain.stage import Input, encoder_of, key_of
 from wsipipe.pseudolabel.bags import Bag, make_bags
 from wsipipe.pseudolabel.embed import embed
 from wsipipe.pseudolabel.lattice import Lattice
-from wsipipe.pseudolabel.method import Fitting, Method, ScoreMap
-from wsipipe.pseudolabel.registry import load
+from wsipipe.pseudolabel.method import Fitting, Method
+from wsipipe.pseudolabel.paint import Rule, gate, mask_values, painted
+from wsipipe.pseudolabel.refined import Step, refined
+from wsipipe.pseudolabel.registry import chosen, load, load_refinement
 from wsipipe.runtime import Compute, Progress, Report, device, digest, read_ledger, silent, write_bytes, write_json
 from wsipipe.store import SlideStore
 from wsipipe.store.shards import ArraySpec, Cell
@@ -33,14 +34,14 @@ from wsipipe.store.slide_store import check_name, shard_windows
 
 log = logging.getLogger(__name__)
 
-Rule = tuple[tuple[int, ...], tuple[float, float, float, float] | None]
-"""What a training row says of a slide: 0 or 1 for each class, in a box of level-0 px or (None) everywhere."""
+Sections = Mapping[str, Mapping[str, Any]]
+"""Parameters by the name of the method or refinement that they are of."""
 
 
 def pseudolabel(
     store_paths: Sequence[Path],
     config: PseudolabelConfig,
-    method_values: Mapping[str, Any],
+    sections: Sections,
     run: RunConfig,
     progress: Progress = silent,
     overwrite: bool = False,
@@ -48,15 +49,31 @@ def pseudolabel(
 ) -> tuple[Report, list[Path]]:
     """Fit (or load the fit of the same inputs) and write `scores/<name>` and `labels/<name>` into `store_paths`.
 
-    The labels may also speak of stores in the folder `run.stores`, so that a new slide alone can be scored.
-    `pretraining` says how the encoder is pretrained, if it is. Returns the ledger and the stores that hold the masks.
+    Each of the methods that `config.method` names does so, under its own name. The labels may also speak of stores in
+    the folder `run.stores`, so that a new slide alone can be scored. `sections`: parameters by method or refinement.
+    `pretraining` says how the encoder is pretrained, if it is. Returns the ledger and the stores that hold all masks.
     Everything is checked before any work starts.
     """
-    stage = Stage(store_paths, config, method_values, run, pretraining or PretrainConfig())
+    several = chosen(config.method)
+    if len(several) > 1 and config.name:
+        raise ConfigError(f"pseudolabel.name: {config.name!r} for {len(several)} methods; each is named after itself")
+    configs = [replace(config, method=method) for method in several]
+    stages = [Stage(store_paths, c, sections, run, pretraining or PretrainConfig()) for c in configs]
     if not overwrite:
-        stage.check_free()
+        for stage in stages:
+            stage.check_free()
+    report, done = Report(run.max_failed), list(store_paths)
+    for stage in stages:
+        own, made = _run(stage, progress, overwrite)
+        report.take(own)
+        done = [path for path in done if path in made]
+    return report, done
+
+
+def _run(stage: Stage, progress: Progress, overwrite: bool) -> tuple[Report, list[Path]]:
+    """One method on all stores: its ledger and the stores that hold its masks."""
     model = stage.fitted(progress)
-    report = Report(run.max_failed)
+    report = Report(stage.run.max_failed)
     done: list[Path] = []
     for i, store in enumerate(stage.targets):
         progress("score", i, len(stage.targets), store.slide_id)
@@ -69,6 +86,16 @@ def pseudolabel(
     return report, done
 
 
+def chosen_refinement(config: PseudolabelConfig, method: Method, sections: Sections) -> Step | None:
+    """The refinement that is asked for, or the method's own; None for none."""
+    name = config.refine or method.REFINEMENT
+    module = load_refinement(name)
+    if module is None:
+        return None
+    params = build(module.Params, sections.get(name, {}), f"pseudolabel.{name}")
+    return Step(name, module, params, config.refine_stride_px)
+
+
 class Stage:
     """One pseudolabel run: inputs checked on construction, then fitted, then applied store by store."""
 
@@ -76,13 +103,14 @@ class Stage:
         self,
         store_paths: Sequence[Path],
         config: PseudolabelConfig,
-        method_values: Mapping[str, Any],
+        sections: Sections,
         run: RunConfig,
         pretraining: PretrainConfig,
     ) -> None:
         self.config, self.run = config, run
         self.method: Method = load(config.method)
-        self.params = build(self.method.Params, method_values, f"pseudolabel.{config.method}")
+        self.params = build(self.method.Params, sections.get(config.method, {}), f"pseudolabel.{config.method}")
+        self.refinement = chosen_refinement(config, self.method, sections)
         self.name = config.name or config.method
         check_name(self.name)
         self.encoder, self.weights = chosen_encoder(config.encoder, config.weights)
@@ -175,8 +203,10 @@ class Stage:
             return True
 
     def _key(self, store: SlideStore) -> str:
-        """Key of what is painted into a store: the fit, its pixels, and the labels that it is held to."""
-        return digest(self.digest, store.digest, self._rules(store.slide_id))
+        """Key of what is painted into a store: the fit, its pixels, the labels that it is held to, the refinement."""
+        step = self.refinement
+        how = step and (step.name, asdict(step.params), step.stride_px)
+        return digest(self.digest, store.digest, self._rules(store.slide_id), how)
 
     def _compute(self, progress: Progress) -> Compute:
         return Compute(self.device, self.run.seed, progress)
@@ -196,9 +226,7 @@ class Stage:
         weights = self._pretrained(progress) if self._pretrains else self.weights
 
         def make() -> nn.Module:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.run.seed)
-                return create_encoder(self.encoder, weights)
+            return fresh(lambda: create_encoder(self.encoder, weights), self.run.seed)
 
         return make
 
@@ -229,7 +257,7 @@ class Stage:
 
     def _loaded(self) -> nn.Module:
         encoder = create_encoder(self.encoder, statistics=self.statistics)
-        model = self.method.build(self.table.classes, encoder, self.lattice)
+        model = self.method.build(self.table.classes, encoder, self.lattice, self.params)
         load_weights_of(self.folder, model)
         return model.to(self.device).eval()
 
@@ -240,9 +268,10 @@ class Stage:
         if store.current("labels", self.name, key, overwrite) and store.current("scores", self.name, key, overwrite):
             return "skipped"
         _check_mpp(store, self.grid[0])
-        scores = self.method.score(model, store, self.lattice, self.params, self.device)
-        gated = gate(scores, rules, store)
-        mask = self.method.refine(gated, self.params)
+        scores = gate(self.method.score(model, store, self.lattice, self.params, self.device), rules, store)
+        if self.refinement:
+            scores = refined(scores, store, self.refinement, self.device)
+        mask = self.method.mask(scores, self.params)
         classes = self.table.classes
         split = "train" if store.slide_id in self.train_ids else ""
         meta = {
@@ -252,7 +281,7 @@ class Stage:
             "fit": self.digest,
             "split": split,
         }
-        stored = np.nan_to_num(np.rint(gated.values * 255), nan=0).astype(np.uint8)
+        stored = np.nan_to_num(np.rint(scores.values * 255), nan=0).astype(np.uint8)
         store.write_scores(self.name, scores.stride_px, meta, _as_shards(stored))
         store.write_labels(self.name, mask_values(classes), meta, painted(mask, scores.stride_px, store, rules))
         return "done"
@@ -297,62 +326,6 @@ def _check_mpp(store: SlideStore, mpp: float) -> None:
     own = sum(store.grid.mpp) / 2
     if abs(own / mpp - 1) > 0.05:
         raise StoreError(f"{store.path}: is at {own:g} um/px, the fit at {mpp:g}; tile it with --mpp {mpp:g}")
-
-
-def gate(scores: ScoreMap, rules: Sequence[Rule], store: SlideStore) -> ScoreMap:
-    """Scores with a class set to 0 wherever a training label says that it is absent.
-
-    A row of the whole slide gates all of it, a region or patch row only the cells whose centre lies in its box.
-    """
-    values = scores.values.copy()
-    rows, cols = values.shape[1:]
-    centre = (np.arange(max(rows, cols)) + 0.5) * scores.stride_px
-    for label, box in rules:
-        inside = np.ones((rows, cols), bool)
-        if box is not None:
-            w = store.grid.window_of_px0(box)
-            in_y = (centre[:rows] >= w.y_px) & (centre[:rows] < w.y_px + w.height_px)
-            in_x = (centre[:cols] >= w.x_px) & (centre[:cols] < w.x_px + w.width_px)
-            inside = in_y[:, None] & in_x[None, :]
-        for k, present in enumerate(label):
-            if not present:
-                values[k][inside & ~np.isnan(values[k])] = 0
-    return ScoreMap(values, scores.stride_px)
-
-
-def painted(
-    mask: NDArray[np.uint8], stride_px: int, store: SlideStore, rules: Sequence[Rule] = ()
-) -> Iterator[tuple[Cell, NDArray[np.uint8]]]:
-    """The mask at full resolution, shard by shard: cells enlarged, glass 0, invalid pixels 255.
-
-    Inside a box of `rules` an absent class is taken out pixel by pixel, as the box need not lie on the lattice.
-    """
-    tissue = store.labels("tissue")
-    for shard, window in shard_windows(tissue.spec):
-        rows = (window.y_px + np.arange(window.height_px)) // stride_px
-        cols = (window.x_px + np.arange(window.width_px)) // stride_px
-        full = mask[np.ix_(rows, cols)]
-        for label, box in rules:
-            if box is not None:
-                _take_out(full, window, store.grid.window_of_px0(box), label)
-        what = tissue.read(window)
-        full[what == 0] = 0
-        full[what == IGNORE] = IGNORE
-        yield shard, full
-
-
-def _take_out(mask: NDArray[np.uint8], at: Window, box: Window, label: Sequence[int]) -> None:
-    """Set the classes that `label` says are absent to 0 inside `box`; `mask` is uint8 [h, w] of the window `at`."""
-    y, x = max(0, box.y_px - at.y_px), max(0, box.x_px - at.x_px)
-    part = mask[y : max(y, box.y_px + box.height_px - at.y_px), x : max(x, box.x_px + box.width_px - at.x_px)]
-    for k, present in enumerate(label):
-        if not present:
-            part[part == k + 1] = 0
-
-
-def mask_values(classes: Classes) -> dict[int, str]:
-    """Mask value -> name, as `image-label` properties want it."""
-    return {0: "none", **{k + 1: n for k, n in enumerate(classes.names)}, IGNORE: "ignore"}
 
 
 def _as_shards(values: NDArray[np.uint8]) -> Iterator[tuple[Cell, NDArray[np.uint8]]]:

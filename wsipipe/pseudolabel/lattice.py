@@ -77,6 +77,18 @@ def _window_sums(values: NDArray[Any], side: int) -> NDArray[np.float64]:
     return sums
 
 
+def corners_of(xy_px: NDArray[np.int32], lattice: Lattice, bounds: Window | None = None) -> NDArray[np.int64]:
+    """Top left (x, y) of the squares seen of the instances at `xy_px`, int64 [M, 2]; for `bounds` see `read_crops`."""
+    n, f = lattice.seen_px, lattice.shrink
+    corner = xy_px.astype(np.int64) - (n - lattice.instance_px) // 2
+    if bounds is None:
+        return corner
+    low = np.array([bounds.x_px, bounds.y_px])
+    spare = np.array([bounds.width_px - n, bounds.height_px - n])
+    high = low + np.maximum(spare // f * f, 0)  # in steps of f, so that all corners fall on one shrunk raster
+    return np.clip(corner, low, high)
+
+
 def read_crops(
     store: SlideStore, xy_px: NDArray[np.int32], lattice: Lattice, bounds: Window | None = None
 ) -> NDArray[np.uint8]:
@@ -86,12 +98,7 @@ def read_crops(
     beside the patch.
     """
     n, f = lattice.seen_px, lattice.shrink
-    corner = xy_px.astype(np.int64) - (lattice.seen_px - lattice.instance_px) // 2
-    if bounds is not None:
-        low = np.array([bounds.x_px, bounds.y_px])
-        spare = np.array([bounds.width_px - n, bounds.height_px - n])
-        high = low + np.maximum(spare // f * f, 0)  # in steps of f, so that all corners fall on one shrunk raster
-        corner = np.clip(corner, low, high)
+    corner = corners_of(xy_px, lattice, bounds)
     out = np.empty((len(xy_px), 3, lattice.input_px, lattice.input_px), np.uint8)
     blocks = corner // BLOCK_PX
     for block in np.unique(blocks, axis=0):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsipipe.labels import Classes
+from wsipipe.labels import IGNORE, Classes
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.lattice import Lattice
 from wsipipe.runtime import Compute
@@ -20,10 +20,40 @@ from wsipipe.store import SlideStore
 
 @dataclass(frozen=True)
 class ScoreMap:
-    """values: float32 [K, rows, cols] 0..1, one cell every `stride_px` working px; nan where nothing was scored."""
+    """Evidence for the classes and against them, one cell every `stride_px` working px.
+
+    values: float32 [K, rows, cols] 0..1. none: float32 [rows, cols] 0..1, the evidence for none of the classes (other
+    tissue or glass), which a class has to exceed to be painted. Both are nan where nothing was scored. complement:
+    whether `none` is one minus the highest value, so that the border of a class lies at 0.5.
+    """
 
     values: NDArray[np.float32]
+    none: NDArray[np.float32]
     stride_px: int
+    complement: bool = False
+
+    @classmethod
+    def of_probabilities(cls, values: NDArray[np.float32], stride_px: int) -> ScoreMap:
+        """A map of independent probabilities; what speaks against all classes is the complement of the likeliest."""
+        return cls(values, 1 - np.fmax.reduce(values, axis=0), stride_px, complement=True)
+
+    def without(self, excluded: NDArray[np.bool_]) -> ScoreMap:
+        """The map with the values of `excluded`, bool [K, rows, cols], set to 0."""
+        values = np.where(excluded & self.known, np.float32(0), self.values)
+        return self.of_probabilities(values, self.stride_px) if self.complement else replace(self, values=values)
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Where anything was scored: bool [rows, cols]."""
+        return ~np.isnan(self.none)
+
+
+def strongest(scores: ScoreMap) -> NDArray[np.uint8]:
+    """The plain rule: the class with the most evidence where it exceeds that for none, else 0; 255 where not scored."""
+    values = np.nan_to_num(scores.values, nan=0.0)
+    mask = np.where(values.max(0) > scores.none, values.argmax(0) + 1, 0).astype(np.uint8)
+    mask[~scores.known] = IGNORE
+    return mask
 
 
 @dataclass(frozen=True)
@@ -42,16 +72,20 @@ class Fitting:
 
 
 class Method(Protocol):
-    """The contract of a module of `methods/`."""
+    """The contract of a module of `methods/`.
+
+    REFINEMENT names the module of `refine/` that follows unless another is asked for; `none` for none.
+    """
 
     Params: type[Any]
+    REFINEMENT: str
 
     def lattice(self, patch_px: int, params: Any) -> Lattice:
         """Geometry of the instances for patches of `patch_px`."""
         ...
 
-    def build(self, classes: Classes, encoder: nn.Module, lattice: Lattice) -> nn.Module:
-        """The untrained scoring network, into which the weights of a fit can be loaded."""
+    def build(self, classes: Classes, encoder: nn.Module, lattice: Lattice, params: Any) -> nn.Module:
+        """The untrained scoring network, into which the weights of a fit can be loaded; constants are its buffers."""
         ...
 
     def fit(self, bags: Sequence[Bag], lattice: Lattice, params: Any, run: Fitting) -> nn.Module:
@@ -62,6 +96,6 @@ class Method(Protocol):
         """Scores of a whole slide."""
         ...
 
-    def refine(self, scores: ScoreMap, params: Any) -> NDArray[np.uint8]:
+    def mask(self, scores: ScoreMap, params: Any) -> NDArray[np.uint8]:
         """Mask values of each cell of a score map: uint8 [rows, cols] (0 none, k + 1 class k, 255 uncertain)."""
         ...

@@ -19,7 +19,7 @@ from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, maker_of, read_ch
 from wsipipe.nn.encoders import Statistics, chosen_encoder, expect, load_weights, normalise
 from wsipipe.nn.keep import KEEP_S, Keep
 from wsipipe.nn.segmenters import create_segmenter, encoder_of
-from wsipipe.nn.train import Schedule, fit
+from wsipipe.nn.train import Schedule, fit, fresh
 from wsipipe.runtime import Compute, Progress, device, digest
 from wsipipe.segment.data import Batches, find_samples
 from wsipipe.store import SlideStore
@@ -60,9 +60,7 @@ def train(
     samples = find_samples(chosen, config.labels, len(classes))
     log.info("training on %d patches of %d slides, labels/%s", len(samples), len(chosen), config.labels)
     on = device(run.device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
-        model = create_segmenter(config.architecture, encoder, len(classes) + 1)
+    model = fresh(lambda: create_segmenter(config.architecture, encoder, len(classes) + 1), run.seed)
     statistics = _start_from(model, weights, _fit_of(Path(run.runs) / config.labels, encoder))
     model.to(memory_format=torch.channels_last)
 

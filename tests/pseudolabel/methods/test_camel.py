@@ -20,7 +20,9 @@ from wsipipe.pseudolabel.bags import Bag, make_bags
 from wsipipe.pseudolabel.lattice import Lattice, read_crops
 from wsipipe.pseudolabel.method import Fitting, ScoreMap
 from wsipipe.pseudolabel.methods import camel
-from wsipipe.pseudolabel.methods.camel import Params, refine
+from wsipipe.pseudolabel.methods import camel
+from wsipipe.pseudolabel.methods import camel
+from wsipipe.pseudolabel.methods.camel import Params
 from wsipipe.pseudolabel.parts.classifier import Head, InstanceClassifier
 from wsipipe.pseudolabel.parts.mil import Rule, max_max, max_min
 from wsipipe.runtime import Compute, Report
@@ -38,13 +40,14 @@ def test_scores_are_painted_by_the_likeliest_class_with_a_band_of_doubt():
         ],
         np.float32,
     ).reshape(2, 1, 10)
-    mask = refine(ScoreMap(values, 16), Params(uncertain=0.1))
+    mask = camel.mask(ScoreMap.of_probabilities(values, 16), Params(uncertain=0.1))
     assert mask.tolist() == [[1, 2, IGNORE, IGNORE, 1, 0, IGNORE, 2, 1, 2]]
 
 
 def test_without_a_band_only_what_was_not_scored_is_ignored():
     values = np.array([[[0.0, 0.49, 0.5, 0.51, 1.0, NAN]]], np.float32)
-    assert refine(ScoreMap(values, 16), Params(uncertain=0.0)).tolist() == [[0, 0, 1, 1, 1, IGNORE]]
+    scores = ScoreMap.of_probabilities(values, 16)
+    assert camel.mask(scores, Params(uncertain=0.0)).tolist() == [[0, 0, 0, 1, 1, IGNORE]]
 
 
 class Red(nn.Module):

@@ -64,7 +64,7 @@ def fitted(method: Method, cohort: Cohort, seed: int = 0) -> Fit:
     return model, lattice, params
 
 
-@pytest.mark.parametrize("function", ["lattice", "build", "fit", "score", "refine"])
+@pytest.mark.parametrize("function", ["lattice", "build", "fit", "score", "mask"])
 def test_a_method_has_the_functions_of_the_protocol_with_their_parameters(method: Method, function: str):
     wanted = list(inspect.signature(getattr(Method, function)).parameters)[1:]
     assert list(inspect.signature(getattr(method, function)).parameters) == wanted
@@ -112,7 +112,7 @@ def test_scores_are_shares_or_unknown_and_the_same_each_time(method: Method, fit
 
 def test_the_weights_of_a_fit_load_into_a_fresh_network(method: Method, fit: Fit, small_cohort: Cohort):
     model, lattice, params = fit
-    fresh = method.build(Classes(("blobs",)), create_encoder("resnet18_quarter"), lattice)
+    fresh = method.build(Classes(("blobs",)), create_encoder("resnet18_quarter"), lattice, params)
     fresh.load_state_dict(model.state_dict())
     store = SlideStore(small_cohort.stores["s1"])
     a, b = (method.score(m, store, lattice, params, CPU) for m in (model, fresh.eval()))
@@ -124,7 +124,7 @@ def test_masks_hold_classes_none_or_ignore_and_no_class_where_its_score_is_zero(
     values[1] = 0
     values[:, :5] = np.nan
     values[:, 5:7] = 0
-    mask = method.refine(ScoreMap(values, 16), short(method))
+    mask = method.mask(ScoreMap.of_probabilities(values, 16), short(method))
     assert mask.dtype == np.uint8
     assert mask.shape == (20, 30)
     assert set(np.unique(mask)) <= {0, 1, 3, IGNORE}

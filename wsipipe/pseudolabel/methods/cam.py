@@ -18,33 +18,31 @@ the backbone at a stride of 16 at most (the paper cut its networks there too), w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsipipe.config import check, option
 from wsipipe.errors import ConfigError
-from wsipipe.labels import IGNORE, Classes
+from wsipipe.labels import Classes
 from wsipipe.nn.encoders import normalise, tokens
-from wsipipe.nn.train import Schedule
+from wsipipe.nn.train import fresh
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.lattice import Lattice, read_crops
-from wsipipe.pseudolabel.method import Fitting, ScoreMap
-from wsipipe.pseudolabel.parts.classifier import train_classifier
+from wsipipe.pseudolabel.lattice import Lattice
+from wsipipe.pseudolabel.method import Fitting, ScoreMap, strongest
+from wsipipe.pseudolabel.parts.windows import WindowTraining, draw_windows, slide_maps, train_windows
 from wsipipe.runtime import autocast
 from wsipipe.store import SlideStore
 
+REFINEMENT = "none"
+
 MOST_STRIDE = 16
 """Input px that one cell of the feature map may stand for; 14 x 14 cells of 224 px in the paper."""
-
-TOGETHER = 64
-"""Windows that go through the network in one call."""
 
 
 @dataclass(frozen=True)
@@ -114,103 +112,39 @@ def lattice(patch_px: int, params: Params) -> Lattice:
     return Lattice(m, patch_px, params.shrink)
 
 
-def build(classes: Classes, encoder: nn.Module, lattice: Lattice) -> nn.Module:
+def build(classes: Classes, encoder: nn.Module, lattice: Lattice, params: Params) -> nn.Module:
     """The classifier of windows."""
     return CamClassifier(encoder, lattice.input_px, len(classes))
 
 
 def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> nn.Module:
     """Train the classifier on windows with the labels of their bags; there is no round of self-training."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.compute.seed)
-        model = build(run.classes, run.encoder(), lattice)
-    windows, targets = training_windows(bags, lattice, params, run.compute.seed)
-    schedule = Schedule(params.steps, params.lr, weight_decay=1e-2)
-    train_classifier(model, windows, targets, schedule, "classify", run.compute, params.batch)
+    model = fresh(lambda: build(run.classes, run.encoder(), lattice, params), run.compute.seed)
+    windows = draw_windows(bags, lattice, params.windows, params.max_windows, run.compute.seed)
+    train_windows(model, windows, WindowTraining(params.steps, params.lr, params.batch), run.compute)
     return model
-
-
-def training_windows(
-    bags: Sequence[Bag], lattice: Lattice, params: Params, seed: int
-) -> tuple[NDArray[np.uint8], Tensor]:
-    """Windows around drawn cells with tissue, and the labels of their bags: uint8 [M, 3, s, s], float [M, K].
-
-    No window of a patch or region reaches over its edge, so that of a patch is the patch.
-    """
-    rng = np.random.default_rng(seed)
-    pairs = []
-    for b, bag in enumerate(bags):
-        count = 1 if bag.patch else params.windows
-        pairs += [(b, int(i)) for i in rng.choice(len(bag.xy_px), count, replace=count > len(bag.xy_px))]
-    keep = np.sort(rng.permutation(len(pairs))[: params.max_windows])
-    of_bag: dict[int, list[int]] = {}
-    for b, i in (pairs[k] for k in keep):
-        of_bag.setdefault(b, []).append(i)
-    windows = [read_crops(bags[b].store, bags[b].xy_px[i], lattice, bags[b].bounds) for b, i in of_bag.items()]
-    labels = [bags[b].label for b, cells in of_bag.items() for _ in cells]
-    return np.concatenate(windows), torch.tensor(labels, dtype=torch.float32)
 
 
 def score(model: nn.Module, store: SlideStore, lattice: Lattice, params: Params, on: torch.device) -> ScoreMap:
     """Class maps of the whole slide, every class divided by its maximum over the slide's tissue.
 
-    Windows start at the slide's top left and overlap by half. Where the classifier finds a class in no window, its map
-    is 0.
+    Where the classifier finds a class in no window, its map is 0.
     """
     assert isinstance(model, CamClassifier)
-    m, n = lattice.instance_px, lattice.seen_px // lattice.instance_px
-    rows, cols = (-(-size // m) for size in (store.grid.size_px[1], store.grid.size_px[0]))
-    known = np.zeros((rows, cols), bool)
-    cells = lattice.cells(store, params.min_tissue)
-    known[cells[:, 0], cells[:, 1]] = True
-    total = np.zeros((model.linear.out_features, rows, cols), np.float32)
-    count = np.zeros((rows, cols), np.float32)
-    corners = window_corners(known, n)
-    for first in range(0, len(corners), TOGETHER):
-        some = corners[first : first + TOGETHER]
-        maps = _window_maps(model, store, some * m, lattice, on)
-        for (r, c), values in zip(some.tolist(), maps, strict=True):
-            total[:, r : r + n, c : c + n] += values[:, : rows - r, : cols - c]
-            count[r : r + n, c : c + n] += 1
-    mean = np.where(known, np.maximum(total / np.maximum(count, 1), 0), np.nan).astype(np.float32)
-    top = np.nanmax(mean, axis=(1, 2), keepdims=True, initial=0)
-    return ScoreMap(np.divide(mean, top, out=mean, where=top > 0), m)
-
-
-def window_corners(known: NDArray[np.bool_], side: int) -> NDArray[np.int64]:
-    """Windows of side x side cells that overlap by half and hold a known cell: int [M, 2] (row, col) of the top left.
-
-    The last window of a row or column is shifted to end at the edge of `known` (bool [rows, cols]).
-    """
-
-    def starts(length: int) -> list[int]:
-        return sorted({max(0, min(i, length - side)) for i in range(0, length, max(1, side // 2))})
-
-    corners = [(r, c) for r in starts(known.shape[0]) for c in starts(known.shape[1])]
-    holding = [(r, c) for r, c in corners if known[r : r + side, c : c + side].any()]
-    return np.array(holding, np.int64).reshape(-1, 2)
-
-
-def _window_maps(
-    model: CamClassifier, store: SlideStore, corner_px: NDArray[np.int64], lattice: Lattice, on: torch.device
-) -> Iterator[NDArray[np.float32]]:
-    """The map of every window, top left (y, x) at int [M, 2], enlarged to its cells: float32 [K, n, n] each.
-
-    A class that the classifier denies of the window is 0 in it.
-    """
-    n = lattice.seen_px // lattice.instance_px
-    instance_px = corner_px[:, ::-1] + (lattice.seen_px - lattice.instance_px) // 2
-    crops = torch.from_numpy(read_crops(store, instance_px.astype(np.int32), lattice))
     model.to(on).eval()
-    with torch.inference_mode(), autocast(on):
-        maps = model.maps(normalise(crops.to(on))).float()
-        maps = maps * (model.evidence(maps) >= 0)[:, :, None, None]
-    yield from F.interpolate(maps, size=(n, n), mode="bilinear", align_corners=False).cpu().numpy()
+
+    def maps_of(rgb: Tensor, tissue: Tensor) -> Tensor:
+        """Maps of windows, 0 in those of which the classifier denies the class."""
+        with torch.inference_mode(), autocast(on):
+            maps = model.maps(normalise(rgb.to(on))).float()
+            return maps * (model.evidence(maps) >= 0)[:, :, None, None]
+
+    values = np.maximum(slide_maps(store, lattice, params.min_tissue, model.linear.out_features, maps_of), 0)
+    top = np.nanmax(values, axis=(1, 2), keepdims=True, initial=0)
+    values = np.divide(values, top, out=values, where=top > 0)
+    return ScoreMap(values, np.where(np.isnan(values[0]), np.nan, np.float32(params.threshold)), lattice.instance_px)
 
 
-def refine(scores: ScoreMap, params: Params) -> NDArray[np.uint8]:
+def mask(scores: ScoreMap, params: Params) -> NDArray[np.uint8]:
     """The strongest class where it exceeds the threshold, 0 where none does, 255 where nothing was scored."""
-    m = np.nan_to_num(scores.values, nan=0.0)
-    mask = np.where(m.max(0) > params.threshold, m.argmax(0) + 1, 0).astype(np.uint8)
-    mask[np.isnan(scores.values).all(0)] = IGNORE
-    return mask
+    return strongest(scores)

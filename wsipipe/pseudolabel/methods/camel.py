@@ -37,11 +37,11 @@ from wsipipe.config import check, option
 from wsipipe.labels import IGNORE, Classes
 from wsipipe.nn.augment import STAIN_STRENGTH
 from wsipipe.nn.encoders import width_of
-from wsipipe.nn.train import Schedule
+from wsipipe.nn.train import Schedule, fresh
 from wsipipe.nn.train import fit as train
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.lattice import Lattice, read_crops
-from wsipipe.pseudolabel.method import Fitting, ScoreMap
+from wsipipe.pseudolabel.method import Fitting, ScoreMap, strongest
 from wsipipe.pseudolabel.parts.calibrate import halves, same_share, shifts
 from wsipipe.pseudolabel.parts.cascade import coarse_lattice, intermediate, sub_bags
 from wsipipe.pseudolabel.parts.classifier import (
@@ -55,6 +55,8 @@ from wsipipe.pseudolabel.parts.mil import Rule, max_max, max_min, prevalence
 from wsipipe.pseudolabel.parts.selectors import Pick, collect, score_features, train_selector, vetoed
 from wsipipe.pseudolabel.parts.whole_bags import WholeBags
 from wsipipe.store import SlideStore
+
+REFINEMENT = "none"
 
 RULES = (max_max, max_min)
 
@@ -122,7 +124,7 @@ def lattice(patch_px: int, params: Params) -> Lattice:
     return instances
 
 
-def build(classes: Classes, encoder: nn.Module, lattice: Lattice) -> nn.Module:
+def build(classes: Classes, encoder: nn.Module, lattice: Lattice, params: Params) -> nn.Module:
     """The instance classifier."""
     return InstanceClassifier(encoder, width_of(encoder, lattice.input_px), len(classes))
 
@@ -255,9 +257,8 @@ class _Camel:
         return WholeBags(bags, labels, own, self.lattice, self.seed, self.params.stain, self.params.zoom)
 
     def _fresh(self, number: int) -> InstanceClassifier:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed + number)
-            model = build(self.run.classes, self.run.encoder(), self.lattice)
+        own = self.lattice, self.params
+        model = fresh(lambda: build(self.run.classes, self.run.encoder(), *own), self.seed + number)
         assert isinstance(model, InstanceClassifier)
         return model
 
@@ -296,16 +297,16 @@ def score(model: nn.Module, store: SlideStore, lattice: Lattice, params: Params,
             total[:, r, c] += p.T
             count[r, c] += 1
     with np.errstate(invalid="ignore"):
-        values = total / np.where(count, count, np.nan)
-    return ScoreMap(np.ascontiguousarray(values[:, :rows, :cols]), step)
+        values = (total / np.where(count, count, np.float32(np.nan)))[:, :rows, :cols].astype(np.float32, order="C")
+    return ScoreMap.of_probabilities(values, step)
 
 
-def refine(scores: ScoreMap, params: Params) -> NDArray[np.uint8]:
-    """The likeliest class where its score is above 0.5, 0 where none is, 255 near 0.5 and where nothing was scored."""
-    p = np.nan_to_num(scores.values, nan=0.0)
-    best = p.argmax(0)
-    top = p.max(0)
-    mask = np.where(top >= 0.5, best + 1, 0).astype(np.uint8)
-    unsure = np.abs(top - 0.5) < params.uncertain
-    mask[unsure | np.isnan(scores.values).all(0)] = IGNORE
-    return mask
+def mask(scores: ScoreMap, params: Params) -> NDArray[np.uint8]:
+    """The likeliest class where its evidence exceeds that for none, 0 where none does, 255 where they are about equal.
+
+    The evidence for none is one minus the highest score, so the border lies at a score of 0.5.
+    """
+    margin = np.nan_to_num(scores.values, nan=0.0).max(0) - scores.none
+    painted = strongest(scores)
+    painted[np.abs(margin) < 2 * params.uncertain] = IGNORE
+    return painted

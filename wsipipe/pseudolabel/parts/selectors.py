@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wsipipe.nn.train import Schedule, generator
+from wsipipe.nn.train import Schedule, fresh, generator
 from wsipipe.nn.train import fit as train
 from wsipipe.pseudolabel.parts.classifier import Head
 from wsipipe.pseudolabel.parts.mil import Rule, bag_loss, draw_evenly, kinds, select
@@ -32,9 +32,7 @@ def train_selector(
 
     features: float [M, D] of each bag; labels: [B, K] with 0, 1 or nan (not known); rules: that of each bag.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(compute.seed)
-        head = Head(features[0].shape[1], labels.shape[1])
+    head = fresh(lambda: Head(features[0].shape[1], labels.shape[1]), compute.seed)
     head.standardise(torch.cat(list(features)))
     pools = kinds(labels)
     share = 16 if len(features) > 64 else 4
