@@ -37,10 +37,15 @@ def test_the_command_line_loads_no_giant():
 
 @pytest.mark.parametrize(
     ("module", "only"),
-    [("openslide", "slides/openslide_reader.py"), ("click", "cli.py"), ("yaml", "config.py")],
+    [("openslide", "slides/openslide_reader.py"), ("yaml", "config.py")],
 )
 def test_a_giant_is_imported_in_one_file(module: str, only: str):
     assert users_of(module) == [only]
+
+
+def test_click_is_imported_only_by_the_command_line():
+    assert users_of("click")
+    assert [u for u in users_of("click") if not u.startswith("cli/")] == []
 
 
 def test_zarr_is_imported_only_by_the_store():

@@ -252,6 +252,13 @@ def scalar(text: str) -> Any:
         return text
 
 
+def written(value: Any) -> str:
+    """A value as it stands in pipeline.yaml, in one line; `scalar` reads it back."""
+    plain = list(value) if isinstance(value, tuple) else value
+    text: str = yaml.safe_dump(plain, default_flow_style=True, width=10**6)
+    return text.removesuffix("...\n").strip()
+
+
 def build(cls: type[T], values: Mapping[str, Any], where: str, nested: tuple[str, ...] = ()) -> T:
     """A config dataclass from a mapping; unknown keys and wrong types are errors that name the dotted path.
 

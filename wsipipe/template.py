@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import yaml
-
-from wsipipe.config import SECTIONS
+from wsipipe.config import SECTIONS, written
 from wsipipe.pseudolabel.registry import load, load_refinement, names, refinements
 
 HEAD = """\
@@ -33,9 +31,7 @@ def _options(config: type[Any], indent: str) -> list[str]:
     """One line for each field: its default and its help."""
     lines = []
     for field in dataclasses.fields(config):
-        default = list(field.default) if isinstance(field.default, tuple) else field.default
-        value = yaml.safe_dump(default, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
-        lines.append(f"{indent}{field.name}: {value} # {field.metadata['help']}")
+        lines.append(f"{indent}{field.name}: {written(field.default)} # {field.metadata['help']}")
     return lines
 
 

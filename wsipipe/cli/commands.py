@@ -1,120 +1,26 @@
-"""The command line: options from the configuration, paths on stdout, progress and log on stderr, exit codes."""
+"""The commands: each reads its settings, runs a stage and reports; giants are imported where they are used."""
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import os
 import sys
-import typing
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 import wsipipe
-from wsipipe.config import SECTIONS, EvaluateConfig, RunConfig, scalar
-from wsipipe.errors import ConfigError, WsipipeError
+from wsipipe.cli.options import STORES, assigned, common, dask, options, settings_of
+from wsipipe.cli.outcome import Commands, finish, reporting
+from wsipipe.config import EvaluateConfig
+from wsipipe.errors import ConfigError
 from wsipipe.labels import LabelTable, read_labels
-from wsipipe.pipeline import Settings, read_settings, run_chain
-from wsipipe.progress import bars, lines
-from wsipipe.pseudolabel.registry import ALL, NONE, chosen, names, refinements
-from wsipipe.runtime import Progress, Report, share_heap
-
-log = logging.getLogger("wsipipe")
-
-F = typing.TypeVar("F", bound=Callable[..., Any])
-
-_SHORT = {"patch_px": "patch", "stride_px": "stride", "window_px": "window", "score_stride_px": "score-stride"}
-_STORES_ARGUMENT = click.argument("store", nargs=-1, type=click.Path(path_type=Path))
+from wsipipe.pipeline import Settings, run_chain
+from wsipipe.pseudolabel.registry import chosen
+from wsipipe.runtime import share_heap
 
 
-def options(section: str, *skip: str) -> Callable[[F], F]:
-    """Click options for every field of a section's dataclass; what is not given stays out of the call."""
-    config = SECTIONS[section]
-    hints = typing.get_type_hints(config)
-
-    def decorate(function: F) -> F:
-        for field in reversed(dataclasses.fields(config)):
-            if field.name not in skip:
-                function = _option(section, field, hints[field.name])(function)
-        return function
-
-    return decorate
-
-
-def _option(section: str, field: dataclasses.Field[Any], kind: Any) -> Callable[[F], F]:
-    flag = _SHORT.get(field.name, field.name.replace("_um2", "").replace("_", "-"))
-    help = field.metadata["help"]
-    if field.default not in ("", (), 0, 0.0) and kind is not bool:
-        help += f"  [default: {field.default}]"
-    name = f"{section}__{field.name}"
-    if kind is bool:
-        help += f"  [default: {'on' if field.default else 'off'}]"
-        return click.option(f"--{flag}/--no-{flag}", name, default=None, help=help)
-    if kind in (int, float):
-        return click.option(f"--{flag}", name, type=kind, default=None, help=help)
-    if section == "pseudolabel" and field.name == "method":
-        return click.option(f"--{flag}", name, metavar="|".join((*names(), ALL)), default=None, help=help)
-    if section == "pseudolabel" and field.name == "refine":
-        return click.option(f"--{flag}", name, type=click.Choice((*refinements(), NONE)), default=None, help=help)
-    if typing.get_origin(kind) is tuple:
-        return click.option(f"--{flag}", name, multiple=True, default=None, help=help + " (repeat the option)")
-    return click.option(f"--{flag}", name, default=None, help=help)
-
-
-def common(function: F) -> F:
-    """Options that every command has."""
-    function = click.option("--overwrite", is_flag=True, help="replace what was made from other inputs")(function)
-    function = click.option("--quiet", "-q", is_flag=True, help="only warnings and errors on stderr")(function)
-    function = click.option(
-        "--config", type=click.Path(path_type=Path), default=None, help="YAML file instead of ./pipeline.yaml"
-    )(function)
-    return options("run", "slides", "dask")(function)
-
-
-def settings_of(call: dict[str, Any], **more: dict[str, Any]) -> Settings:
-    """Settings from the parameters of a command call, the YAML file and `more` values."""
-    flags: dict[str, dict[str, Any]] = {s: {} for s in SECTIONS}
-    for key, value in call.items():
-        section, _, name = key.partition("__")
-        if name and value is not None and value != ():
-            flags[section][name] = value
-    for section, values in more.items():
-        flags[section].update(values)
-    return read_settings(call.get("config"), flags)
-
-
-def _dask(function: F) -> F:
-    """The option of commands that can run on a dask cluster."""
-    return options("run", *(f.name for f in dataclasses.fields(RunConfig) if f.name != "dask"))(function)
-
-
-class _Commands(click.Group):
-    """A group whose commands end expected errors as one line and the right exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except WsipipeError as error:
-            click.echo(f"wsipipe: error: {' '.join(str(error).split())}", err=True)
-            sys.exit(error.exit_code)
-        except (KeyboardInterrupt, click.Abort):
-            click.echo("wsipipe: interrupted; run the same command again to continue", err=True)
-            sys.exit(130)
-        except BrokenPipeError:
-            sys.exit(0)
-        except OSError as error:
-            click.echo(f"wsipipe: error: {error}", err=True)
-            sys.exit(1)
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(wsipipe.__version__, prog_name="wsipipe")
 def main() -> None:
     r"""Weak labels on whole-slide images in, pixel maps out.
@@ -135,7 +41,7 @@ def main() -> None:
 @main.command()
 @click.argument("slide", nargs=-1, required=True)
 @options("tile")
-@_dask
+@dask
 @common
 def tile(slide: tuple[str, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
     """Turn slides (files, DICOM folders, folders of slides, manifests in CSV) into stores of patches."""
@@ -155,7 +61,7 @@ def tile(slide: tuple[str, ...], overwrite: bool, quiet: bool, **call: Any) -> N
 
 
 @main.command()
-@_STORES_ARGUMENT
+@STORES
 @options("pretrain")
 @common
 def pretrain(store: tuple[Path, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
@@ -169,7 +75,7 @@ def pretrain(store: tuple[Path, ...], overwrite: bool, quiet: bool, **call: Any)
 
 
 @main.command()
-@_STORES_ARGUMENT
+@STORES
 @options("pseudolabel")
 @click.option(
     "--set",
@@ -184,7 +90,7 @@ def pseudolabel(
 ) -> None:
     """Turn weak labels into patch-level masks: labels/<name> and scores/<name> of STOREs (default: all)."""
     settings = settings_of(call)
-    settings = settings_of(call, pseudolabel=_assigned(assignments, chosen(settings.pseudolabel.method)))
+    settings = settings_of(call, pseudolabel=assigned(assignments, chosen(settings.pseudolabel.method)))
     from wsipipe.pseudolabel.label import pseudolabel as stage
 
     with reporting(quiet) as progress:
@@ -196,7 +102,7 @@ def pseudolabel(
 
 
 @main.command()
-@_STORES_ARGUMENT
+@STORES
 @options("segment")
 @click.option("--stitch", is_flag=True, help="map every slide after training")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="predict with this model.json; nothing is trained")
@@ -225,7 +131,7 @@ def segment(
 
 
 @main.command()
-@_STORES_ARGUMENT
+@STORES
 @options("evaluate")
 @common
 def evaluate(store: tuple[Path, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
@@ -248,13 +154,40 @@ def evaluate(store: tuple[Path, ...], overwrite: bool, quiet: bool, **call: Any)
     sys.exit(result.report.exit_code)
 
 
+@main.command()
+@STORES
+@click.option(
+    "--labels", "names", multiple=True, help="masks or maps to compare (repeat); default: all that every store has"
+)
+@options("evaluate", "labels", "detections", "nms_um")
+@common
+def compare(store: tuple[Path, ...], names: tuple[str, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
+    """Put several masks or maps of STOREs (default: all) side by side, with the truth if one is given.
+
+    Prints a table; CSV and a picture of the same places by each go to runs/compare/.
+    """
+    from wsipipe.evaluate import compare as side_by_side
+    from wsipipe.evaluate.examples import write_examples
+
+    settings = settings_of(call)
+    config, folder = settings.evaluate, Path(settings.run.runs) / "compare"
+    stores = _stores(store, settings)
+    with reporting(quiet) as progress:
+        table = _labels(config, settings)
+        found = side_by_side.compare(stores, names, config, settings.run, table, progress)
+        side_by_side.write_comparison(found, folder / "comparison.csv")
+        write_examples(stores, found.names, found.classes, config, folder / "comparison.png")
+    click.echo(side_by_side.text_table(found))
+    sys.exit(found.exit_code)
+
+
 @main.group()
 def labels() -> None:
     """Masks that a user has."""
 
 
 @labels.command("import")
-@_STORES_ARGUMENT
+@STORES
 @click.option(
     "--masks",
     required=True,
@@ -293,7 +226,7 @@ def import_(
 
 @main.command()
 @click.argument("slide", nargs=-1)
-@_dask
+@dask
 @common
 def run(slide: tuple[str, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
     """Run the whole chain of pipeline.yaml: tile, pseudolabel, segment --stitch. Everything is checked first."""
@@ -321,7 +254,7 @@ def info(store: Path) -> None:
 
 
 @main.command()
-@_STORES_ARGUMENT
+@STORES
 @click.option("--decode", is_flag=True, help="decode every chunk too: finds what was damaged in the slide already")
 @common
 def verify(store: tuple[Path, ...], decode: bool, overwrite: bool, quiet: bool, **call: Any) -> None:
@@ -346,22 +279,6 @@ def demo(folder: Path, quiet: bool) -> None:
     click.echo(table)
 
 
-def _assigned(assignments: tuple[str, ...], methods: list[str]) -> dict[str, dict[str, Any]]:
-    """[NAME.]KEY=VALUE texts as values by name (default: the one method), each read as YAML would."""
-    values: dict[str, dict[str, Any]] = {}
-    for text in assignments:
-        key, equals, value = text.partition("=")
-        name, dot, last = key.strip().rpartition(".")
-        if not equals:
-            raise ConfigError(f"--set {text}: expected KEY=VALUE, such as --set prevalence=0.2")
-        if not dot and len(methods) > 1:
-            raise ConfigError(f"--set {text}: of which method? Say it as --set {methods[0]}.{text}")
-        if dot and name not in (*names(), *refinements()):
-            raise ConfigError(f"--set {text}: {name!r} is neither a method nor a refinement")
-        values.setdefault(name or methods[0], {})[last] = scalar(value)
-    return values
-
-
 def _stores(given: tuple[Path, ...], settings: Settings) -> list[Path]:
     from wsipipe.store import find_stores
 
@@ -374,42 +291,3 @@ def _labels(config: EvaluateConfig, settings: Settings) -> LabelTable | None:
     if not (config.labels_csv or config.split or path.is_file()):
         return None
     return read_labels(path, to_fit=False)
-
-
-def finish(report: Report, made: list[Path]) -> None:
-    """Paths on stdout, failures on stderr, and the exit code."""
-    for path in made:
-        click.echo(path)
-    failed = report.of("failed")
-    if failed:
-        count = f"{len(failed)} of {len(report.rows)} failed (allowed: {report.max_failed})"
-        names = ", ".join(row["item"] for row in failed)
-        click.echo(f"wsipipe: {count}: {names}; the reasons are above and in {report.ledger}", err=True)
-    sys.exit(report.exit_code)
-
-
-@contextmanager
-def reporting(quiet: bool) -> Iterator[Progress]:
-    """Log to stderr, and progress as bars on a terminal or as a line now and then elsewhere."""
-    from rich.console import Console
-    from rich.logging import RichHandler
-
-    console = Console(stderr=True)
-    root = logging.getLogger("wsipipe")
-    root.setLevel(logging.WARNING if quiet else logging.INFO)
-    if console.is_terminal:
-        handler: logging.Handler = RichHandler(console=console, show_path=False, show_level=True, markup=False)
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    root.addHandler(handler)
-    try:
-        if quiet:
-            yield lambda task, done, total, note="": None
-        elif console.is_terminal:
-            with bars(console) as progress:
-                yield progress
-        else:
-            yield lines(log)
-    finally:
-        root.removeHandler(handler)

@@ -1,0 +1,125 @@
+"""Answers side by side: the same figures as judged alone, how far they agree, and places that are worth a look."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from wsipipe.config import EvaluateConfig, RunConfig
+from wsipipe.errors import ConfigError, StoreError
+from wsipipe.evaluate.compare import compare, rows_of, text_table, write_comparison
+from wsipipe.evaluate.examples import SIDE_PX, choose, tinted, write_examples
+from wsipipe.evaluate.judge import judge
+from wsipipe.store import SlideStore
+
+SIZE = (2048, 1024)
+
+
+def grid(value_left: int, value_right: int) -> NDArray[np.uint8]:
+    mask = np.full((SIZE[1], SIZE[0]), value_left, np.uint8)
+    mask[:, SIZE[0] // 2 :] = value_right
+    return mask
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunConfig:
+    return RunConfig(runs=str(tmp_path / "runs"))
+
+
+@pytest.fixture
+def stores(make_store: Callable[..., Path]) -> list[Path]:
+    """Two slides of 2048 x 1024 px, three quarters tissue: `one` paints the left half, `two` a quarter more."""
+    wide = grid(1, 0)
+    wide[:, 1024:1536] = 1
+    wide[:128, :128] = 255
+    tissue = grid(1, 1)
+    tissue[512:, 1024:] = 0
+    return [make_store(n, tissue, one=grid(1, 0), two=wide) for n in ("s1", "s2")]
+
+
+def test_each_answer_is_judged_as_it_is_alone(
+    stores: list[Path], make_truth: Callable[..., Path], run: RunConfig, tmp_path: Path
+):
+    for name in ("s1", "s2"):
+        truth = make_truth(name, grid(1, 0))
+    config = EvaluateConfig(truth=f"{truth}/{{slide_id}}.truth.png")
+    found = compare(stores, (), config, run)
+    assert found.names == ("one", "two")
+    rows = rows_of(found)
+    for row in rows:
+        alone = judge(stores, replace(config, labels=row["labels"]), run).answers[row["labels"]]
+        for score in ("dice", "iou", "precision", "recall"):
+            assert row[score] == getattr(alone, score)[1]
+    assert rows[0]["dice"] == 1
+    assert rows[1]["dice"] < 1
+    write_comparison(found, tmp_path / "c.csv")
+    with (tmp_path / "c.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert [r["labels"] for r in written] == ["one", "two"]
+    assert [r["slide_auc"] for r in written] == ["", ""], "there are no scores"
+    text = text_table(found)
+    assert "1.000" in text.splitlines()[2]
+
+
+def test_agreement_and_shares_are_counted_on_the_tissue_that_both_speak_of(stores: list[Path], run: RunConfig):
+    found = compare(stores, ("one", "two"), EvaluateConfig(), run)
+    one = 1024 * 1024 - 128 * 128
+    two = one + 512 * 512
+    assert found.agreement["one", "two"][1] == pytest.approx(2 * one / (one + two))
+    tissue = 2048 * 1024 - 1024 * 512
+    np.testing.assert_array_equal(
+        found.counts, [[2 * (tissue - 2**20), 2 * 2**20, 0], [2 * (tissue - two - 128**2), 2 * two, 2 * 128**2]]
+    )
+    assert found.exit_code == 0
+    assert "Dice" not in text_table(found).splitlines()[0], "nothing to judge by"
+
+
+def test_fewer_than_two_answers_and_other_classes_are_refused(
+    stores: list[Path], make_store: Callable[..., Path], run: RunConfig
+):
+    with pytest.raises(ConfigError, match="found only one in every store; name two"):
+        compare(stores, ("one",), EvaluateConfig(), run)
+    other = make_store("s3", grid(1, 1), ("b",), one=grid(1, 0), two=grid(0, 1))
+    with pytest.raises(ConfigError, match="name different classes"):
+        compare([*stores, other], (), EvaluateConfig(), run)
+    with pytest.raises(StoreError, match="no labels/three"):
+        compare(stores, ("one", "three"), EvaluateConfig(), run)
+
+
+def test_the_places_shown_are_those_where_the_answers_differ_or_the_truth_is_mixed(stores: list[Path]):
+    opened = [SlideStore(p) for p in stores]
+    without = choose(opened, ("one", "two"), {})
+    assert [(p.store.slide_id, p.window.x_px) for p in without] == [("s1", 1024), ("s2", 1024), ("s1", 0), ("s2", 0)]
+    assert [p.interest for p in without] == pytest.approx([0.5, 0.5, 1 / 64, 1 / 64])
+
+    def half(window: object) -> NDArray[np.uint8]:
+        mask = np.zeros((SIDE_PX, SIDE_PX), np.uint8)
+        mask[:256] = 1
+        return mask if window.x_px else mask * 0
+
+    known = choose(opened, ("one", "two"), {"s1": half, "s2": lambda w: half(w)[::-1] * 0})
+    assert [(p.store.slide_id, p.window.x_px, p.interest) for p in known] == [("s1", 1024, 0.25)]
+
+
+def test_the_picture_has_a_row_for_each_place(stores: list[Path], tmp_path: Path, add_scores: Callable[..., None]):
+    add_scores(stores[0], "one", np.full((1, 128, 256), 200, np.uint8), 8, ("a",))
+    places = write_examples(stores, ("one", "two"), ("a",), EvaluateConfig(), tmp_path / "p.png")
+    picture = imagecodecs.png_decode((tmp_path / "p.png").read_bytes())
+    assert len(places) == 4
+    assert picture.shape[0] == pytest.approx(120 * (1.75 * 4 + 0.4), abs=2)
+    assert picture.shape[1] == pytest.approx(120 * 1.7 * 5, abs=2)
+
+
+def test_classes_are_tinted_and_none_is_not():
+    rgb = np.full((1, 3, 3), 200, np.uint8)
+    got = tinted(rgb, np.array([[0, 1, 255]], np.uint8))
+    assert got[0, 0].tolist() == [200, 200, 200]
+    assert got[0, 1, 0] > got[0, 1, 2]
+    assert got[0, 2].tolist() == [160, 160, 160]

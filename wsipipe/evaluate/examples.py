@@ -1,0 +1,158 @@
+"""A picture that shows several answers at the same places: image, truth, and the scores and mask of each."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsipipe.config import EvaluateConfig
+from wsipipe.geometry import LEVEL_FACTOR, Window
+from wsipipe.labels import IGNORE
+from wsipipe.runtime import write_bytes
+from wsipipe.slides.mask import ValueMap, find_masks
+from wsipipe.slides.truth import SUFFIXES, open_truth
+from wsipipe.store import SlideStore
+from wsipipe.store.layout import COLOURS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SIDE_PX = 1024
+"""Side of what is shown of a place, in working px; read from the level a quarter as fine."""
+
+MOST = 6
+"""Places shown."""
+
+Reader = Callable[[Window], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A window of a store that is worth a look, and how much so."""
+
+    store: SlideStore
+    window: Window
+    interest: float
+
+
+def write_examples(
+    paths: Sequence[Path], names: Sequence[str], classes: Sequence[str], config: EvaluateConfig, path: Path
+) -> list[Place]:
+    """Write the picture as PNG and return its places: those where tissue is mixed by the truth, or by the answers."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    stores = [SlideStore(p) for p in paths]
+    truths = _truths(stores, config, tuple(classes))
+    places = choose(stores, names, truths)
+    heads = ["image", *(["truth"] if truths else []), *(f"{n}: {w}" for n in names for w in ("scores", "mask"))]
+    figure = Figure((1.7 * len(heads), 1.75 * max(1, len(places)) + 0.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(max(1, len(places)), len(heads), squeeze=False)
+    for row, place in zip(panels, places, strict=False):
+        _draw_row(list(row), place, names, truths.get(place.store.slide_id) if truths else None, bool(truths))
+    for panel, head in zip(panels[0], heads, strict=True):
+        panel.set_title(head, fontsize=7)
+    for panel in panels.ravel():
+        panel.set_xticks([])
+        panel.set_yticks([])
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    write_bytes(path, data.getvalue())
+    return places
+
+
+def _truths(stores: Sequence[SlideStore], config: EvaluateConfig, classes: tuple[str, ...]) -> dict[str, Reader]:
+    if not config.truth:
+        return {}
+    files = find_masks(config.truth, [s.slide_id for s in stores], SUFFIXES)
+    meaning = ValueMap.parse(config.truth_map, classes)
+    return {s.slide_id: open_truth(files[s.slide_id], s.grid, meaning) for s in stores if s.slide_id in files}
+
+
+def choose(stores: Sequence[SlideStore], names: Sequence[str], truths: Mapping[str, Reader]) -> list[Place]:
+    """At most `MOST` places, spread over the slides, the most mixed first; ties go to the first slide and row.
+
+    Mixed is a place whose truth is half of a class and half not, or (without a truth) of which the answers disagree.
+    """
+    best: list[list[Place]] = []
+    for store in stores:
+        found = [p for p in _places(store, names, truths) if p.interest > 0]
+        best.append(sorted(found, key=lambda p: -p.interest)[:MOST])
+    rounds = [p for turn in range(MOST) for p in sorted((b[turn] for b in best if turn < len(b)), key=_by_interest)]
+    return rounds[:MOST]
+
+
+def _by_interest(place: Place) -> float:
+    return -place.interest
+
+
+def _places(store: SlideStore, names: Sequence[str], truths: Mapping[str, Reader]) -> list[Place]:
+    """Every window of `SIDE_PX` that is half tissue, with its interest."""
+    level = min(2, store.grid.levels - 1)
+    f = LEVEL_FACTOR**level
+    width, height = store.grid.size_px
+    shares = store.tissue_grid(SIDE_PX)
+    out = []
+    for row, col in np.argwhere(shares >= 0.5).tolist():
+        x, y = col * SIDE_PX, row * SIDE_PX
+        window = Window(x, y, min(SIDE_PX, width - x), min(SIDE_PX, height - y))
+        if store.slide_id in truths:
+            truth = truths[store.slide_id](window)
+            named = float(((truth > 0) & (truth != IGNORE)).mean())
+            interest = min(named, 1 - named)
+        else:
+            small = Window(x // f, y // f, -(-window.width_px // f), -(-window.height_px // f))
+            masks = np.stack([store.labels(n, level).read(small) for n in names])
+            interest = float((masks != masks[0]).any(0).mean())
+        out.append(Place(store, Window(x, y, SIDE_PX, SIDE_PX), interest))
+    return out
+
+
+def _draw_row(panels: list[Axes], place: Place, names: Sequence[str], truth: Reader | None, with_truth: bool) -> None:
+    store, w = place.store, place.window
+    level = min(1, store.grid.levels - 1)
+    f = LEVEL_FACTOR**level
+    small = Window(w.x_px // f, w.y_px // f, w.width_px // f, w.height_px // f)
+    rgb = store.read(small, level)
+    panels[0].imshow(rgb)
+    panels[0].set_ylabel(f"{store.slide_id}\n{w.x_px}, {w.y_px} px", fontsize=6)
+    rest = panels[1:]
+    if with_truth:
+        if truth:
+            width, height = store.grid.size_px
+            inside = Window(w.x_px, w.y_px, min(w.width_px, width - w.x_px), min(w.height_px, height - w.y_px))
+            drawn = np.zeros((w.height_px, w.width_px), np.uint8)
+            drawn[: inside.height_px, : inside.width_px] = truth(inside)
+            rest[0].imshow(tinted(rgb, drawn[f // 2 :: f, f // 2 :: f][: rgb.shape[0], : rgb.shape[1]]))
+        rest = rest[1:]
+    for k, name in enumerate(names):
+        scores: Any = _scores(store, name, w)
+        if scores is not None:
+            rest[2 * k].imshow(scores, vmin=0, vmax=1, cmap="magma")
+        mask = store.labels(name, level).read(small).astype(np.uint8, copy=False)
+        rest[2 * k + 1].imshow(tinted(rgb, mask))
+
+
+def _scores(store: SlideStore, name: str, w: Window) -> NDArray[np.float64] | None:
+    """The highest score of any class: float64 [h, w] 0..1, one a cell; None if the store has none of this name."""
+    if name not in store.names("scores"):
+        return None
+    n = int(store.attributes("scores", name)["stride_px"])
+    cells = Window(w.x_px // n, w.y_px // n, max(1, w.width_px // n), max(1, w.height_px // n))
+    return np.asarray(store.scores(name).read(cells).max(0) / 255)
+
+
+def tinted(rgb: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Classes in their colours over the image, 255 in grey: uint8 [h, w, 3] and uint8 [h, w] -> uint8 [h, w, 3]."""
+    colours = np.zeros((256, 3))
+    colours[1:IGNORE] = [COLOURS[(v - 1) % len(COLOURS)] for v in range(1, IGNORE)]
+    colours[IGNORE] = 128
+    share = np.where(mask > 0, 0.55, 0.0)[..., None]
+    return np.asarray(rgb * (1 - share) + colours[mask] * share, np.uint8)
