@@ -100,7 +100,8 @@ def check_all(settings: Settings) -> dict[str, SlideFile]:
     from wsipipe.pseudolabel.label import chosen_refinement
     from wsipipe.pseudolabel.registry import load
     from wsipipe.runtime import device
-    from wsipipe.segment.train import check_side, train_ids
+    from wsipipe.segment.slides import train_ids
+    from wsipipe.segment.train import check_side
 
     if not settings.run.slides:
         raise ConfigError("no slides; name them after the command, or as run.slides in pipeline.yaml")

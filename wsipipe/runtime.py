@@ -65,8 +65,10 @@ def device(spec: str = "auto") -> torch.device:
     """The torch device of `spec`: `auto` (a GPU if there is one), `cpu` or `cuda:N`."""
     import torch
 
+    if spec == "auto" and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if spec == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu")
     try:
         chosen = torch.device(spec)
     except RuntimeError:
@@ -76,6 +78,12 @@ def device(spec: str = "auto") -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device {spec}: {torch.cuda.device_count()} CUDA devices found; use --device auto")
     return chosen
+
+
+def compiled(model: torch.nn.Module, on: torch.device) -> None:
+    """Let torch compile the forward pass where that pays, on a GPU; weights and their names stay as they are."""
+    if on.type == "cuda":
+        model.compile(mode="default")
 
 
 def autocast(on: torch.device) -> AbstractContextManager[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 from itertools import pairwise
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from wsipipe.errors import CheckpointError
-from wsipipe.nn.train import Schedule, fit, generator
+from wsipipe.nn.train import Around, Schedule, fit, generator
 from wsipipe.runtime import Compute
 
 CPU = Compute(torch.device("cpu"))
@@ -197,3 +198,53 @@ def test_generators_are_alike_only_for_the_same_integers(a: list[int], b: list[i
         return torch.rand(4, generator=generator(*parts)).tolist()
 
     assert (first(a) == first(b)) == (a == b)
+
+
+@pytest.mark.parametrize(("fits", "parts"), [(8, 1), (4, 2), (3, 4), (1, 8)])
+def test_a_batch_that_does_not_fit_into_memory_is_taken_in_parts_with_the_same_gradient(fits: int, parts: int):
+    sizes = []
+
+    def loss(batch: Tensor) -> Tensor:
+        sizes.append(len(batch))
+        if len(batch) > fits:
+            raise torch.OutOfMemoryError("too much")
+        return model(batch).square().mean()
+
+    def batch(step: int) -> Tensor:
+        return torch.randn(8, 1, generator=generator(0, step))
+
+    def split(whole: Tensor, n: int) -> list[Tensor]:
+        return list(whole.split(-(-len(whole) // n)))
+
+    torch.manual_seed(0)
+    model = nn.Linear(1, 1)
+    losses = fit(model, batch, loss, Schedule(3, 0.1), "toy", CPU, Around(split=split))
+    assert sizes[-parts:] == [8 // parts] * parts, "the parts stay as small as they had to become"
+    fits, small = 8, model
+    torch.manual_seed(0)
+    model = nn.Linear(1, 1)
+    assert losses == pytest.approx(fit(model, batch, loss, Schedule(3, 0.1), "toy", CPU), rel=1e-5)
+    torch.testing.assert_close(small.weight, model.weight)
+
+
+def test_where_not_even_one_image_fits_the_error_says_so():
+    def loss(batch: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("too much")
+
+    def split(whole: Tensor, n: int) -> list[Tensor]:
+        return list(whole.split(-(-len(whole) // n)))
+
+    with pytest.raises(CheckpointError, match="toy: not even one image fits into the memory of cpu; choose a smaller"):
+        fit(nn.Linear(1, 1), lambda step: torch.zeros(4, 1), loss, Schedule(1, 0.1), "toy", CPU, Around(split=split))
+
+
+def test_the_progress_says_loss_rate_and_speed():
+    notes = []
+    compute = Compute(torch.device("cpu"), 0, lambda task, done, total, note="": notes.append(note))
+    model = nn.Linear(1, 1)
+    seen = []
+    around = Around(record=lambda *told: seen.append(told), size=16)
+    fit(model, line, lambda b: model(b[0]).sum() * 0 + 0.5, Schedule(3, 0.1), "toy", compute, around)
+    assert all(re.fullmatch(r"loss 0\.500, rate \d\.\de-\d\d, \d+ patches/s", n) for n in notes), notes
+    assert [(step, loss) for step, loss, _, _ in seen] == [(0, 0.5), (1, 0.5), (2, 0.5)]
+    assert [rate for _, _, rate, _ in seen] == [Schedule(3, 0.1).rate(s) for s in range(3)]

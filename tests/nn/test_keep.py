@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wsipipe.errors import CheckpointError
 from wsipipe.nn.keep import Keep
-from wsipipe.nn.train import Schedule, fit, generator
+from wsipipe.nn.train import Around, Schedule, fit, generator
 from wsipipe.runtime import Compute, silent
 
 
@@ -37,8 +37,7 @@ def train(keep: Keep | None, progress: Any = silent, watch: Any = None, steps: i
         Schedule(steps, 0.05),
         "toy",
         compute,
-        keep=keep,
-        watch=watch,
+        Around(keep, watch),
     )
     return model, losses
 
@@ -159,7 +158,7 @@ def test_nonsense_leaves_the_last_good_state(tmp_path: Path):
         return model(x).square().mean() * float("nan" if torch.equal(x, batch(3)) else 1)
 
     with pytest.raises(CheckpointError, match="the loss is nan at step 3"):
-        fit(model, batch, loss, Schedule(8, 0.05), "toy", Compute(torch.device("cpu")), keep=keep)
+        fit(model, batch, loss, Schedule(8, 0.05), "toy", Compute(torch.device("cpu")), Around(keep))
     state = torch.load(keep.path, weights_only=True)
     assert state["step"] == 3
     assert all(torch.isfinite(v.float()).all() for v in state["model"].values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from two_colours import colour_mask, frame, paint
 
 from wsipipe.errors import ConfigError
 from wsipipe.segment import data
-from wsipipe.segment.data import Batches, find_samples
+from wsipipe.segment.data import Batches, Variation, find_samples, zoomed
 
 
 @pytest.fixture
@@ -34,6 +35,14 @@ def test_patches_of_nothing_but_255_are_left_out(half_painted):
         if values:
             expected.append((w, values))
     assert [(s.window, s.values) for s in samples] == expected
+    for s in samples:
+        mask = half_painted.labels("half").read(s.window)
+        assert s.sure == pytest.approx((mask != 255).mean())
+        quarters = [mask[y : y + 32, x : x + 32] for y in (0, 32) for x in (0, 32)]
+        for quarter, pure in zip(quarters, s.pure, strict=True):
+            shares = [(quarter == v).mean() for v in range(3)]
+            assert pure == (int(np.argmax(shares)) if max(shares) >= 0.98 else -1)
+    assert {v for s in samples for v in s.pure} >= {-1, 0, 2}
     assert 0 < len(samples) < len(half_painted.patches().windows)
     assert all(s.window.x_px + 64 > 200 for s in samples)
 
@@ -56,15 +65,114 @@ def test_a_trace_of_a_class_does_not_make_a_patch_one_of_that_class(stores):
     assert find_samples([store], "trace", 2)[0].values == (0, 1)
 
 
-def test_every_class_is_drawn_in_equal_numbers(stores, monkeypatch):
+PLAIN = Variation(shift=False)
+
+
+def test_every_class_is_drawn_in_equal_numbers(stores):
     samples = find_samples([stores["left"], stores["right"]], "truth", 2)
     purple_only = [s for s in samples if s.values == (2,)][:1]
     pink_only = [s for s in samples if s.values == (1,)]
     assert len(pink_only) > 3
-    batches = Batches([*pink_only, *purple_only], "truth", 4, seed=0)
-    masks = torch.cat([batches(step)[1] for step in range(6)])
+    batches = Batches([*pink_only, *purple_only], "truth", 4, 0, PLAIN)
+    masks = torch.cat([batches(step).mask for step in range(6)])
     assert (masks == 1).flatten(1).any(1).sum() == 12
     assert (masks == 2).flatten(1).any(1).sum() == 12
+
+
+def test_of_each_class_every_slide_is_drawn_alike_and_surer_patches_more_often(stores):
+    left = [s for s in find_samples([stores["left"]], "truth", 2) if s.values == (1,)][:1]
+    right = [s for s in find_samples([stores["right"]], "truth", 2) if s.values == (1,)]
+    right = [replace(right[0], sure=0.9), *(replace(s, sure=0.1 / 9) for s in (right * 9)[:9])]
+    batches = Batches([*left, *right], "truth", 4, 0, PLAIN)
+    g = torch.Generator().manual_seed(0)
+    drawn = [batches._drawn(k, g) for k in range(2000)]
+    assert sum(s.store is left[0].store for s in drawn) == pytest.approx(1000, abs=120)
+    from_right = [s for s in drawn if s.store is not left[0].store]
+    assert sum(s is right[0] for s in from_right) / len(from_right) == pytest.approx(0.9, abs=0.04)
+
+
+def test_windows_lie_between_patches_and_what_is_not_held_is_ignored(stores, monkeypatch):
+    monkeypatch.setattr(data, "stain_jitter", lambda x, strength, g: x)
+    monkeypatch.setattr(data, "blur", lambda x, chance, g: x)
+    monkeypatch.setattr(data, "random_dihedral", lambda g, n: torch.zeros(n, dtype=torch.long))
+    store = stores["left"]
+    held = np.zeros((331 + 200, 437 + 200), bool)
+    for w in store.patches().windows:
+        held[100 + w.y_px : 164 + w.y_px, 100 + w.x_px : 164 + w.x_px] = True
+    held[:100] = held[:, :100] = held[431:] = held[:, 537:] = False
+    batches = Batches(find_samples([store], "truth", 2), "truth", 8, 0)
+    g, between = data.generator(0, 4, 0), 0
+    drawn = [batches._drawn(b, g) for b in range(8)]
+    moved = [batches._moved(g) for _ in drawn]
+    batch = batches(0)
+    for k, (s, (dx, dy)) in enumerate(zip(drawn, moved, strict=True)):
+        x, y = s.window.x_px + dx, s.window.y_px + dy
+        between += (dx, dy) != (0, 0)
+        inside = held[100 + y : 164 + y, 100 + x : 164 + x]
+        np.testing.assert_array_equal(batch.held[k].numpy(), inside)
+        assert (batch.mask[k].numpy()[~inside] == 255).all()
+        rgb = (batch.rgb[k] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(batch.mask[k].numpy()[inside], colour_mask(rgb)[inside])
+    assert between >= 7
+
+
+def test_a_mosaic_is_of_pure_quarters_of_every_value_alike(stores, monkeypatch):
+    monkeypatch.setattr(data, "stain_jitter", lambda x, strength, g: x)
+    monkeypatch.setattr(data, "blur", lambda x, chance, g: x)
+    samples = find_samples(list(stores.values())[1:], "truth", 2)
+    batches = Batches(samples, "truth", 8, 0, Variation(mosaic=1.0))
+    found = np.zeros(3)
+    for step in range(12):
+        batch = batches(step)
+        assert not batch.held.any(), "no teacher speaks of what was put together"
+        rgb = (batch.rgb * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        for mask, image in zip(batch.mask.numpy(), rgb, strict=True):
+            np.testing.assert_array_equal(mask, colour_mask(image))
+            for y, x in ((0, 0), (0, 32), (32, 0), (32, 32)):
+                shares = [(mask[y : y + 32, x : x + 32] == v).mean() for v in range(3)]
+                assert max(shares) >= 0.98
+                found[int(np.argmax(shares))] += 1
+    assert found.sum() == 12 * 8 * 4
+    assert found / found.sum() == pytest.approx([1 / 3] * 3, abs=0.08)
+
+
+@pytest.mark.parametrize("zoom", [1.0, 1.25, 2.0])
+def test_zoom_keeps_image_and_mask_together(stores, monkeypatch, zoom: float):
+    monkeypatch.setattr(data, "stain_jitter", lambda x, strength, g: x)
+    monkeypatch.setattr(data, "blur", lambda x, chance, g: x)
+    batches = Batches(find_samples([stores["left"]], "truth", 2), "truth", 8, 0, Variation(zoom=zoom, shift=False))
+    batch = batches(0)
+    assert batch.rgb.shape == (8, 3, 64, 64)
+    rgb = (batch.rgb * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    drawn = np.stack([colour_mask(image) for image in rgb])
+    agree = (drawn == batch.mask.numpy())[batch.held.numpy()]
+    assert agree.mean() > (0.97 if zoom > 1 else 0.9999), "only borders, which are interpolated, may differ"
+
+
+def test_a_zoomed_image_is_the_middle_of_the_larger_one():
+    x = torch.linspace(0, 1, 96).expand(2, 3, 96, 96).contiguous()
+    both = x[:, :2].clone()
+    for zoom in (1.0001, 1.5):
+        g = torch.Generator().manual_seed(1)
+        image, masks = zoomed(x, both, 64, zoom, g)
+        assert image.shape == (2, 3, 64, 64)
+        slope = (image[:, 0, 0, 40] - image[:, 0, 0, 20]) / 20 * 95
+        assert (slope >= 1 / zoom - 1e-3).all()
+        assert (slope <= zoom + 1e-3).all()
+        torch.testing.assert_close(image.mean((1, 2, 3)), torch.full((2,), 0.5), atol=1e-3, rtol=0)
+        assert (masks - image[:, :2]).abs().max() <= 0.5 * zoom / 95 + 1e-4
+
+
+def test_a_batch_splits_into_equal_parts_and_processes_share_it(stores):
+    batches = Batches(find_samples([stores["left"]], "truth", 2), "truth", 4, 0, PLAIN)
+    whole = batches(1)
+    parts = whole.split(2)
+    assert [len(p.rgb) for p in parts] == [2, 2]
+    torch.testing.assert_close(torch.cat([p.mask for p in parts]), whole.mask)
+    shares = [batches(1, only=slice(rank, None, 2)) for rank in range(2)]
+    assert [len(s.rgb) for s in shares] == [2, 2]
+    values = [sorted(m.flatten().bincount(minlength=256).tolist()) for s in shares for m in s.mask]
+    assert sorted(values) == sorted(sorted(m.flatten().bincount(minlength=256).tolist()) for m in whole.mask)
 
 
 def test_three_classes_share_batches_of_four_over_the_steps(stores):
@@ -73,27 +181,30 @@ def test_three_classes_share_batches_of_four_over_the_steps(stores):
     drawn = [(step * 4 + b) % len(batches.pools) for step in range(3) for b in range(4)]
     assert len(batches.pools) == 3
     assert [drawn.count(k) for k in range(3)] == [4, 4, 4]
-    for k, pool in enumerate(batches.pools):
-        assert pool == [i for i, s in enumerate(samples) if k in s.values]
+    for k, slides in enumerate(batches.pools):
+        assert [p.members for p in slides] == [[i for i, s in enumerate(samples) if k in s.values]]
 
 
 def test_a_batch_depends_on_nothing_but_its_step(stores):
     samples = find_samples([stores["left"]], "truth", 2)
-    one, other = (Batches(samples, "truth", 4, seed=7) for _ in range(2))
+    one, other = (Batches(samples, "truth", 4, 7, Variation(1.2, True, 0.3)) for _ in range(2))
     expected = [one(step) for step in range(4)]
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(other, [3, 0, 2, 1, 3]))
     torch.manual_seed(99)  # the global generator has no part in it
     found.append(other(2))
-    for step, (x, y) in zip([3, 0, 2, 1, 3, 2], found, strict=True):
-        assert torch.equal(x, expected[step][0])
-        assert torch.equal(y, expected[step][1])
-    assert not torch.equal(expected[0][0], expected[1][0])
-    assert not torch.equal(Batches(samples, "truth", 4, seed=8)(0)[0], expected[0][0])
+    for step, batch in zip([3, 0, 2, 1, 3, 2], found, strict=True):
+        assert torch.equal(batch.rgb, expected[step].rgb)
+        assert torch.equal(batch.mask, expected[step].mask)
+    assert not torch.equal(expected[0].rgb, expected[1].rgb)
+    assert not torch.equal(Batches(samples, "truth", 4, seed=8)(0).rgb, expected[0].rgb)
 
 
 def test_shapes_types_and_range(stores):
-    x, y = Batches(find_samples([stores["left"]], "truth", 2), "truth", 3, seed=0)(0)
+    batch = Batches(find_samples([stores["left"]], "truth", 2), "truth", 3, seed=0)(0)
+    x, y = batch.rgb, batch.mask
+    assert (batch.held.shape, batch.held.dtype) == ((3, 64, 64), torch.bool)
+    assert batch.named.tolist() == [[True, True, True]] * 3
     assert (x.shape, x.dtype) == ((3, 3, 64, 64), torch.float32)
     assert (y.shape, y.dtype) == ((3, 64, 64), torch.int64)
     assert x.min() >= 0
@@ -104,10 +215,10 @@ def test_image_and_mask_are_turned_alike(stores, monkeypatch):
     """With colour and blur left out, the mask of each view is what its own pixels say."""
     monkeypatch.setattr(data, "stain_jitter", lambda x, strength, g: x)
     monkeypatch.setattr(data, "blur", lambda x, chance, g: x)
-    batches = Batches(find_samples([stores["left"]], "truth", 2), "truth", 8, seed=0)
+    batches = Batches(find_samples([stores["left"]], "truth", 2), "truth", 8, 0, PLAIN)
     mixed = 0
     for step in range(4):
-        x, y = batches(step)
+        x, y = batches(step).rgb, batches(step).mask
         rgb = (x * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         np.testing.assert_array_equal(y.numpy(), np.stack([colour_mask(image) for image in rgb]))
         mixed += sum(len(np.unique(mask)) > 1 for mask in y.numpy())

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import torch
@@ -18,74 +23,14 @@ from wsipipe.nn.checkpoint import Checkpoint, read_checkpoint
 from wsipipe.nn.encoders import MEAN, STD, Statistics, create_encoder, statistics_of
 from wsipipe.nn.segmenters import encoder_of
 from wsipipe.runtime import silent
+from wsipipe.segment import learn
 from wsipipe.segment import train as module
 from wsipipe.segment.predict import predict_stores
 from wsipipe.segment.segment import segment
-from wsipipe.segment.train import load, segmentation_loss, train, training_stores
+from wsipipe.segment.slides import held_out, training_stores
+from wsipipe.segment.train import load, train
 
 TINY = SegmentConfig(labels="truth", encoder="resnet18_quarter", steps=2, batch=2)
-
-
-def slow_loss(logits: np.ndarray, mask: np.ndarray) -> float:
-    """Pixel by pixel: mean of -log p of the true class, plus 1 - mean over classes of (2 sum(p y) + 1) / (.. + 1)."""
-    batch, classes, height, width = logits.shape
-    entropy, overlap, total = [], np.zeros(classes), np.zeros(classes)
-    for b in range(batch):
-        for i in range(height):
-            for j in range(width):
-                if mask[b, i, j] == 255:
-                    continue
-                e = np.exp(logits[b, :, i, j] - logits[b, :, i, j].max())
-                p = e / e.sum()
-                entropy.append(-np.log(p[mask[b, i, j]]))
-                overlap[mask[b, i, j]] += p[mask[b, i, j]]
-                total += p
-                total[mask[b, i, j]] += 1
-    return float(np.mean(entropy) + 1 - np.mean((2 * overlap + 1) / (total + 1)))
-
-
-def random_case(seed: int, classes: int = 3, ignored: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
-    rng = np.random.default_rng(seed)
-    logits = torch.from_numpy(rng.normal(0, 2, (2, classes, 7, 5))).float()
-    mask = rng.integers(0, classes, (2, 7, 5))
-    mask[rng.random(mask.shape) < ignored] = 255
-    return logits, torch.from_numpy(mask)
-
-
-@pytest.mark.parametrize("classes", [2, 3, 5])
-@pytest.mark.parametrize("ignored", [0.0, 0.3, 0.95])
-def test_the_loss_is_cross_entropy_plus_soft_dice(classes: int, ignored: float):
-    for seed in range(3):
-        logits, mask = random_case(seed, classes, ignored)
-        assert float(segmentation_loss(logits, mask)) == pytest.approx(slow_loss(logits.numpy(), mask.numpy()), 1e-5)
-
-
-def test_pixels_of_255_change_neither_the_loss_nor_any_weight():
-    logits, mask = random_case(0)
-    changed = torch.where((mask == 255).unsqueeze(1), torch.randn(logits.shape) * 50, logits)
-    assert not torch.equal(changed, logits)
-    torch.testing.assert_close(segmentation_loss(changed, mask), segmentation_loss(logits, mask))
-    logits.requires_grad_()
-    segmentation_loss(logits, mask).backward()
-    ignored = (mask == 255).unsqueeze(1).expand_as(logits)
-    assert (logits.grad[ignored] == 0).all()
-    assert (logits.grad[~ignored] != 0).any()
-
-
-def test_a_batch_of_nothing_but_255_is_worth_0_and_moves_nothing():
-    logits, mask = random_case(0)
-    logits.requires_grad_()
-    loss = segmentation_loss(logits, torch.full_like(mask, 255))
-    loss.backward()
-    assert float(loss.detach()) == 0
-    assert (logits.grad == 0).all()
-
-
-def test_a_right_and_sure_answer_costs_next_to_nothing():
-    _, mask = random_case(0)
-    sure = torch.nn.functional.one_hot(mask.where(mask != 255, 0), 3).movedim(-1, 1) * 40.0
-    assert float(segmentation_loss(sure, mask)) == pytest.approx(0, abs=1e-5)
-    assert float(segmentation_loss(-sure, mask)) > 5
 
 
 def ids(stores) -> list[str]:
@@ -267,10 +212,83 @@ def test_the_same_seed_gives_the_same_weights(stores, run, tmp_path):
     assert first.with_suffix(".safetensors").read_bytes() == second.with_suffix(".safetensors").read_bytes()
 
 
+def test_slides_are_held_out_by_patient(stores):
+    both = [stores["left"], stores["right"]]
+    assert held_out(both, "truth", 0.0, 0) == (both, [])
+    own, aside = held_out(both, "truth", 0.1, 0)
+    assert len(own) == len(aside) == 1
+    assert {ids(held_out(both, "truth", 0.5, seed)[1])[0] for seed in range(8)} == {"left", "right"}
+    for store in both:
+        paint(store, colour_mask(store.read(frame(store))), patient="p")
+    with pytest.raises(ConfigError, match=r"segment.validation: 0.5 of 1 patients leaves none to learn from"):
+        held_out(both, "truth", 0.5, 0)
+
+
+def test_a_training_with_all_that_there_is_runs_and_leaves_its_curves(stores, run):
+    config = dataclasses.replace(
+        TINY, steps=20, rounds=2, robust=0.7, mosaic=0.5, validation=0.5, patience=3, lr=1e-3, confident=0.6
+    )
+    path = train(list(stores.values()), config, run, silent, False)
+    folder = path.parent
+    assert sorted(p.name for p in folder.iterdir()) == ["model.json", "model.safetensors", "train.csv", "train.png"]
+    with (folder / "train.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [r["step"] for r in rows] == [str(i + 1) for i in range(len(rows))]
+    assert len([r for r in rows if r["held_out_loss"]]) == len(rows)
+    assert all(float(r["held_out_auc"] or "nan") != 0 for r in rows)
+    assert imagecodecs.png_decode((folder / "train.png").read_bytes()).shape[1] == 840
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_good_weights(stores, run, monkeypatch: pytest.MonkeyPatch):
+    values = iter([1.0, 1.0, float("nan")])
+    monkeypatch.setattr(learn, "segmentation_loss", lambda logits, mask, q: logits.mean() * 0 + next(values))
+    with pytest.raises(CheckpointError, match=r"loss is nan at step 2; .*last good weights are in .*last-good\.json"):
+        train(list(stores.values()), dataclasses.replace(TINY, steps=4), run, silent, False)
+    _, model = load(Path(run.runs) / "unet" / "last-good.json")
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert not (Path(run.runs) / "unet" / "model.json").exists()
+
+
+def test_what_is_kept_is_the_average_unless_it_is_left_out(stores, run):
+    both = list(stores.values())
+    config = dataclasses.replace(TINY, steps=6, lr=1e-2)
+    _, averaged = load(train(both, config, run, silent, False))
+    _, last = load(train(both, dataclasses.replace(config, average=False, name="last"), run, silent, False))
+    assert not torch.equal(first_layer(averaged), first_layer(last))
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same_network_together(coloured, tmp_path):
+    """Under torchrun: one checkpoint, written once, and near what one process learns (normalised by half batches)."""
+    code = (
+        "import sys; from pathlib import Path; from wsipipe.config import RunConfig, SegmentConfig; "
+        "from wsipipe.runtime import silent; from wsipipe.segment.train import train; "
+        "from wsipipe.store import SlideStore; "
+        "stores = [SlideStore(Path(sys.argv[1]) / f'{n}.zarr') for n in ('left', 'right')]; "
+        "config = SegmentConfig(labels='truth', encoder='resnet18_quarter', steps=4, batch=4, validation=0.5); "
+        "print(train(stores, config, RunConfig(runs=sys.argv[2], device='cpu', workers=1), silent, False))"
+    )
+    script = tmp_path / "go.py"
+    script.write_text(code)
+    for name, launch in {
+        "one": [sys.executable],
+        "two": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    }.items():
+        command = [*launch, str(script), str(coloured), str(tmp_path / name)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("model.json") == (1 if name == "one" else 2)
+    one, two = (load(tmp_path / n / "unet")[1] for n in ("one", "two"))
+    assert not torch.equal(first_layer(one), first_layer(two)), "batches were not shared"
+    torch.testing.assert_close(first_layer(one), first_layer(two), atol=0.02, rtol=0)
+
+
 @pytest.mark.parametrize("stop", [1, 3])
 def test_a_killed_training_goes_on_to_the_same_bits(stores, run, monkeypatch: pytest.MonkeyPatch, stop: int):
     monkeypatch.setattr(module, "KEEP_S", 0.0)
-    config = dataclasses.replace(TINY, steps=4)
+    config = dataclasses.replace(TINY, steps=4, rounds=1, mosaic=0.5, confident=0.5)
     steps: list[int] = []
 
     def dies(task: str, done: int, total: int, note: str = "") -> None:

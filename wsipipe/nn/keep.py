@@ -42,12 +42,14 @@ class Keep:
     """Where the state of one training is kept, and how often.
 
     path: the file. key: digest of all that the training depends on; a file of another key is of another training and
-    is replaced. every_s: seconds between two writings (0: after every step).
+    is replaced. every_s: seconds between two writings (0: after every step). writes: false in processes that only go on
+    from what another keeps.
     """
 
     path: Path
     key: str
     every_s: float = KEEP_S
+    writes: bool = True
     _written: float = field(default_factory=time.monotonic, repr=False)
 
     def restore(self, parts: dict[str, Stateful]) -> tuple[int, list[float]]:
@@ -68,7 +70,7 @@ class Keep:
 
     def save(self, step: int, losses: list[float], parts: dict[str, Stateful], now: bool = False) -> None:
         """Write the state after `step` steps, aside and renamed, if it is time (or `now`)."""
-        if not now and time.monotonic() - self._written < self.every_s:
+        if not self.writes or (not now and time.monotonic() - self._written < self.every_s):
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         aside = self.path.with_name(f".{self.path.name}.partial")

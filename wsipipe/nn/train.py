@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from wsipipe.errors import CheckpointError
+from wsipipe.nn.average import Average
 from wsipipe.nn.keep import Keep, Stateful, Watcher
 from wsipipe.runtime import Compute, autocast
+
+log = logging.getLogger(__name__)
 
 B = TypeVar("B")
 M = TypeVar("M", bound=nn.Module)
@@ -38,6 +42,32 @@ class Schedule:
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))
 
 
+Record = Callable[[int, float, float, float], None]
+"""Told the step, its loss, its learning rate, and the seconds that a step takes."""
+
+
+@dataclass(frozen=True)
+class Around(Generic[B]):
+    """What goes on around the steps of a training; all of it may be left out.
+
+    keep: where the state is kept, so that a killed training goes on to the same weights; the caller clears it once the
+    result is saved. watch(step): may end the training early. average: follows the weights. record: told every step.
+    split(batch, n): n equal parts of a batch, into which one is cut where it does not fit into memory. size: images in
+    a batch, for the progress.
+    """
+
+    keep: Keep | None = None
+    watch: Watcher | None = None
+    average: Average | None = None
+    record: Record | None = None
+    split: Callable[[B, int], Sequence[B]] | None = None
+    size: int = 0
+
+    def parts(self) -> dict[str, Stateful]:
+        """What has a state of its own."""
+        return {k: v for k, v in (("watch", self.watch), ("average", self.average)) if v is not None}
+
+
 def fit(
     model: nn.Module,
     batch: Callable[[int], B],
@@ -45,49 +75,86 @@ def fit(
     schedule: Schedule,
     task: str,
     compute: Compute,
-    *,
-    keep: Keep | None = None,
-    watch: Watcher | None = None,
+    around: Around[B] = Around(),
 ) -> list[float]:
     """Train the parameters of `model` that want a gradient; returns the loss of every step.
 
     `batch(step)` must depend on nothing but `step` (it is called ahead, in a thread); `loss(batch)` runs the model
-    under mixed precision, its random draws (dropout) being seeded by `compute.seed` and the step. With `keep`, a
-    killed training goes on where it was last kept, to the same weights; the caller clears it once the result is saved.
-    `watch(step)` may end the training early. Raises CheckpointError when the loss or its gradient is not finite,
-    before the weights are touched; the caller's last saved weights stand.
+    under mixed precision, its random draws (dropout) being seeded by `compute.seed` and the step. Raises
+    CheckpointError when the loss or its gradient is not finite, before the weights are touched: the model then holds
+    the last good ones.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
     on = compute.device
     model.to(on).train()
-    parts: dict[str, Stateful] = {"model": model, "optimiser": optimiser, **({"watch": watch} if watch else {})}
-    first, losses = keep.restore(parts) if keep else (0, [])
-    clock = Clock()
+    parts: dict[str, Stateful] = {"model": model, "optimiser": optimiser, **around.parts()}
+    first, losses = around.keep.restore(parts) if around.keep else (0, [])
+    clock, descend = Clock(), _Descent(loss, around.split, task, compute)
     for step, item in enumerate(_ahead(batch, first, schedule.steps), first):
         for group in optimiser.param_groups:
             group["lr"] = schedule.rate(step)
-        with seeded(on, compute.seed, step), autocast(on):
-            value = loss(item)
-        if not torch.isfinite(value):
-            raise CheckpointError(f"{task}: the loss is {value.item()} at step {step}; try a lower learning rate")
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
+        value = descend(item, step, optimiser)
         if not torch.isfinite(nn.utils.clip_grad_norm_(parameters, 5.0)):  # else it would be the weights, silently
             raise CheckpointError(f"{task}: the gradient is not finite at step {step}; try a lower learning rate")
         optimiser.step()
-        losses.append(float(value.detach()))
-        enough = watch is not None and watch(step)
+        losses.append(value)
+        if around.average:
+            around.average.follow(model, step)
+        enough = around.watch is not None and around.watch(step)
         done = schedule.steps if enough else step + 1
-        if keep:
-            keep.save(done, losses, parts, now=done == schedule.steps)
-        recent = losses[-20:]
-        note = f"loss {sum(recent) / len(recent):.3f}, {clock.tick():.2f} s a step"
-        compute.progress(task, done, schedule.steps, note)
+        if around.keep:
+            around.keep.save(done, losses, parts, now=done == schedule.steps)
+        seconds = clock.tick()
+        if around.record:
+            around.record(step, value, schedule.rate(step), seconds)
+        compute.progress(task, done, schedule.steps, _note(losses, schedule.rate(step), seconds, around.size))
         if enough:
             break
     model.eval()
     return losses
+
+
+def _note(losses: Sequence[float], rate: float, seconds: float, size: int) -> str:
+    """What a person wants to see beside the progress."""
+    recent = losses[-20:]
+    speed = f"{size / seconds:.0f} patches/s" if size else f"{seconds:.2f} s a step"
+    return f"loss {sum(recent) / len(recent):.3f}, rate {rate:.1e}, {speed}"
+
+
+class _Descent(Generic[B]):
+    """Loss and gradient of a batch, in as many parts as the memory asks for."""
+
+    def __init__(
+        self, loss: Callable[[B], Tensor], split: Callable[[B, int], Sequence[B]] | None, task: str, compute: Compute
+    ) -> None:
+        self._loss, self._split, self._task, self._compute = loss, split, task, compute
+        self._parts = 1
+
+    def __call__(self, item: B, step: int, optimiser: torch.optim.Optimizer) -> float:
+        """The loss of the batch; its gradient is left in the parameters."""
+        while True:
+            try:
+                optimiser.zero_grad(set_to_none=True)
+                whole = [item] if self._parts == 1 or self._split is None else self._split(item, self._parts)
+                return sum(self._back(part, step, len(whole)) for part in whole)
+            except torch.OutOfMemoryError:
+                if self._split is None or len(self._split(item, 2 * self._parts)) <= self._parts:
+                    raise CheckpointError(
+                        f"{self._task}: not even one image fits into the memory of {self._compute.device}; "
+                        "choose a smaller network or smaller patches"
+                    ) from None
+                self._parts *= 2
+                log.warning("%s: a batch does not fit into memory; taken in %d parts", self._task, self._parts)
+
+    def _back(self, part: B, step: int, parts: int) -> float:
+        on = self._compute.device
+        with seeded(on, self._compute.seed, step), autocast(on):
+            value = self._loss(part)
+        if not torch.isfinite(value):
+            raise CheckpointError(f"{self._task}: the loss is {value.item()} at step {step}; try a lower learning rate")
+        (value / parts).backward()  # type: ignore[no-untyped-call]
+        return float(value.detach()) / parts
 
 
 class Clock:

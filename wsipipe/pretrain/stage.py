@@ -16,7 +16,7 @@ from wsipipe.labels import read_labels
 from wsipipe.nn.checkpoint import Checkpoint, maker_of
 from wsipipe.nn.encoders import create_encoder, normalise, statistics_of, width_of
 from wsipipe.nn.keep import KEEP_S, Keep
-from wsipipe.nn.train import Schedule, fit, generator, seeded
+from wsipipe.nn.train import Around, Schedule, fit, generator, seeded
 from wsipipe.pretrain.objectives import objective
 from wsipipe.pretrain.views import Pool, patch_pool, view
 from wsipipe.pretrain.watch import Watch
@@ -144,5 +144,5 @@ def train(
         return torch.as_tensor(model(a, b))
 
     schedule = Schedule(config.steps, config.lr or RATES[config.method])
-    losses = fit(model, batch, loss, schedule, "pretrain", compute, keep=keep, watch=watch)
+    losses = fit(model, batch, loss, schedule, "pretrain", compute, Around(keep, watch))
     return watch, losses

@@ -274,12 +274,14 @@ class Stage:
         mask = self.method.mask(scores, self.params)
         classes = self.table.classes
         split = "train" if store.slide_id in self.train_ids else ""
+        patient = next((r.patient_id for r in self.table.rows if r.slide_id == store.slide_id), "")
         meta = {
             "digest": key,
             "classes": list(classes.names),
             "method": self.config.method,
             "fit": self.digest,
             "split": split,
+            "patient": patient,
         }
         stored = np.nan_to_num(np.rint(scores.values * 255), nan=0).astype(np.uint8)
         store.write_scores(self.name, scores.stride_px, meta, _as_shards(stored))

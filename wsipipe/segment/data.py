@@ -1,28 +1,81 @@
-"""Training windows with their masks, drawn straight from the stores."""
+"""Training windows with their masks, drawn straight from the stores, and how they are varied."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Generator, Tensor
 
 from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
-from wsipipe.nn.augment import STAIN_STRENGTH, blur, dihedral, random_dihedral, stain_jitter
+from wsipipe.labels import IGNORE
+from wsipipe.nn.augment import STAIN_STRENGTH, blur, dihedral, random_dihedral, stain_jitter, uniform
 from wsipipe.nn.train import generator
 from wsipipe.store import SlideStore
+
+CPU = torch.device("cpu")
+
+PRESENT = 0.01
+"""Least share of a patch that a value covers to count as one of its own."""
+
+PURE = 0.98
+"""Least share of a quarter of a patch that one value covers for the quarter to be pure."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A window of a store and the mask values (0..K) that occur in at least 1 % of it."""
+    """A usable patch of a store.
+
+    values: the mask values (0..K) that cover `PRESENT` of it. sure: share of it of which the mask says something. pure:
+    of its four quarters, row by row, the value that a quarter is pure of, -1 where it is not.
+    """
 
     store: SlideStore
     window: Window
     values: tuple[int, ...]
+    sure: float
+    pure: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """rgb: float32 0..1 [B, 3, S, S]; mask: int64 [B, S, S] of 0..K and 255.
+
+    held: bool [B, S, S], the pixels of whose mask a teacher may say something better. named: bool [B, K + 1], the
+    values that the mask of the slide holds anywhere.
+    """
+
+    rgb: Tensor
+    mask: Tensor
+    held: Tensor
+    named: Tensor
+
+    def split(self, parts: int) -> list[Batch]:
+        """At most `parts` batches of equal size, the last perhaps smaller."""
+        size = -(-len(self.rgb) // parts)
+        columns = (torch.split(t, size) for t in (self.rgb, self.mask, self.held, self.named))
+        return [Batch(*c) for c in zip(*columns, strict=True)]
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How windows are varied beside the symmetries of the square.
+
+    zoom: largest enlargement or reduction (1: none). shift: whether windows may lie between patches. mosaic: share of
+    the images that are put together from quarters that are pure of one value. stain: strength of the stain jitter.
+    """
+
+    zoom: float = 1.0
+    shift: bool = True
+    mosaic: float = 0.0
+    stain: float = STAIN_STRENGTH
 
 
 def find_samples(stores: Sequence[SlideStore], labels: str, classes: int) -> list[Sample]:
@@ -31,33 +84,184 @@ def find_samples(stores: Sequence[SlideStore], labels: str, classes: int) -> lis
     for store in stores:
         array = store.labels(labels)
         for window in store.patches().windows:
-            counts = np.bincount(array.read(window).ravel(), minlength=256)
-            values = tuple(v for v in range(classes + 1) if counts[v] >= 0.01 * window.width_px * window.height_px)
+            mask = array.read(window)
+            share = np.bincount(mask.ravel(), minlength=256) / mask.size
+            values = tuple(v for v in range(classes + 1) if share[v] >= PRESENT)
             if values:
-                samples.append(Sample(store, window, values))
+                samples.append(Sample(store, window, values, float(1 - share[IGNORE]), _pure(mask)))
     if not samples:
         raise ConfigError(f"labels/{labels} is 255 (ignore) in every patch of every training store: nothing to learn")
     return samples
 
 
+def _pure(mask: NDArray[np.generic]) -> tuple[int, int, int, int]:
+    h, w = (n // 2 for n in mask.shape)
+    out = []
+    for part in (mask[:h, :w], mask[:h, w:], mask[h:, :w], mask[h:, w:]):
+        counts = np.bincount(part.ravel(), minlength=256)
+        value = int(counts.argmax())
+        out.append(value if value != IGNORE and counts[value] >= PURE * part.size else -1)
+    a, b, c, d = out
+    return a, b, c, d
+
+
 class Batches:
-    """Batches by step: windows that hold each class in equal numbers, augmented. Depends on nothing but the step."""
+    """Batches by step: each value in equal numbers, of each value each slide alike, surer patches more often.
 
-    def __init__(self, samples: Sequence[Sample], labels: str, size: int, seed: int) -> None:
-        self.samples, self.labels, self.size, self.seed = samples, labels, size, seed
-        values = sorted({v for s in samples for v in s.values})
-        self.pools = [[i for i, s in enumerate(samples) if v in s.values] for v in values]
+    A batch depends on nothing but its step; it is varied on the device `on`.
+    """
 
-    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images float 0..1 [B, 3, S, S] and masks int64 [B, S, S] of one step."""
+    def __init__(
+        self, samples: Sequence[Sample], labels: str, size: int, seed: int, how: Variation = Variation()
+    ) -> None:
+        self.samples, self.labels, self.size, self.seed, self.how = samples, labels, size, seed, how
+        self.side_px = samples[0].window.width_px
+        self.pools = _pools(samples)
+        self._pure = _pure_pools(samples)
+        stores = {s.store.path: s.store for s in samples}
+        self._held = {path: _Held(store) for path, store in stores.items()}
+        named: dict[Path, set[int]] = {path: set() for path in stores}
+        for s in samples:
+            named[s.store.path] |= set(s.values)
+        most = max(v for values in named.values() for v in values)
+        self._named = {path: [v in values for v in range(most + 1)] for path, values in named.items()}
+
+    def __call__(self, step: int, on: torch.device = CPU, only: slice = slice(None)) -> Batch:
+        """The images `only` (default: all) of the batch of one step."""
         g = generator(self.seed, 4, step)
-        chosen = []
-        for b in range(self.size):
-            pool = self.pools[(step * self.size + b) % len(self.pools)]
-            chosen.append(self.samples[pool[int(torch.randint(0, len(pool), (1,), generator=g))]])
-        rgb = np.stack([s.store.read(s.window) for s in chosen]).transpose(0, 3, 1, 2)
-        mask = np.stack([s.store.labels(self.labels).read(s.window) for s in chosen])
-        element = random_dihedral(g, self.size)
-        x = dihedral(torch.from_numpy(np.ascontiguousarray(rgb)).float() / 255, element)
-        y = dihedral(torch.from_numpy(mask).unsqueeze(1), element).squeeze(1)
-        return blur(stain_jitter(x, STAIN_STRENGTH, g), 0.2, g), y.long()
+        drawn = [self._drawn(step * self.size + b, g) for b in range(self.size)]
+        moved = [self._moved(g) for _ in drawn]
+        mosaics = (torch.rand(self.size, generator=g) < self.how.mosaic).tolist()
+        parts = [[self._quarter(g) for _ in range(4)] if m and len(self._pure) > 1 else [] for m in mosaics]
+        raw = [self._read(*item) for item in list(zip(drawn, moved, parts, strict=True))[only]]
+        rgb, mask, held = (torch.from_numpy(np.stack(column)).to(on) for column in zip(*raw, strict=True))
+        named = torch.tensor([self._named[s.store.path] for s in drawn[only]], device=on)
+        own = generator(self.seed, 5, step, only.start or 0)
+        x, y, there = self._varied(rgb.movedim(-1, 1), mask, held, own)
+        return Batch(x, y, there, named)
+
+    def _drawn(self, number: int, g: Generator) -> Sample:
+        """The patch that image `number` of the training is around."""
+        slides = self.pools[number % len(self.pools)]
+        pool = slides[int(torch.randint(0, len(slides), (1,), generator=g))]
+        at = torch.searchsorted(pool.sure, torch.rand(1, generator=g) * pool.sure[-1], right=True)
+        return self.samples[pool.members[min(int(at), len(pool.members) - 1)]]
+
+    def _moved(self, g: Generator) -> tuple[int, int]:
+        """How far a window lies from its patch, in px."""
+        far = self.side_px // 4
+        x, y = torch.randint(-far, far + 1, (2,), generator=g).tolist()
+        return (x, y) if self.how.shift else (0, 0)
+
+    def _quarter(self, g: Generator) -> tuple[Sample, int]:
+        """A pure quarter: of each value alike."""
+        pool = self._pure[int(torch.randint(0, len(self._pure), (1,), generator=g))]
+        i, quarter = pool[int(torch.randint(0, len(pool), (1,), generator=g))]
+        return self.samples[i], quarter
+
+    def _read(
+        self, sample: Sample, moved: tuple[int, int], parts: Sequence[tuple[Sample, int]]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
+        """Pixels uint8 [R, R, 3], mask uint8 [R, R] and where they are held, bool [R, R]: all the zoom needs."""
+        if parts:
+            return self._mosaic(parts)
+        margin = math.ceil(self.side_px * (self.how.zoom - 1) / 2)
+        w = sample.window
+        w = Window(w.x_px + moved[0], w.y_px + moved[1], w.width_px, w.height_px).grown(margin)
+        mask = sample.store.labels(self.labels).read(w).astype(np.uint8)
+        held = self._held[sample.store.path].read(w)
+        mask[~held] = IGNORE
+        return sample.store.read(w), mask, held
+
+    def _mosaic(
+        self, parts: Sequence[tuple[Sample, int]]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
+        """Four pure quarters beside each other, mirrored outwards as far as the zoom reaches."""
+        n, half = self.side_px, self.side_px // 2
+        rgb, mask = np.empty((n, n, 3), np.uint8), np.empty((n, n), np.uint8)
+        for k, (sample, quarter) in enumerate(parts):
+            w = sample.window
+            source = Window(w.x_px + quarter % 2 * half, w.y_px + quarter // 2 * half, half, half)
+            at = np.s_[k // 2 * half : k // 2 * half + half, k % 2 * half : k % 2 * half + half]
+            rgb[at], mask[at] = sample.store.read(source), sample.store.labels(self.labels).read(source)
+        margin = math.ceil(n * (self.how.zoom - 1) / 2)
+        around = ((margin, margin), (margin, margin))
+        return (
+            np.pad(rgb, (*around, (0, 0)), "reflect"),
+            np.pad(mask, around, "reflect"),
+            np.zeros((n + 2 * margin, n + 2 * margin), bool),
+        )
+
+    def _varied(self, rgb: Tensor, mask: Tensor, held: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Zoomed, turned, stained and blurred on the device of `rgb`, uint8 [B, 3, R, R] -> S x S."""
+        x = rgb.float() / 255
+        both = torch.stack([mask.float(), held.float()], 1)
+        if self.how.zoom > 1:
+            x, both = zoomed(x, both, self.side_px, self.how.zoom, g)
+        element = random_dihedral(g, len(x))
+        x, both = dihedral(x, element), dihedral(both, element)
+        x = blur(stain_jitter(x, self.how.stain, g), 0.2, g)
+        return x, both[:, 0].round().long(), both[:, 1] > 0.5
+
+
+def zoomed(x: Tensor, both: Tensor, side_px: int, zoom: float, g: Generator) -> tuple[Tensor, Tensor]:
+    """The middle of each image resized to `side_px`: x bilinearly, `both` (masks) by the nearest pixel.
+
+    x: float [B, 3, R, R], both: float [B, M, R, R]. The middle is 1 / zoom to zoom times `side_px` wide, on a
+    logarithmic scale, and at most R.
+    """
+    b, reach = len(x), x.shape[-1]
+    side = torch.exp(uniform((b,), -math.log(zoom), math.log(zoom), g)) * side_px / reach
+    theta = torch.zeros(b, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = side.clamp(max=1)
+    grid = F.affine_grid(theta, [b, 1, side_px, side_px], align_corners=False).to(x.device)
+    sharp = F.grid_sample(both, grid, mode="nearest", padding_mode="border", align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False), sharp
+
+
+class Pool:
+    """Samples of one value in one slide: `members` are indices, `sure` the running sum of how sure they are."""
+
+    def __init__(self, members: list[int], samples: Sequence[Sample]) -> None:
+        self.members = members
+        self.sure = torch.tensor([samples[i].sure for i in members], dtype=torch.float64).cumsum(0).float()
+
+
+def _pools(samples: Sequence[Sample]) -> list[list[Pool]]:
+    """For each value, a pool of each slide that has it."""
+    found: dict[int, dict[Path, list[int]]] = {}
+    for i, s in enumerate(samples):
+        for value in s.values:
+            found.setdefault(value, {}).setdefault(s.store.path, []).append(i)
+    return [[Pool(members, samples) for members in found[v].values()] for v in sorted(found)]
+
+
+def _pure_pools(samples: Sequence[Sample]) -> list[list[tuple[int, int]]]:
+    """For each value that has any, its pure quarters: (sample, quarter)."""
+    found: dict[int, list[tuple[int, int]]] = {}
+    for i, s in enumerate(samples):
+        for quarter, value in enumerate(s.pure):
+            if value >= 0:
+                found.setdefault(value, []).append((i, quarter))
+    return [found[v] for v in sorted(found)]
+
+
+class _Held:
+    """Where a store holds pixels that are good to learn from: inside its usable patches."""
+
+    def __init__(self, store: SlideStore) -> None:
+        table = store.patches()
+        self._cell_px = math.gcd(table.grid.patch_px, table.grid.stride_px)
+        width, height = store.grid.size_px
+        n = self._cell_px
+        self._size = width, height
+        self._cells = np.zeros((-(-height // n) + 1, -(-width // n) + 1), bool)
+        for w in table.windows:
+            self._cells[w.y_px // n : (w.y_px + w.height_px) // n, w.x_px // n : (w.x_px + w.width_px) // n] = True
+
+    def read(self, w: Window) -> NDArray[np.bool_]:
+        """Bool [h, w] of a window, false beyond the slide."""
+        y, x = np.arange(w.y_px, w.y_px + w.height_px), np.arange(w.x_px, w.x_px + w.width_px)
+        inside = ((y >= 0) & (y < self._size[1]))[:, None] & ((x >= 0) & (x < self._size[0]))
+        rows, cols = (np.clip(v // self._cell_px, 0, n - 1) for v, n in zip((y, x), self._cells.shape, strict=True))
+        return np.asarray(self._cells[np.ix_(rows, cols)] & inside)

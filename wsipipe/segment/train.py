@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from wsipipe.config import RunConfig, SegmentConfig, check
-from wsipipe.errors import CheckpointError, ConfigError, StoreError
-from wsipipe.labels import IGNORE, slide_id_of
+from wsipipe.errors import CheckpointError, ConfigError
 from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, maker_of, read_checkpoint, weights_digest, weights_file
-from wsipipe.nn.encoders import Statistics, chosen_encoder, expect, load_weights, normalise
+from wsipipe.nn.encoders import Statistics, chosen_encoder, expect, load_weights
+from wsipipe.nn.group import join_group
 from wsipipe.nn.keep import KEEP_S, Keep
 from wsipipe.nn.segmenters import create_segmenter, encoder_of
-from wsipipe.nn.train import Schedule, fit, fresh
+from wsipipe.nn.train import fresh
 from wsipipe.runtime import Compute, Progress, device, digest
-from wsipipe.segment.data import Batches, find_samples
+from wsipipe.segment.learn import learn
+from wsipipe.segment.slides import training_stores
 from wsipipe.store import SlideStore
 
 log = logging.getLogger(__name__)
@@ -35,7 +34,9 @@ def train(
 ) -> Path:
     """Train and save `runs/<name>/model.*`; returns the path of its JSON. The same inputs are not trained twice.
 
-    A training that was killed goes on where its state was last kept, to the same weights.
+    A training that was killed goes on where its state was last kept, to the same weights. Under torchrun the processes
+    share each batch, and the first of them writes. When a loss is not finite the last good weights are saved beside, as
+    `last-good`, and CheckpointError says so.
     """
     chosen = training_stores(stores, config)
     check_side(chosen[0].grid.patch_px)
@@ -57,33 +58,34 @@ def train(
             raise CheckpointError(
                 f"{path}: trained on other masks or settings; choose another --name, or replace it with --overwrite"
             )
-    samples = find_samples(chosen, config.labels, len(classes))
-    log.info("training on %d patches of %d slides, labels/%s", len(samples), len(chosen), config.labels)
     on = device(run.device)
+    group = join_group(on)
     model = fresh(lambda: create_segmenter(config.architecture, encoder, len(classes) + 1), run.seed)
     statistics = _start_from(model, weights, _fit_of(Path(run.runs) / config.labels, encoder))
-    model.to(memory_format=torch.channels_last)
-
-    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
-        return segmentation_loss(model(normalise(batch[0].to(on))).float(), batch[1].to(on))
-
-    batches = Batches(samples, config.labels, config.batch, run.seed)
-    keep = Keep(folder / "training.state", key, KEEP_S)
-    fit(model, batches, loss, Schedule(config.steps, config.lr), "train", Compute(on, run.seed, progress), keep=keep)
-    grid = chosen[0].grid
+    model.to(on).to(memory_format=torch.channels_last)
     checkpoint = Checkpoint(
         network=config.architecture,
         encoder=encoder,
         classes=classes,
-        mpp=sum(grid.mpp) / 2,
-        patch_px=grid.patch_px,
+        mpp=sum(chosen[0].grid.mpp) / 2,
+        patch_px=chosen[0].grid.patch_px,
         digest=key,
         mean=statistics.mean,
         std=statistics.std,
         settings=asdict(config),
     )
-    path = checkpoint.save(folder, model)
-    keep.clear()
+    keep = Keep(folder / "training.state", key, KEEP_S, writes=group.leads)
+    try:
+        learnt = learn(model, chosen, config, Compute(on, run.seed, progress), group, keep)
+    except CheckpointError as error:
+        if group.leads:
+            saved = checkpoint.save(folder, model, "last-good")
+            raise CheckpointError(f"{error}; the last good weights are in {saved}") from None
+        raise
+    if group.leads:
+        checkpoint.save(folder, learnt)
+        keep.clear()
+    group.wait()
     return path
 
 
@@ -103,71 +105,6 @@ def check_side(side_px: int) -> None:
         f"a patch or window of {side_px} px is not a multiple of {SIDE_MULTIPLE_PX} px, which the network needs; "
         "change --window of segment or --patch of tile",
     )
-
-
-def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy plus soft Dice over the pixels that are not 255: logits [B, C, H, W], mask int64 [B, H, W].
-
-    Dice loss: 1 - mean over classes of 2 sum(p y) / (sum(p) + sum(y)), pooled over the batch.
-    """
-    known = mask != IGNORE
-    if not known.any():
-        return logits.sum() * 0
-    entropy = F.cross_entropy(logits, mask, ignore_index=IGNORE)
-    target = F.one_hot(mask.where(known, 0), logits.shape[1]).movedim(-1, 1) * known.unsqueeze(1)
-    p = logits.softmax(1) * known.unsqueeze(1)
-    overlap, total = (p * target).sum((0, 2, 3)), (p + target).sum((0, 2, 3))
-    return entropy + 1 - ((2 * overlap + 1) / (total + 1)).mean()
-
-
-def training_stores(stores: Sequence[SlideStore], config: SegmentConfig) -> list[SlideStore]:
-    """The stores to train on: split `train` of `config.splits` if given, else of the masks' own record, else all.
-
-    Raises ConfigError or StoreError where nothing is left.
-    """
-    having = [s for s in stores if config.labels in s.names("labels")]
-    if not having:
-        raise StoreError(
-            f"no store has labels/{config.labels}; make it with: wsipipe pseudolabel, or: wsipipe labels import"
-        )
-    if config.splits:
-        wanted = train_ids(Path(config.splits), [s.slide_id for s in stores])
-        having = [s for s in having if s.slide_id in wanted]
-    else:
-        splits = {s.slide_id: s.attributes("labels", config.labels).get("split") for s in having}
-        if any(v is not None for v in splits.values()):
-            having = [s for s in having if splits[s.slide_id] == "train"]
-    having = [s for s in having if len(s.patches().cell)]
-    if not having:
-        raise ConfigError(f"no training slide has labels/{config.labels} and tissue; check the splits")
-    if len({s.grid.patch_px for s in having}) > 1:
-        raise ConfigError("the training stores have patches of different sizes; tile them alike")
-    return having
-
-
-def train_ids(path: Path, known: Collection[str]) -> set[str]:
-    """Ids of the `known` slides in train rows; the file may look as labels.csv may, only these two columns count."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); give a CSV in UTF-8 with --splits") from None
-    lines = [line for line in text.splitlines() if line.strip(" ,;\t")]
-    separator = max(",;\t", key=(lines or [""])[0].count)
-    rows = [[cell.strip() for cell in cells] for cells in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
-    header = [cell.lower() for cell in rows[0]] if rows else []
-    slide = next((header.index(name) for name in ("slide_id", "slide") if name in header), None)
-    if slide is None or "split" not in header:
-        raise ConfigError(f"{path}: expected columns slide_id and split")
-    split = header.index("split")
-    found: dict[bool, set[str]] = {True: set(), False: set()}
-    for cells in rows[1:]:
-        row = cells + [""] * len(header)
-        name = slide_id_of(row[slide])
-        name = name if name in known else name.rsplit(".", 1)[0]  # the id may carry the suffix of its file
-        found[row[split].lower() in ("", "train")].add(name)
-    both = found[True] & found[False]
-    check(not both, f"{path}: {', '.join(sorted(both))}: in train and in another split; a slide has one split")
-    return found[True]
 
 
 def _classes(stores: Sequence[SlideStore], labels: str) -> tuple[str, ...]:

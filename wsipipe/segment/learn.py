@@ -1,0 +1,75 @@
+"""How a segmentation network learns from masks: the loss, the rounds of its teacher, and what watches over it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from wsipipe.config import SegmentConfig, check
+from wsipipe.nn.average import Average
+from wsipipe.nn.encoders import normalise
+from wsipipe.nn.group import Group
+from wsipipe.nn.keep import Keep
+from wsipipe.nn.train import Around, Schedule, fit
+from wsipipe.runtime import Compute, compiled
+from wsipipe.segment.curves import Curves
+from wsipipe.segment.data import Batch, Batches, Variation, find_samples
+from wsipipe.segment.losses import segmentation_loss, taught
+from wsipipe.segment.slides import held_out
+from wsipipe.segment.watch import HeldOut
+from wsipipe.store import SlideStore
+
+log = logging.getLogger(__name__)
+
+
+def learn(
+    model: nn.Module, stores: Sequence[SlideStore], config: SegmentConfig, compute: Compute, group: Group, keep: Keep
+) -> nn.Module:
+    """Train `model` on `labels/<config.labels>` of stores; returns the network to keep, in evaluation mode.
+
+    That is the running average of the weights, if there is one. Curves of the training go into the folder of `keep`.
+    """
+    check(config.batch % group.size == 0, f"segment.batch: {config.batch} does not divide among {group.size} processes")
+    own, aside = held_out(stores, config.labels, config.validation, compute.seed)
+    classes = len(own[0].attributes("labels", config.labels)["classes"])
+    samples = find_samples(own, config.labels, classes)
+    log.info("training on %d patches of %d slides, labels/%s", len(samples), len(own), config.labels)
+    how = Variation(zoom=config.zoom, mosaic=config.mosaic)
+    batches = Batches(samples, config.labels, config.batch, compute.seed, how)
+    average = Average(model, round_ends(config.steps, config.rounds)) if config.average else None
+    watch = HeldOut(average.model if average else model, aside, config, compute, group) if aside else None
+    compiled(model, compute.device)
+    step = _Step(group.shared(model), average, config, compute.device)
+    schedule = Schedule(config.steps, config.lr)
+    with Curves(keep.path.parent, schedule, config.batch, config.tensorboard and group.leads) as curves:
+        around = Around(keep, watch, average, curves.record, Batch.split, config.batch)
+        draw = partial(batches, on=compute.device, only=group.own)
+        losses = fit(model, draw, step, schedule, "train", compute, around)
+        if group.leads:
+            curves.write(losses, watch.checks if watch else [])
+    return average.model if average else model
+
+
+def round_ends(steps: int, rounds: int) -> list[int]:
+    """The last step of each round but the last: `rounds` + 1 rounds of equal length."""
+    return [steps * (r + 1) // (rounds + 1) - 1 for r in range(rounds)]
+
+
+class _Step:
+    """The loss of a batch, whose masks a teacher corrects as soon as there is one."""
+
+    def __init__(self, model: nn.Module, average: Average | None, config: SegmentConfig, on: torch.device) -> None:
+        self._model, self._average, self._config, self._on = model, average, config, on
+
+    def __call__(self, batch: Batch) -> Tensor:
+        x, mask = normalise(batch.rgb), batch.mask
+        teacher = self._average.teacher if self._average else None
+        if teacher is not None:
+            with torch.no_grad():
+                p = teacher(x).float().softmax(1)
+            mask = taught(mask, p, batch.named, batch.held, self._config.confident)
+        return segmentation_loss(self._model(x).float(), mask, self._config.robust)

@@ -1,0 +1,56 @@
+"""What a segmentation network is trained to lower: entropy that forgives wrong masks, and overlap; 255 has no part."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wsipipe.labels import IGNORE
+
+
+def segmentation_loss(logits: Tensor, mask: Tensor, q: float = 0.0) -> Tensor:
+    """Entropy of `noise_robust_entropy` plus soft Dice: logits float [B, C, H, W], mask int64 [B, H, W] -> scalar.
+
+    A batch in which nothing is known is worth 0 and moves nothing.
+    """
+    if not (mask != IGNORE).any():
+        return logits.sum() * 0
+    return noise_robust_entropy(logits, mask, q) + soft_dice_loss(logits, mask)
+
+
+def noise_robust_entropy(logits: Tensor, mask: Tensor, q: float) -> Tensor:
+    """Mean of (1 - p_y^q) / q over the known pixels, p_y the probability of the pixel's class; cross-entropy for q = 0.
+
+    Generalised cross-entropy (Zhang & Sabuncu, NeurIPS 2018, equation 6): q -> 0 is cross-entropy, q = 1 the mean
+    absolute error, which a wrong mask pulls at no more than a right one. They propose 0.7.
+    """
+    if q == 0:
+        return F.cross_entropy(logits, mask, ignore_index=IGNORE)
+    known = mask != IGNORE
+    log_p = logits.log_softmax(1).gather(1, mask.where(known, 0).unsqueeze(1)).squeeze(1)
+    return ((1 - torch.exp(q * log_p)) / q)[known].mean()
+
+
+def soft_dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """1 - mean over classes of (2 sum(p y) + 1) / (sum(p) + sum(y) + 1), pooled over the known pixels of the batch."""
+    known = mask != IGNORE
+    target = F.one_hot(mask.where(known, 0), logits.shape[1]).movedim(-1, 1) * known.unsqueeze(1)
+    p = logits.softmax(1) * known.unsqueeze(1)
+    overlap, total = (p * target).sum((0, 2, 3)), (p + target).sum((0, 2, 3))
+    return 1 - ((2 * overlap + 1) / (total + 1)).mean()
+
+
+def taught(mask: Tensor, p: Tensor, named: Tensor, held: Tensor, confident: float) -> Tensor:
+    """A mask corrected by a teacher: int64 [B, H, W].
+
+    mask: int64 [B, H, W]; p: the teacher's probabilities float [B, C, H, W]; named: bool [B, C], the values that the
+    mask of the slide holds anywhere, so that what its weak label excludes is never taught; held: bool [B, H, W], false
+    where there are no pixels to learn from. Where the teacher is sure (`confident` or more) of a named value, it gives
+    it to unknown pixels, and makes pixels unknown whose mask says something else.
+    """
+    top, value = p.max(1)
+    sure = (top >= confident) & held & named.gather(1, value.flatten(1)).view_as(value)
+    unknown = mask == IGNORE
+    out = mask.where(~(sure & unknown), value)
+    return out.masked_fill(sure & ~unknown & (value != mask), IGNORE)
