@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_chain import PIPELINE, assert_refused, wsipipe
 
+from wsipipe.geometry import Window
 from wsipipe.pseudolabel.registry import names, refinements
 from wsipipe.store import SlideStore
 
@@ -114,8 +116,14 @@ def test_any_refinement_follows_any_method(here: Path, refine: str):
     result = wsipipe("pseudolabel", "--refine", refine, "--name", f"camel-{refine}", "--quiet")
     assert result.exit_code == 0, result.stderr
     store = SlideStore(here / "stores" / "pos.zarr")
-    assert store.attributes("scores", f"camel-{refine}")["stride_px"] == 8
-    assert store.attributes("scores", "camel")["stride_px"] > 8
+    stride_px = store.attributes("scores", "camel")["stride_px"]
+    assert store.attributes("scores", f"camel-{refine}")["stride_px"] == stride_px, "the scores are those before"
+    everything = Window(0, 0, 640, 512)
+    before, after = (store.scores(n).read(Window(0, 0, 8, 8)) for n in ("camel", f"camel-{refine}"))
+    np.testing.assert_array_equal(before, after)
+    blocks = store.labels(f"camel-{refine}").read(everything)[::8, ::8].repeat(8, 0).repeat(8, 1)
+    tissue = store.labels("tissue").read(everything) == 1
+    np.testing.assert_array_equal(store.labels(f"camel-{refine}").read(everything)[tissue], blocks[tissue])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from wsipipe.config import SECTIONS
 from wsipipe.errors import ConfigError
 from wsipipe.progress import bars
 
-STAGES = ("tile", "pretrain", "pseudolabel", "segment", "evaluate")
+STAGES = ("tile", "pretrain", "pseudolabel", "segment", "evaluate", "export")
 
 
 FIELDS = [
@@ -36,6 +36,7 @@ WORDS = {
     "pretrain.method": "byol",
     "pseudolabel.refine": "none",
 }
+NUMBERS = {"segment.zoom": 1.5, "segment.validation": 0.3}
 
 
 @pytest.mark.parametrize(("section", "name"), FIELDS)
@@ -50,7 +51,7 @@ def test_every_option_is_a_flag_that_reaches_its_stage(empty: Path, section: str
         if kind is bool:
             arguments, expected = [f"--no-{flag[2:]}" if default else flag], not default
         elif kind in (int, float):
-            value = default // 2 + 33 if kind is int else 0.7
+            value = NUMBERS.get(f"{section}.{name}", default // 2 + 33 if kind is int else 0.7)
             arguments, expected = [flag, str(value)], value
         elif typing.get_origin(kind) is tuple:
             arguments, expected = [flag, "a", flag, "b"], ("a", "b")

@@ -269,9 +269,10 @@ class Stage:
             return "skipped"
         _check_mpp(store, self.grid[0])
         scores = gate(self.method.score(model, store, self.lattice, self.params, self.device), rules, store)
-        if self.refinement:
-            scores = refined(scores, store, self.refinement, self.device)
-        mask = self.method.mask(scores, self.params)
+        sharp = scores
+        if self.refinement:  # which may carry a class over the border of a box that excludes it
+            sharp = gate(refined(scores, store, self.refinement, self.device), rules, store)
+        mask = self.method.mask(sharp, self.params)
         classes = self.table.classes
         split = "train" if store.slide_id in self.train_ids else ""
         patient = next((r.patient_id for r in self.table.rows if r.slide_id == store.slide_id), "")
@@ -285,7 +286,7 @@ class Stage:
         }
         stored = np.nan_to_num(np.rint(scores.values * 255), nan=0).astype(np.uint8)
         store.write_scores(self.name, scores.stride_px, meta, _as_shards(stored))
-        store.write_labels(self.name, mask_values(classes), meta, painted(mask, scores.stride_px, store, rules))
+        store.write_labels(self.name, mask_values(classes), meta, painted(mask, sharp.stride_px, store, rules))
         return "done"
 
     def _rules(self, slide_id: str) -> list[Rule]:
