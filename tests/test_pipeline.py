@@ -210,7 +210,8 @@ def fails_for(slide_id: str, real):
     """A stage function of one store that fails for one slide."""
 
     def stage(*args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(a, SlideStore) and a.slide_id == slide_id for a in args):
+        stores = [a if isinstance(a, SlideStore) else getattr(a, "store", None) for a in args]
+        if any(isinstance(s, SlideStore) and s.slide_id == slide_id for s in stores):
             raise SlideError(f"{slide_id}: cannot be decoded")
         return real(*args, **kwargs)
 
@@ -236,7 +237,7 @@ def test_failures_of_two_stages_add_up(here: Path, monkeypatch):
     add_broken_slide(here)
     from wsipipe.segment import predict
 
-    monkeypatch.setattr(predict, "_predict_store", fails_for("extra", predict._predict_store))
+    monkeypatch.setattr(predict._Job, "_stitch", fails_for("extra", predict._Job._stitch))
     report, stores = run_chain(settings(run={"max_failed": "1"}))
     assert report.exit_code == 1
     assert sorted(r["item"] for r in report.of("failed")) == ["broken", "extra"]

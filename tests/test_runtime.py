@@ -60,7 +60,7 @@ def test_ledger_is_a_csv_of_all_items_and_columns(tmp_path: Path):
         {"item": "a", "status": "done", "reason": "", "patches": "12", "seconds": "0.5"},
         {"item": "b", "status": "failed", "reason": "cannot, be read", "patches": "", "seconds": ""},
     ]
-    assert [p.name for p in path.parent.iterdir()] == ["tile.csv"]
+    assert sorted(p.name for p in path.parent.iterdir()) == [".tile.csv.lock", "tile.csv"]
 
 
 def test_an_empty_ledger_has_its_header(tmp_path: Path):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsipipe.windows import blend_weight, hann, starts
+from wsipipe.geometry import Window
+from wsipipe.windows import Cover, blend_weight, hann, starts
 
 
 @given(st.integers(1, 2000), st.integers(1, 300), st.data())
@@ -82,3 +83,44 @@ def test_blend_weight_is_separable():
     assert w.dtype == np.float32
     np.testing.assert_allclose(w, w.T)
     np.testing.assert_allclose(w[3, 5], hann(16)[3] * hann(16)[5])
+
+
+def test_constant_weights_are_1_and_other_blends_are_refused():
+    np.testing.assert_array_equal(blend_weight(5, "constant"), np.ones((5, 5), np.float32))
+    with pytest.raises(ValueError, match="blend 'gauss' is not one of hann, constant"):
+        blend_weight(8, "gauss")
+
+
+def squares_met(a: Window, b: Window) -> bool:
+    """Whether two windows share a square of 64 px, counted from the map's origin."""
+
+    def squares(w: Window) -> set[tuple[int, int]]:
+        rows = range(w.y_px // 64, -(-(w.y_px + w.height_px) // 64))
+        return {(r, c) for r in rows for c in range(w.x_px // 64, -(-(w.x_px + w.width_px) // 64))}
+
+    return not squares(a).isdisjoint(squares(b))
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_windows_are_wanted_where_patches_are_and_found_where_an_area_is(data: st.DataObject):
+    size = data.draw(st.tuples(st.integers(1, 500), st.integers(1, 500)))
+    side, stride = data.draw(st.integers(16, 150)), data.draw(st.integers(20, 200))
+    place = st.tuples(st.integers(0, 499), st.integers(0, 499))
+    patches = [
+        Window(min(x, size[0] - 1), min(y, size[1] - 1), 90, 70) for x, y in data.draw(st.lists(place, max_size=3))
+    ]
+    every = [Window(x, y, side, side) for y in starts(size[1], side, stride) for x in starts(size[0], side, stride)]
+    inside = [w for w in every if any(squares_met(w, p) for p in patches)]
+    cover = Cover.plan(size, side, stride, patches)
+    assert list(cover.touching(Window(0, 0, *size))) == inside
+    assert list(Cover.plan(size, side, stride).touching(Window(0, 0, *size))) == every
+    x, y = data.draw(place)
+    area = Window(x, y, data.draw(st.integers(1, 300)), data.draw(st.integers(1, 300)))
+    touching = [
+        w
+        for w in inside
+        if w.x_px < x + area.width_px and w.x_px + side > x and w.y_px < y + area.height_px and w.y_px + side > y
+    ]
+    assert list(cover.touching(area)) == touching
+    assert cover.count(area) == len(touching)

@@ -136,6 +136,9 @@ class SegmentConfig:
     tensorboard: bool = option(False, "also write a log for TensorBoard (wants wsipipe[tensorboard])")
     window_px: int = option(0, "side of a stitching window in px; 0: the patch size")
     overlap: float = option(0.5, "share of a window that its neighbour repeats, 0..0.9")
+    blend: str = option("hann", "weights of overlapping windows: hann, or constant")
+    views: int = option(1, "symmetric views of a window that are averaged: 1, 2, 4 or 8")
+    stitch_memory_mb: int = option(512, "MB that stitching may take beside the network, whatever the slide's size")
     score_stride_px: int = option(8, "px of the map that one stored score covers")
 
     def __post_init__(self) -> None:
@@ -186,6 +189,36 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class ExportConfig:
+    """Masks and maps to files that other programs open."""
+
+    labels: str = option("unet", "name of the masks or maps to export")
+    formats: tuple[str, ...] = option(
+        ("ome-tiff", "geojson", "overlay", "areas"), "ome-tiff, geojson (QuPath), dicom-seg, overlay (PNG), areas (CSV)"
+    )
+    folder: str = option("export", "where the files go: <folder>/<labels>/<slide_id>.*")
+    verify: bool = option(False, "read every file back and compare it with the mask at level 0")
+    level: int = option(0, "GeoJSON: level of the mask; 0 is exact, each further one 4 times coarser")
+    tolerance_um: float = option(0.0, "GeoJSON: um by which outlines may deviate to have fewer vertices; 0: exact")
+    min_area_um2: float = option(0.0, "GeoJSON: pieces smaller than this (um2) are left out")
+    overlay_px: int = option(1600, "overlay: longer side of the picture in px")
+    dicom_kind: str = option("binary", "DICOM SEG: binary (what viewers read today) or labelmap")
+    dicom_source: str = option(
+        "", "DICOM SEG: folder of the slide as DICOM, {slide_id} in it; default: what the store was tiled from"
+    )
+    dicom_codes: tuple[str, ...] = option((), "DICOM SEG: what a class is, as CLASS=CODE^SCHEME^MEANING")
+
+    def __post_init__(self) -> None:
+        check(self.overlay_px >= 16, f"export.overlay_px: {self.overlay_px} is below 16")
+        exact = self.level == 0 and self.tolerance_um == 0 and self.min_area_um2 == 0
+        check(
+            not (self.verify and "geojson" in self.formats and not exact),
+            "export.verify: only an exact GeoJSON can be compared with the mask; leave level, tolerance and least area "
+            "at 0, or verify the other formats alone",
+        )
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """What all stages share."""
 
@@ -213,6 +246,7 @@ SECTIONS: dict[str, type] = {
     "pseudolabel": PseudolabelConfig,
     "segment": SegmentConfig,
     "evaluate": EvaluateConfig,
+    "export": ExportConfig,
 }
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsipipe.config import (
     SECTIONS,
     EvaluateConfig,
+    ExportConfig,
     PretrainConfig,
     PseudolabelConfig,
     RunConfig,
@@ -42,6 +43,7 @@ class Settings:
     pseudolabel: PseudolabelConfig
     segment: SegmentConfig
     evaluate: EvaluateConfig
+    export: ExportConfig
     sections: Values
 
 
@@ -90,6 +92,39 @@ def slides_of(patterns: tuple[str, ...], config: TileConfig) -> dict[str, SlideF
 
     slides = find_slides(expand(patterns))
     return with_masks(slides, config.tissue) if config.tissue else slides
+
+
+def map_slides(
+    given: Sequence[Path], checkpoint: Path, settings: Settings, progress: Progress = silent, overwrite: bool = False
+) -> tuple[Report, list[Path]]:
+    """Map stores and slides with a trained network; slides are tiled first, as the network's training slides were.
+
+    Their stores go where stores go, and hold the maps. Returns the ledger and the stores.
+    """
+    from wsipipe.nn.checkpoint import read_checkpoint
+    from wsipipe.segment.segment import segment
+    from wsipipe.tiling.tile import tile_slides
+
+    report, stores = Report(settings.run.max_failed), [p for p in given if p.suffix == ".zarr"]
+    patterns = tuple(str(p) for p in given if p.suffix != ".zarr")
+    if patterns:
+        network = read_checkpoint(checkpoint)
+        tile = replace(settings.tile, mpp=network.mpp, patch_px=network.patch_px, stride_px=0)
+        report, tiled = tile_slides(slides_of(patterns, tile), tile, settings.run, progress)
+        stores += tiled
+    if report.exit_code or not stores:
+        return report, stores
+    mapped, stores = segment(
+        stores,
+        settings.segment,
+        settings.run,
+        stitch=True,
+        checkpoint=checkpoint,
+        progress=progress,
+        overwrite=overwrite,
+    )
+    report.take(mapped)
+    return report, stores
 
 
 def check_all(settings: Settings) -> dict[str, SlideFile]:

@@ -341,7 +341,9 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Put the rows into the ledger, a CSV: each item keeps its newest row, items of earlier calls stay."""
-        rows = {r["item"]: r for r in [*read_ledger(path), *self.rows]}.values()
-        columns = list(dict.fromkeys(k for r in rows for k in r)) or ["item", "status", "reason"]
-        write_csv(path, columns, rows)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):  # several processes may have a share of the items
+            rows = {r["item"]: r for r in [*read_ledger(path), *self.rows]}.values()
+            columns = list(dict.fromkeys(k for r in rows for k in r)) or ["item", "status", "reason"]
+            write_csv(path, columns, rows)
         self.ledger = path

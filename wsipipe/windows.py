@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from wsipipe.geometry import Window
+
+BLENDS = ("hann", "constant")
+"""Names of the weights."""
+
+NEAR_PX = 64
+"""Side of the squares in which a window and a patch must meet for the window to be wanted."""
 
 
 def starts(length_px: int, window_px: int, stride_px: int) -> list[int]:
@@ -29,7 +39,76 @@ def hann(window_px: int) -> NDArray[np.float32]:
     return (0.5 - 0.5 * np.cos(2 * np.pi * (i + 0.5) / window_px)).astype(np.float32)
 
 
-def blend_weight(window_px: int) -> NDArray[np.float32]:
-    """Separable two-dimensional weight: float32 [window_px, window_px]."""
-    w = hann(window_px)
+def blend_weight(window_px: int, blend: str = "hann") -> NDArray[np.float32]:
+    """Separable two-dimensional weight of one of `BLENDS`: float32 [window_px, window_px], above 0 everywhere."""
+    if blend not in BLENDS:
+        raise ValueError(f"blend {blend!r} is not one of {', '.join(BLENDS)}")
+    w = hann(window_px) if blend == "hann" else np.ones(window_px, np.float32)
     return np.outer(w, w)
+
+
+@dataclass(frozen=True, eq=False)
+class Cover:
+    """Windows of one side on a lattice over a map, some of them wanted.
+
+    ys, xs: int64, starts of the lattice's rows and columns, ascending. wanted: bool [rows, cols].
+    """
+
+    side_px: int
+    ys: NDArray[np.int64]
+    xs: NDArray[np.int64]
+    wanted: NDArray[np.bool_]
+
+    @classmethod
+    def plan(
+        cls, size_px: tuple[int, int], side_px: int, stride_px: int, patches: Iterable[Window] | None = None
+    ) -> Cover:
+        """Windows every `stride_px` over a map of `size_px` (w, h).
+
+        Wanted are all, or those that share a square of `NEAR_PX` with one of `patches`.
+        """
+        xs, ys = (np.array(starts(n, side_px, stride_px), np.int64) for n in size_px)
+        wanted = np.ones((len(ys), len(xs)), bool)
+        return cls(side_px, ys, xs, wanted if patches is None else _near(size_px, side_px, ys, xs, patches))
+
+    def touching(self, area: Window) -> Iterator[Window]:
+        """The wanted windows that share a pixel with `area`, row by row and each row from left to right."""
+        cols = self._between(self.xs, area.x_px, area.width_px)
+        rows = self._between(self.ys, area.y_px, area.height_px)
+        for row in range(rows.start, rows.stop):
+            for x in self.xs[cols][self.wanted[row, cols]]:
+                yield Window(int(x), int(self.ys[row]), self.side_px, self.side_px)
+
+    def count(self, area: Window) -> int:
+        """Number of the wanted windows that share a pixel with `area`."""
+        cols = self._between(self.xs, area.x_px, area.width_px)
+        return int(self.wanted[self._between(self.ys, area.y_px, area.height_px), cols].sum())
+
+    def _between(self, first_px: NDArray[np.int64], start_px: int, length_px: int) -> slice:
+        """The rows or columns of the lattice that reach into [start_px, start_px + length_px)."""
+        return slice(
+            int(np.searchsorted(first_px, start_px - self.side_px, "right")),
+            int(np.searchsorted(first_px, start_px + length_px, "left")),
+        )
+
+
+def _near(
+    size_px: tuple[int, int], side_px: int, ys: NDArray[np.int64], xs: NDArray[np.int64], patches: Iterable[Window]
+) -> NDArray[np.bool_]:
+    """Which windows share a square of `NEAR_PX` with a patch: bool [len(ys), len(xs)]."""
+    width, height = (-(-n // NEAR_PX) for n in size_px)
+    held = np.zeros((height, width), bool)
+    for p in patches:
+        held[_squares(p.y_px, p.height_px), _squares(p.x_px, p.width_px)] = True
+    sums = np.zeros((height + 1, width + 1), np.int64)  # of all squares above and to the left
+    sums[1:, 1:] = held.cumsum(0).cumsum(1)
+    (top, bottom), (left, right) = (
+        (np.minimum(first // NEAR_PX, n), np.minimum(-(-(first + side_px) // NEAR_PX), n))
+        for first, n in ((ys, height), (xs, width))
+    )
+    within = sums[np.ix_(bottom, right)] - sums[np.ix_(top, right)] - sums[np.ix_(bottom, left)]
+    return np.asarray(within + sums[np.ix_(top, left)] > 0)
+
+
+def _squares(start_px: int, length_px: int) -> slice:
+    return slice(start_px // NEAR_PX, -(-(start_px + length_px) // NEAR_PX))

@@ -150,10 +150,8 @@ def read_dataset(
     values = merged({k: v for k, v in raw.items() if k != "budgets"}, chosen)
     if strange := set(values) - KEYS:
         raise Wrong(f"{path}: unknown keys {', '.join(sorted(strange))}; known are {', '.join(sorted(KEYS))}")
-    arms = [
-        Arm(name, arm.get("method", name), arm.get("pseudolabel") or {}, arm.get("params") or {})
-        for name, arm in ((n, a or {}) for n, a in values["methods"].items())
-    ]
+    declared = {n: a or {} for n, a in values["methods"].items()}
+    arms = [_arm(name, declared, path) for name in declared]
     if missing := set(methods) - {a.name for a in arms}:
         raise Wrong(f"{path}: no method {', '.join(sorted(missing))}; there are {', '.join(a.name for a in arms)}")
     every = [Fold(i, tuple(map(str, f))) for i, f in enumerate(values.get("folds") or [()], 1)]
@@ -171,6 +169,16 @@ def read_dataset(
         seeds or own_seeds,
         {s: values.get(s) or {} for s in ("tile", "pretrain", "pseudolabel", "segment")},
     )
+
+
+def _arm(name: str, declared: Mapping[str, Mapping[str, Any]], path: Path) -> Arm:
+    """An arm; `like` names another whose method and parameters it has, with its own over them."""
+    arm = declared[name]
+    if (model := arm.get("like")) and model not in declared:
+        raise Wrong(f"{path}: {name} is like {model}, which is not there")
+    base = _arm(str(model), declared, path) if model else Arm(name, name, {}, {})
+    params = {**base.params, **(arm.get("params") or {})}
+    return Arm(name, arm.get("method", base.method), {**base.options, **(arm.get("pseudolabel") or {})}, params)
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

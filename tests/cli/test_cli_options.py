@@ -36,7 +36,7 @@ WORDS = {
     "pretrain.method": "byol",
     "pseudolabel.refine": "none",
 }
-NUMBERS = {"segment.zoom": 1.5, "segment.validation": 0.3}
+NUMBERS = {"segment.zoom": 1.5, "segment.validation": 0.3, "segment.views": 4}
 
 
 @pytest.mark.parametrize(("section", "name"), FIELDS)

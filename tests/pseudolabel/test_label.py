@@ -146,6 +146,17 @@ def test_another_name_stands_beside_the_first(stores: Stores, csv: Csv, stage: S
     assert (Path(run.runs) / "second" / "fit.json").exists()
 
 
+def test_a_fit_of_the_same_inputs_serves_another_name(
+    stores: Stores, csv: Csv, stage: Stage, run: RunConfig, monkeypatch: pytest.MonkeyPatch
+):
+    stage(stores, csv())
+    monkeypatch.setattr(camel, "fit", lambda *a: pytest.fail("fitted twice"))
+    stage(stores, csv(), name="second", refine="none")
+    np.testing.assert_array_equal(mask_of(stores["free"], "second"), mask_of(stores["free"]))
+    first, second = ((Path(run.runs) / n / "model.safetensors").read_bytes() for n in ("camel", "second"))
+    assert first == second
+
+
 @pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "a b"])
 def test_a_name_that_is_no_plain_file_name_is_refused(stores: Stores, csv: Csv, stage: Stage, name: str):
     with pytest.raises(ConfigError, match="use letters, digits"):

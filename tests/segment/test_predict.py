@@ -1,57 +1,30 @@
-"""Prediction: probabilities become mask shards and area-mean scores, whatever the batch, the threads and the shards."""
+"""Prediction: probabilities become masks and scores, whatever the batch and the budget, and wherever a run dies."""
 
 from __future__ import annotations
 
 import dataclasses
-from itertools import pairwise
+import shutil
 from pathlib import Path
 
 import numpy as np
 import openslide
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from stitching import slow_scores
 from torch import nn
-from two_colours import PATCH_PX, RedNet, SureNet, frame, paint, whole
+from two_colours import PATCH_PX, CountingNet, RedNet, SureNet, frame, paint, whole
 
 from wsipipe.config import SegmentConfig, TileConfig
 from wsipipe.errors import CheckpointError, ConfigError
 from wsipipe.geometry import Window
-from wsipipe.segment import predict
-from wsipipe.segment.predict import on_patches, predict_stores, predictor
+from wsipipe.segment import predict, stitch
+from wsipipe.segment.predict import Network, predict_stores, stitching
 from wsipipe.slides import SlideFile
 from wsipipe.store import SlideStore
+from wsipipe.store.growing import GrowingMaps
 from wsipipe.tiling.tile import tile_slides
 
 SMALL = SegmentConfig(score_stride_px=1)
-
-
-class FakeStore:
-    """As much of a store as `_Bands` asks for: a size and a tissue mask."""
-
-    def __init__(self, tissue: np.ndarray) -> None:
-        self.tissue = tissue
-        self.grid = dataclasses.make_dataclass("G", ["size_px"])((tissue.shape[1], tissue.shape[0]))
-
-    def labels(self, name: str) -> FakeStore:
-        assert name == "tissue"
-        return self
-
-    def read(self, w: Window) -> np.ndarray:
-        return self.tissue[w.y_px : w.y_px + w.height_px, w.x_px : w.x_px + w.width_px]
-
-
-def slow_scores(p: np.ndarray, stride: int) -> np.ndarray:
-    """Mean of the known pixels of each square, 0 where there is none: p [K, h, w] with nan -> [K, rows, cols]."""
-    k, h, w = p.shape
-    out = np.zeros((k, -(-h // stride), -(-w // stride)))
-    for r in range(out.shape[1]):
-        for c in range(out.shape[2]):
-            square = p[:, r * stride : (r + 1) * stride, c * stride : (c + 1) * stride]
-            if not np.isnan(square[0]).all():
-                out[:, r, c] = np.nanmean(square.reshape(k, -1), axis=1)
-    return out
 
 
 def covered(store: SlideStore, window: int, stride: int) -> np.ndarray:
@@ -118,34 +91,6 @@ def test_scores_are_area_means_on_a_real_store_of_odd_size(stores, run, checkpoi
     np.testing.assert_allclose(found / 255, slow_scores(p, stride), atol=0.6 / 255)
 
 
-@given(st.data())
-@settings(max_examples=40)
-def test_bands_of_any_height_become_shards_and_mean_scores(data: st.DataObject):
-    height, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
-    shard, stride = data.draw(st.integers(1, 17)), data.draw(st.integers(1, 9))
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
-    p = rng.dirichlet((1, 1, 1), (height, width)).transpose(2, 0, 1).astype(np.float32)
-    p[:, rng.random((height, width)) < 0.2] = np.nan
-    tissue = rng.choice([0, 1, 255], (height, width), p=[0.3, 0.6, 0.1]).astype(np.uint8)
-    cuts = sorted({0, height, *(data.draw(st.integers(0, height)) for _ in range(4))})
-    bands = [p[:, a:b] for a, b in pairwise(cuts)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predict, "SHARD_PX", shard)
-        made = predict._Bands(FakeStore(tissue), 2, stride)
-        labels, scores = list(made.labels(iter(bands))), list(made.scores())
-    expected = np.where(np.isnan(p[0]), 255, np.where(tissue == 0, 0, np.nan_to_num(p).argmax(0)))
-    expected[tissue == 255] = 255
-    cells = [(r, c) for r in range(-(-height // shard)) for c in range(-(-width // shard))]
-    assert [cell for cell, _ in labels] == cells
-    for (r, c), block in labels:
-        np.testing.assert_array_equal(block, expected[r * shard : (r + 1) * shard, c * shard : (c + 1) * shard])
-    means = np.rint(slow_scores(p[1:], stride) * 255)
-    joined = np.zeros_like(means)
-    for (r, c), block in scores:
-        joined[:, r * shard : (r + 1) * shard, c * shard : (c + 1) * shard] = block
-    assert np.abs(joined - means).max() <= 1
-
-
 def test_a_slide_longer_than_one_shard_is_written_shard_by_shard(tmp_path, svs_writer, run, checkpoint_of):
     rgb = np.full((4600, 192, 3), 243, np.uint8)
     rgb[100:4500, 20:170] = (180, 60, 120)
@@ -177,25 +122,6 @@ def test_pixels_that_could_not_be_read_stay_255(stores, run, checkpoint_of):
     assert whole(store.labels("unet"))[160, 150] == 1
 
 
-def test_the_answer_does_not_depend_on_batch_or_threads(coloured):
-    store = SlideStore(coloured / "left.zarr")
-    windows = [Window(x, y, 64, 64) for y in (32, 96) for x in range(0, 437, 50)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = nn.Conv2d(3, 3, 5, padding=2).eval()
-    first = predictor(net, store, torch.device("cpu"), 1, batch=16)(windows)
-    assert first.shape == (len(windows), 3, 64, 64)
-    np.testing.assert_allclose(first.sum(1), 1, atol=1e-5)
-    for workers, batch in ((1, 1), (2, 3), (4, 5), (2, 100)):
-        again = predictor(net, store, torch.device("cpu"), workers, batch=batch)(windows)
-        np.testing.assert_allclose(again, first, atol=2e-3 if bf16() else 1e-6)
-
-
-def bf16() -> bool:
-    """Whether this machine computes networks in bfloat16."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def test_maps_do_not_depend_on_the_number_of_workers(stores, run, checkpoint_of):
     found = []
     for name, workers in (("one", 1), ("four", 4)):
@@ -206,14 +132,193 @@ def test_maps_do_not_depend_on_the_number_of_workers(stores, run, checkpoint_of)
     np.testing.assert_array_equal(found[0][1], found[1][1])
 
 
-def test_windows_are_wanted_where_patches_are(coloured):
-    store = SlideStore(coloured / "left.zarr")
-    wanted = on_patches(store)
-    patches = store.patches().windows
-    assert all(wanted(w) for w in patches)
-    first = min(w.x_px for w in patches), min(w.y_px for w in patches)
-    assert not wanted(Window(first[0] // 64 * 64 - 64, first[1], 64, 64))
-    assert not on_patches(SlideStore(coloured / "bare.zarr"))(Window(0, 0, 437, 331))
+def convolution(seed: int = 0) -> nn.Module:
+    """A network whose answer depends on the neighbours of a pixel and on the border of the window."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Conv2d(3, 2, 5, padding=2).eval()
+
+
+def test_an_answer_does_not_depend_on_the_batch():
+    rgb = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (7, 3, 64, 64), np.uint8))
+    network = Network(convolution(), torch.device("cpu"))
+    p = network(rgb)()
+    assert (p.shape, p.dtype) == ((7, 2, 64, 64), np.float32)
+    np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)
+    for some in ([0, 1, 2], [6], [5, 4, 3, 2]):
+        np.testing.assert_allclose(network(rgb[some])(), p[some], atol=2e-3 if bf16() else 1e-6)
+
+
+def bf16() -> bool:
+    """Whether this machine computes networks in bfloat16."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_gpu_gives_the_answers_of_the_cpu():
+    rgb = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (7, 3, 64, 64), np.uint8))
+    expected = Network(convolution(), torch.device("cpu"), 4)(rgb)()
+    on = torch.device("cuda")
+    network = Network(convolution().to(on), on, 4, batch=8)
+    pending = [network(network.pixels(rgb[i:].numpy())) for i in range(7)]
+    for i, answer in enumerate(pending):
+        np.testing.assert_allclose(answer(), expected[i:], atol=2e-2)
+
+
+def bytes_of(store: SlideStore, name: str) -> dict[str, bytes]:
+    """Every file of `labels/<name>` and `scores/<name>`."""
+    folders = [store.path / kind / name for kind in ("labels", "scores")]
+    return {str(p.relative_to(store.path)): p.read_bytes() for f in folders for p in f.rglob("*") if p.is_file()}
+
+
+def leftovers(store: SlideStore) -> list[str]:
+    return sorted(p.name for p in store.path.parent.iterdir() if ".maps." in p.name)
+
+
+def test_a_run_that_dies_at_any_call_goes_on_to_the_same_bytes(stores, run, checkpoint_of, monkeypatch):
+    """And makes no shard twice: together both runs see little more than the windows of one."""
+    monkeypatch.setattr(predict, "SHARD_PX", 256)
+    monkeypatch.setattr(stitch, "MOST_SHARDS_WIDE", 1)
+    monkeypatch.setattr(predict, "BATCH_PX", 6 * 64**2)
+    store = stores["left"]
+    config = dataclasses.replace(SMALL, score_stride_px=12, overlap=0.25)
+    whole_run = CountingNet()
+    predict_stores([store], checkpoint_of(whole_run), config, run)
+    expected = bytes_of(store, "unet")
+    assert len(expected) > 8
+    seen = []
+    for n in range(1, whole_run.calls + 1):
+        for kind in ("labels", "scores"):
+            shutil.rmtree(store.path / kind / "unet")
+        first, second = CountingNet(dies_at=n), CountingNet()
+        with pytest.raises(KeyboardInterrupt):
+            predict_stores([store], checkpoint_of(first), config, run)
+        assert store.names("scores") == []
+        assert leftovers(store) == [f".{store.path.name}.maps.unet.partial"]
+        report, _ = predict_stores([store], checkpoint_of(second), config, run)
+        assert report.rows[0]["status"] == "done"
+        assert bytes_of(store, "unet") == expected
+        assert leftovers(store) == []
+        seen.append(second.windows)
+    assert seen == sorted(seen, reverse=True)
+    assert seen[0] == whole_run.windows
+    assert seen[-1] <= whole_run.windows / 2
+
+
+@pytest.mark.parametrize("where", ["_finish_scores", "put"])
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_run_that_dies_at_the_end_only_ends_it(stores, run, checkpoint_of, monkeypatch, where, call):
+    store, calls = stores["left"], []
+    predict_stores([store], checkpoint_of(CountingNet()), SMALL, run)
+    expected = bytes_of(store, "unet")
+    for kind in ("labels", "scores"):
+        shutil.rmtree(store.path / kind / "unet")
+    owner = GrowingMaps if where == "_finish_scores" else SlideStore
+    original = getattr(owner, where)
+
+    def dies(self: object, *args: object) -> object:
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, where, dies)
+        if where == "put" or call == 1:
+            with pytest.raises(KeyboardInterrupt):
+                predict_stores([store], checkpoint_of(CountingNet()), SMALL, run)
+        else:
+            predict_stores([store], checkpoint_of(CountingNet()), SMALL, run)
+    again = CountingNet()
+    predict_stores([SlideStore(store.path)], checkpoint_of(again), SMALL, run)
+    assert again.calls == 0
+    assert bytes_of(store, "unet") == expected
+    assert leftovers(store) == []
+
+
+def test_what_was_begun_with_other_settings_is_not_gone_on_with(stores, run, checkpoint_of, monkeypatch):
+    monkeypatch.setattr(predict, "SHARD_PX", 256)
+    store = stores["left"]
+    with pytest.raises(KeyboardInterrupt):
+        predict_stores([store], checkpoint_of(CountingNet(dies_at=2), digest="one"), SMALL, run)
+    predict_stores([store], checkpoint_of(SureNet(), digest="two"), SMALL, run)
+    expected = bytes_of(store, "unet")
+    predict_stores([store], checkpoint_of(SureNet(), digest="two"), dataclasses.replace(SMALL, name="fresh"), run)
+    fresh = {k.replace("/fresh/", "/unet/"): v for k, v in bytes_of(store, "fresh").items()}
+    assert {k: v for k, v in expected.items() if "/c/" in k} == {k: v for k, v in fresh.items() if "/c/" in k}
+
+
+def more(config: SegmentConfig, monkeypatch: pytest.MonkeyPatch, **options: object) -> SegmentConfig:
+    """The configuration with options of stitching."""
+    monkeypatch.setattr(predict, "stitching", lambda c, note: dataclasses.replace(stitching(c, note), **options))
+    return config
+
+
+@pytest.mark.parametrize("memory_mb", [12, 3, 2])
+def test_the_budget_of_memory_does_not_change_a_byte(stores, run, checkpoint_of, monkeypatch, memory_mb):
+    store, net = stores["left"], convolution()
+    monkeypatch.setattr(predict, "SHARD_PX", 256)
+    predict_stores([store], checkpoint_of(net), SMALL, run)
+    more(SMALL, monkeypatch, memory_mb=memory_mb)
+    chosen = predict.fitting(predict.stitching(SMALL, predict.load(None)[0]), 2, 64, 256)
+    assert chosen != (64, 512)
+    predict_stores([store], checkpoint_of(net), dataclasses.replace(SMALL, name="small"), run)
+    if bf16():
+        return
+    small = {k.replace("/small/", "/unet/"): v for k, v in bytes_of(store, "small").items() if "/c/" in k}
+    assert small == {k: v for k, v in bytes_of(store, "unet").items() if "/c/" in k}
+
+
+def test_views_and_weights_are_part_of_what_a_map_is_made_of(stores, run, checkpoint_of, monkeypatch):
+    path = checkpoint_of(convolution())
+    predict_stores([stores["left"]], path, SMALL, run)
+    first = whole(stores["left"].scores("unet"))
+    for options in ({"views": 8}, {"blend": "constant"}):
+        with monkeypatch.context() as patch:
+            more(SMALL, patch, **options)
+            report, _ = predict_stores([stores["left"]], path, SMALL, run)
+            assert "made from other inputs" in report.rows[0]["reason"]
+            predict_stores([stores["left"]], path, SMALL, run, overwrite=True)
+        assert not np.array_equal(whole(stores["left"].scores("unet")), first)
+
+
+def test_the_ledger_and_the_log_say_how_fast_it_went(stores, run, checkpoint_of, caplog):
+    net = CountingNet()
+    told: list[tuple[str, int, int]] = []
+    with caplog.at_level("INFO"):
+        report, _ = predict_stores(
+            [stores["left"]], checkpoint_of(net), SMALL, run, lambda task, i, n, note="": told.append((task, i, n))
+        )
+    row = report.rows[0]
+    assert int(row["windows"]) == net.windows > 50
+    assert float(row["per_s"]) > 0
+    assert 0 < float(row["busy"]) <= 1
+    assert int(row["peak_mib"]) > 50
+    assert f"left: {net.windows} windows" in caplog.text
+    assert ("stitch left", net.windows, net.windows) in told
+
+
+def test_a_map_that_another_process_makes_is_not_touched(stores, run, checkpoint_of):
+    store = stores["left"]
+    with GrowingMaps(store, "unet", "other", 1, 8):
+        report, done = predict_stores([store], checkpoint_of(RedNet()), SMALL, run)
+    assert (report.exit_code, done) == (1, [])
+    assert "labels/unet is held by process" in report.rows[0]["reason"]
+
+
+def test_a_slide_smaller_than_a_window_is_mapped_whole(tmp_path, svs_writer, run, checkpoint_of):
+    rgb = np.full((50, 70, 3), 243, np.uint8)
+    rgb[5:45, 5:65] = (180, 60, 120)
+    svs_writer(tmp_path / "tiny.svs", rgb, factors=())
+    config = TileConfig(patch_px=32, codec="zstd", tissue_mpp=1.0, min_area_um2=10.0)
+    _, (path,) = tile_slides({"tiny": SlideFile(tmp_path / "tiny.svs")}, config, run)
+    store = SlideStore(path)
+    report, _ = predict_stores([store], checkpoint_of(RedNet()), dataclasses.replace(SMALL, window_px=128), run)
+    assert report.exit_code == 0, report.rows
+    red = store.read(frame(store))[..., 0].astype(int)
+    assert np.abs(whole(store.scores("unet"))[0] - red).max() <= 1
+    assert (whole(store.labels("unet")) != 255).all()
 
 
 def test_the_second_run_skips_what_the_first_one_made(stores, run, checkpoint_of):

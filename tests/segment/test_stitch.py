@@ -1,169 +1,171 @@
-"""Stitching: a partition of unity for every stride and shape, in bands from top to bottom."""
+"""Maps by strips and shards: the same bytes for every width, batch and thread, holes exactly where nothing covers."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import itertools
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stitching import mapped, noisy, reader, slow, slow_scores, subset
 
+from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
-from wsipipe.segment.stitch import Band, stitch
+from wsipipe.segment import stitch as module
+from wsipipe.segment.stitch import Plan, Stitching, fitting, needed_bytes, stitcher
+from wsipipe.windows import BLENDS, Cover
 
-Predict = Callable[[Sequence[Window]], np.ndarray]
-
-SHARES = (1.0, 0.75, 0.5, 0.33, 0.25)
-SHAPES = ((101, 77), (32, 32), (20, 13), (33, 64), (64, 9), (5, 90), (1, 1))
-
-
-def maps(predict: Predict, size: tuple[int, int], channels: int, window: int, stride: int, **more) -> np.ndarray:
-    """The whole map float32 [C, h, w]."""
-    return np.concatenate([b.values for b in stitch(predict, size, channels, window, stride, **more)], axis=1)
-
-
-def reader(image: np.ndarray, window_px: int) -> Predict:
-    """A network that gives back its input; image float32 [C, h, w], garbage beyond its border."""
-    channels, height, width = image.shape
-    padded = np.full((channels, height + window_px, width + window_px), 1e6, np.float32)
-    padded[:, :height, :width] = image
-
-    def predict(windows: Sequence[Window]) -> np.ndarray:
-        return np.stack(
-            [padded[:, w.y_px : w.y_px + w.height_px, w.x_px : w.x_px + w.width_px].copy() for w in windows]
-        )
-
-    return predict
-
-
-def noisy(windows: Sequence[Window]) -> np.ndarray:
-    """A network whose answer depends on the window, so that overlapping windows disagree."""
-    side = windows[0].width_px
-    return np.stack(
-        [np.random.default_rng([w.x_px, w.y_px]).random((2, side, side)).astype(np.float32) for w in windows]
-    )
-
-
-def every_start(length: int, window: int, stride: int) -> list[int]:
-    """Steps of the stride as long as a window fits, and one last window that ends at the border."""
-    found, s = [], 0
-    while s + window < length:
-        found.append(s)
-        s += stride
-    return [*found, max(0, length - window)]
-
-
-def slow(predict: Predict, size: tuple[int, int], channels: int, window: int, stride: int, wanted=lambda w: True):
-    """sum(w p) / sum(w), window by window and pixel by pixel, in double precision; nan where nothing covers."""
-    width, height = size
-    total, norm = np.zeros((channels, height, width)), np.zeros((height, width))
-    for y in every_start(height, window, stride):
-        for x in every_start(width, window, stride):
-            if not wanted(Window(x, y, window, window)):
-                continue
-            p = predict([Window(x, y, window, window)])[0].astype(float)
-            for i in range(min(window, height - y)):
-                for j in range(min(window, width - x)):
-                    weight = math.sin(math.pi * (i + 0.5) / window) ** 2 * math.sin(math.pi * (j + 0.5) / window) ** 2
-                    total[:, y + i, x + j] += weight * p[:, i, j]
-                    norm[y + i, x + j] += weight
-    out = np.full(total.shape, np.nan)
-    out[:, norm > 0] = total[:, norm > 0] / norm[norm > 0]
-    return out
-
-
-@pytest.mark.parametrize("share", SHARES)
-@pytest.mark.parametrize("size", SHAPES)
-def test_a_network_that_answers_1_gives_1_everywhere(size: tuple[int, int], share: float):
-    found = maps(lambda ws: np.ones((len(ws), 1, 32, 32), np.float32), size, 1, 32, round(32 * share))
-    assert found.shape == (1, size[1], size[0])
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, 1, atol=1e-6)
-
-
-@pytest.mark.parametrize("share", SHARES)
-@pytest.mark.parametrize("size", SHAPES)
-def test_a_network_that_returns_its_input_gives_it_back(size: tuple[int, int], share: float):
-    red = np.random.default_rng(1).random((1, size[1], size[0]), np.float32)
-    found = maps(reader(red, 32), size, 1, 32, round(32 * share))
-    np.testing.assert_allclose(found, red, atol=1e-5)
-
-
-geometry = st.integers(2, 24).flatmap(
-    lambda window: st.tuples(st.just(window), st.integers(1, window), st.tuples(st.integers(1, 60), st.integers(1, 60)))
+plans = st.fixed_dictionaries(
+    {
+        "size": st.tuples(st.integers(1, 90), st.integers(1, 90)),
+        "window": st.integers(4, 24),
+        "share": st.floats(0.3, 1.3),
+        "cell": st.integers(1, 9),
+        "shard": st.sampled_from([8, 16, 32]),
+        "seed": st.integers(0, 99),
+    }
 )
 
 
-@given(geometry)
-@settings(max_examples=60)
-def test_any_stride_and_shape_gives_back_the_input(drawn: tuple[int, int, tuple[int, int]]):
-    window, stride, size = drawn
-    red = np.random.default_rng(0).random((1, size[1], size[0]), np.float32)
-    np.testing.assert_allclose(maps(reader(red, window), size, 1, window, stride), red, atol=1e-5)
+def plan_of(drawn: dict, width: int | None = None) -> Plan:
+    stride = max(2, round(drawn["window"] * drawn["share"]))
+    cover = subset(Cover.plan(drawn["size"], drawn["window"], stride), drawn["seed"], 0.6)
+    return Plan(drawn["size"], cover, width or 2 * drawn["shard"], drawn["cell"], drawn["shard"])
 
 
-@pytest.mark.parametrize(("window", "stride", "size"), [(8, 3, (29, 21)), (8, 8, (17, 9)), (8, 2, (5, 19))])
-def test_it_agrees_with_a_slow_stitcher(window: int, stride: int, size: tuple[int, int]):
-    found = maps(noisy, size, 2, window, stride)
-    np.testing.assert_allclose(found, slow(noisy, size, 2, window, stride), atol=1e-5)
+@given(plans, st.sampled_from(BLENDS))
+@settings(max_examples=25)
+def test_a_map_is_what_a_slow_stitcher_says(drawn: dict, blend: str):
+    drawn["size"] = min(drawn["size"][0], 40), min(drawn["size"][1], 40)
+    plan = plan_of(drawn)
+    stride = max(2, round(drawn["window"] * drawn["share"]))
+    chosen = set(plan.cover.touching(Window(0, 0, *plan.size_px)))
+    weigh = (lambda i: 1.0) if blend == "constant" else None
+    p = slow(noisy, plan.size_px, drawn["window"], stride, chosen.__contains__, weigh)
+    mask, scores, _ = mapped(plan, noisy, blend)
+    known = ~np.isnan(p[0])
+    np.testing.assert_array_equal(mask == 255, ~known)
+    top = np.sort(np.nan_to_num(p), axis=0)
+    sure = known & (top[-1] - top[-2] > 1e-5)
+    np.testing.assert_array_equal(mask[sure], np.nan_to_num(p).argmax(0)[sure])
+    np.testing.assert_allclose(scores / 255, slow_scores(p[1:], plan.cell_px), atol=0.501 / 255)
 
 
-@given(geometry, st.integers(0, 2**31))
-@settings(max_examples=30)
-def test_windows_left_out_leave_nan_exactly_where_nothing_covers(drawn: tuple[int, int, tuple[int, int]], seed: int):
-    window, stride, size = drawn
-    size, stride = (min(size[0], 30), min(size[1], 30)), max(stride, window // 4, 2)
-    chosen: dict[Window, bool] = {}
-    rng = np.random.default_rng(seed)
-
-    def wanted(w: Window) -> bool:
-        return chosen.setdefault(w, bool(rng.random() < 0.4))
-
-    found = maps(noisy, size, 2, window, stride, wanted=wanted)
-    expected = slow(noisy, size, 2, window, stride, wanted)
-    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+@given(plans, st.data())
+@settings(max_examples=40)
+def test_the_bytes_do_not_depend_on_strips_shards_batches_or_threads(drawn: dict, data: st.DataObject):
+    whole = max(64, 16 * drawn["shard"])
+    one = mapped(Plan(drawn["size"], plan_of(drawn).cover, whole, drawn["cell"], whole), noisy)
+    widths = [drawn["shard"] * n for n in (1, 2, 3)] + [drawn["shard"] // n for n in (2, 4)]
+    plan = plan_of(drawn, data.draw(st.sampled_from(widths)))
+    mask, scores, order = mapped(plan, noisy, "hann", data.draw(st.integers(1, 30)), data.draw(st.integers(1, 4)))
+    np.testing.assert_array_equal(mask, one[0])
+    np.testing.assert_array_equal(scores, one[1])
+    assert sorted(order) == plan.wanted()
 
 
-def test_nothing_wanted_is_nan_everywhere_and_the_network_is_not_asked():
-    def never(windows: Sequence[Window]) -> np.ndarray:
-        raise AssertionError("asked")
+@given(plans)
+@settings(max_examples=25)
+def test_a_network_that_returns_its_input_gives_it_back(drawn: dict):
+    width, height = drawn["size"]
+    red = np.random.default_rng(drawn["seed"]).random((height, width), np.float32)
+    stride = min(drawn["window"], max(2, round(drawn["window"] * drawn["share"])))
+    plan = Plan(drawn["size"], Cover.plan(drawn["size"], drawn["window"], stride), drawn["shard"], 1, drawn["shard"])
+    mask, scores, _ = mapped(plan, reader(np.stack([1 - red, red])))
+    assert np.abs(scores[0] - red * 255).max() <= 0.51
+    sure = np.abs(red - 0.5) > 1e-4
+    np.testing.assert_array_equal(mask[sure], (red > 0.5)[sure])
 
-    assert np.isnan(maps(never, (50, 40), 3, 16, 8, wanted=lambda w: False)).all()
 
-
-@given(geometry)
-@settings(max_examples=60)
-def test_bands_follow_from_top_to_bottom_and_each_window_is_asked_once(drawn: tuple[int, int, tuple[int, int]]):
-    window, stride, (width, height) = drawn
+def test_only_what_is_wanted_is_asked_and_nothing_is_written_elsewhere():
+    size = (300, 200)
+    cover = Cover.plan(size, 16, 8, [Window(130, 70, 10, 10)])
+    plan = Plan(size, cover, 64, 4, 64)
     asked: list[Window] = []
 
-    def predict(windows: Sequence[Window]) -> np.ndarray:
+    def ones(windows: list[Window]) -> np.ndarray:
         asked.extend(windows)
-        return np.zeros((len(windows), 1, window, window), np.float32)
+        return np.stack([np.zeros((len(windows), 16, 16), np.float32), np.ones((len(windows), 16, 16), np.float32)], 1)
 
-    bands: list[Band] = list(stitch(predict, (width, height), 1, window, stride))
-    assert [b.y_px for b in bands] == np.cumsum([0, *(b.values.shape[1] for b in bands[:-1])]).tolist()
-    assert sum(b.values.shape[1] for b in bands) == height
-    assert all(b.values.shape[2] == width for b in bands)
-    assert all(0 < b.values.shape[1] <= window for b in bands)
-    starts = [(x, y) for y in every_start(height, window, stride) for x in every_start(width, window, stride)]
-    assert [(w.x_px, w.y_px) for w in asked] == starts
-    assert {(w.width_px, w.height_px) for w in asked} == {(window, window)}
+    mask, scores, order = mapped(plan, ones)
+    covered = np.zeros((200, 300), bool)
+    for w in cover.touching(Window(0, 0, *size)):
+        covered[w.y_px : w.y_px + 16, w.x_px : w.x_px + 16] = True
+    np.testing.assert_array_equal(mask, np.where(covered, 1, 255))
+    np.testing.assert_array_equal(scores[0] > 0, covered.reshape(50, 4, 75, 4).any((1, 3)))
+    assert sorted(order) == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
+    nothing = Plan(size, Cover.plan(size, 16, 8, []), 64, 4, 64)
+    assert nothing.wanted() == []
+    assert list(stitcher(nothing, 2, "hann", pytest.fail).windows()) == []
 
 
-def test_a_band_is_finished_before_the_rows_below_it_are_asked():
-    asked: list[int] = []
+def test_windows_over_a_seam_are_asked_once_a_strip_and_all_others_once():
+    size, side, stride = (96, 80), 16, 8
+    cover = Cover.plan(size, side, stride)
+    for width, seams in ((64, [64]), (32, [32, 64]), (128, [])):
+        stitch = stitcher(Plan(size, cover, width, 1, 32), 2, "hann", pytest.fail)
+        asked = [window for _, window in stitch.windows()]
+        assert len(asked) == stitch.count()
+        for window in cover.touching(Window(0, 0, *size)):
+            over = sum(window.x_px < seam < window.x_px + side for seam in seams)
+            assert asked.count(window) == 1 + over
 
-    def predict(windows: Sequence[Window]) -> np.ndarray:
-        asked.append(windows[0].y_px)
-        return np.ones((len(windows), 1, 16, 16), np.float32)
 
-    bands = stitch(predict, (40, 400), 1, 16, 8)
-    first = next(bands)
-    assert asked == [0]
-    kept = first.values.copy()
-    next(bands)
-    np.testing.assert_array_equal(first.values, kept)  # later work does not reach back into it
+def test_a_strip_goes_on_below_the_shards_that_are_done():
+    plan = Plan((100, 130), Cover.plan((100, 130), 16, 8), 64, 1, 32)
+    assert list(plan.strips(set(plan.wanted()))) == [Window(0, 0, 64, 130), Window(64, 0, 36, 130)]
+    left = set(plan.wanted()) - {(0, 0), (0, 1), (1, 0), (3, 2), (3, 3)}
+    assert list(plan.strips(left)) == [Window(0, 32, 64, 98), Window(64, 0, 36, 96), Window(64, 128, 36, 2)]
+    narrow = Plan((100, 130), plan.cover, 16, 1, 32)
+    assert list(narrow.strips({(4, 3), (1, 0)})) == [
+        Window(0, 32, 16, 32),
+        Window(16, 32, 16, 32),
+        Window(96, 128, 4, 2),
+    ]
+
+
+@given(plans, st.data())
+@settings(max_examples=40)
+def test_shards_that_are_done_are_not_made_again_and_the_others_have_the_same_bytes(drawn: dict, data: st.DataObject):
+    plan = plan_of(drawn, drawn["shard"] * data.draw(st.sampled_from([1, 2])))
+    made: dict = {}
+    for done in ((), data.draw(st.sets(st.sampled_from(plan.wanted()))) if plan.wanted() else ()):
+        found: dict = {}
+        stitch = stitcher(
+            plan, 3, "hann", lambda s, m, v, found=found: found.update({s: (m.tobytes(), v.tobytes())}), done
+        )
+        for items in itertools.batched(stitch.windows(), 3) if hasattr(itertools, "batched") else _threes(stitch):
+            stitch.add(items, noisy([window for _, window in items]))
+        stitch.end()
+        assert set(found) == set(plan.wanted()) - set(done)
+        made = made or found
+        assert found == {s: made[s] for s in found}
+
+
+def _threes(stitch: module.Stitcher) -> list:
+    items = list(stitch.windows())
+    return [items[i : i + 3] for i in range(0, len(items), 3)]
+
+
+def test_the_budget_decides_on_batch_and_width_and_is_kept():
+    how = Stitching(256, 128)
+    assert fitting(how, 4, 16) == (16, 8192)
+    assert needed_bytes(how, 4, 16, 8192) < 256e6
+    options = [fitting(Stitching(256, 128, memory_mb=mb), 4, 16) for mb in (512, 170, 120, 80, 60, 40)]
+    assert options == sorted(options, key=lambda o: needed_bytes(how, 4, *o), reverse=True)
+    assert len(set(options)) > 3
+    for mb, option in zip((512, 170, 120, 80, 60, 40), options, strict=True):
+        assert needed_bytes(how, 4, *option) <= mb * 1e6
+    assert options[-1][1] < 4096
+
+
+def test_a_budget_that_is_too_small_says_what_would_do():
+    with pytest.raises(
+        ConfigError, match=r"stitch_memory_mb: 10 MB are too few for windows of 512 px and 3 classes: (\d+) MB"
+    ) as e:
+        fitting(Stitching(512, 256, memory_mb=10), 4, 4)
+    least = int(str(e.value).split(" MB are needed")[0].split()[-1])
+    assert fitting(Stitching(512, 256, memory_mb=least), 4, 4)[0] == 1
+    with pytest.raises(ConfigError):
+        fitting(Stitching(512, 256, memory_mb=least - 1), 4, 4)

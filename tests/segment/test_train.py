@@ -338,3 +338,16 @@ def test_a_short_training_learns_two_colours(stores, run):
     assert (truth == answer)[judged].mean() > 0.9
     again, _ = predict_stores([store], Path(run.runs) / "unet", config, run)
     assert again.rows[0]["status"] == "skipped"
+
+
+def test_the_log_for_tensorboard_holds_the_curves(stores, run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = dataclasses.replace(TINY, tensorboard=True, steps=3)
+    path = train(list(stores.values()), config, run, silent, False)
+    log = EventAccumulator(str(path.parent / "tensorboard")).Reload()
+    with (path.parent / "train.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert [e.step for e in log.Scalars("loss")] == [1, 2, 3]
+    assert [e.value for e in log.Scalars("loss")] == pytest.approx(losses, rel=1e-5)
+    assert all(e.value > 0 for e in log.Scalars("patches/s"))

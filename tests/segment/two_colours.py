@@ -23,6 +23,22 @@ class RedNet(nn.Module):
         return torch.cat([torch.zeros_like(red), red.logit()], 1)
 
 
+class CountingNet(RedNet):
+    """RedNet that counts the windows it sees and dies at one of its calls."""
+
+    def __init__(self, dies_at: int = -1) -> None:
+        super().__init__()
+        self.calls = self.windows = 0
+        self.dies_at = dies_at
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.windows += len(x)
+        if self.calls == self.dies_at:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
 class SureNet(nn.Module):
     """Says class 1 everywhere, as surely as a float can."""
 

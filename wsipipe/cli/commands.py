@@ -15,7 +15,7 @@ from wsipipe.cli.outcome import Commands, finish, reporting
 from wsipipe.config import EvaluateConfig
 from wsipipe.errors import ConfigError
 from wsipipe.labels import LabelTable, read_labels
-from wsipipe.pipeline import Settings, run_chain
+from wsipipe.pipeline import Settings, map_slides, run_chain
 from wsipipe.pseudolabel.registry import chosen
 from wsipipe.runtime import share_heap
 
@@ -110,7 +110,10 @@ def pseudolabel(
 def segment(
     store: tuple[Path, ...], stitch: bool, checkpoint: Path | None, overwrite: bool, quiet: bool, **call: Any
 ) -> None:
-    """Train a network on labels/<labels> and stitch its maps over STOREs (default: all)."""
+    """Train a network on labels/<labels> and stitch its maps over STOREs (default: all).
+
+    With --checkpoint a STORE may also be a slide that was never tiled: that is done first.
+    """
     settings = settings_of(call)
     if checkpoint and not stitch:
         raise ConfigError("--checkpoint without --stitch leaves nothing to do; add --stitch to map the slides")
@@ -118,15 +121,12 @@ def segment(
 
     with reporting(quiet) as progress:
         paths = _stores(store, settings)
-        report, made = stage(
-            paths,
-            settings.segment,
-            settings.run,
-            stitch=stitch,
-            checkpoint=checkpoint,
-            progress=progress,
-            overwrite=overwrite,
-        )
+        if checkpoint:
+            report, made = map_slides(paths, checkpoint, settings, progress, overwrite)
+        else:
+            report, made = stage(
+                paths, settings.segment, settings.run, stitch=stitch, progress=progress, overwrite=overwrite
+            )
     finish(report, made)
 
 
@@ -179,6 +179,20 @@ def compare(store: tuple[Path, ...], names: tuple[str, ...], overwrite: bool, qu
         write_examples(stores, found.names, found.classes, config, folder / "comparison.png")
     click.echo(side_by_side.text_table(found))
     sys.exit(found.exit_code)
+
+
+@main.command()
+@STORES
+@options("export")
+@common
+def export(store: tuple[Path, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
+    """Write labels/<labels> of STOREs (default: all) as OME-TIFF, QuPath GeoJSON, DICOM SEG, PNG or table of areas."""
+    from wsipipe.export.stage import export_stores
+
+    settings = settings_of(call)
+    with reporting(quiet) as progress:
+        report, made = export_stores(_stores(store, settings), settings.export, settings.run, progress, overwrite)
+    finish(report, made)
 
 
 @main.group()

@@ -17,7 +17,15 @@ from wsipipe.pseudolabel.registry import ALL, NONE, names, refinements
 
 F = typing.TypeVar("F", bound=Callable[..., Any])
 
-_SHORT = {"patch_px": "patch", "stride_px": "stride", "window_px": "window", "score_stride_px": "score-stride"}
+_SHORT = {
+    "formats": "format",
+    "dicom_codes": "dicom-code",
+    "patch_px": "patch",
+    "stride_px": "stride",
+    "window_px": "window",
+    "stitch_memory_mb": "stitch-memory",
+    "score_stride_px": "score-stride",
+}
 STORES = click.argument("store", nargs=-1, type=click.Path(path_type=Path))
 """The argument of commands that work on stores."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,7 +57,11 @@ def finish(report: Report, made: list[Path]) -> None:
 
 @contextmanager
 def reporting(quiet: bool) -> Iterator[Progress]:
-    """Log to stderr, and progress as bars on a terminal or as a line now and then elsewhere."""
+    """Log to stderr, and progress as bars on a terminal or as a line now and then elsewhere.
+
+    Of the processes of torchrun only the first says more than warnings.
+    """
+    quiet = quiet or os.environ.get("RANK", "0") != "0"
     from rich.console import Console
     from rich.logging import RichHandler
 

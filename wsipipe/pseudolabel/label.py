@@ -161,12 +161,18 @@ class Stage:
         return digest(made_of)
 
     def fitted(self, progress: Progress) -> nn.Module:
-        """The fit of these inputs: loaded if `runs/<name>/` holds it, made and saved otherwise."""
+        """The fit of these inputs: loaded if `runs/<name>/` or another run holds it, made and saved otherwise."""
         path = self.folder / "fit.json"
         if self._is_fitted():
             log.info("%s: fitted before with the same inputs", self.folder)
-            return self._loaded()
+            return self._loaded(self.folder)
         path.unlink(missing_ok=True)
+        same = [p.parent for p in sorted(Path(self.run.runs).glob("*/fit.json")) if self._holds_this_fit(p)]
+        if same:  # as where only the refinement or the name is another
+            log.info("%s: the fit of %s, whose inputs are the same", self.folder, same[0])
+            model = self._loaded(same[0])
+            self._save(model, path)
+            return model
         make, compute = self._encoder_maker(progress), self._compute(progress)
         run = Fitting(
             self.table.classes,
@@ -191,7 +197,9 @@ class Stage:
                 store.current(kind, self.name, self._key(store), overwrite=False)
 
     def _is_fitted(self) -> bool:
-        path = self.folder / "fit.json"
+        return self._holds_this_fit(self.folder / "fit.json")
+
+    def _holds_this_fit(self, path: Path) -> bool:
         return path.exists() and json.loads(path.read_text()).get("digest") == self.digest
 
     def _is_of_another_stage(self) -> bool:
@@ -255,10 +263,10 @@ class Stage:
         write_bytes(self.folder / "labels.csv", self.snapshot)
         write_json(path, {"digest": self.digest, "config": asdict(self.config), "run": asdict(self.run)})
 
-    def _loaded(self) -> nn.Module:
+    def _loaded(self, folder: Path) -> nn.Module:
         encoder = create_encoder(self.encoder, statistics=self.statistics)
         model = self.method.build(self.table.classes, encoder, self.lattice, self.params)
-        load_weights_of(self.folder, model)
+        load_weights_of(folder, model)
         return model.to(self.device).eval()
 
     def apply(self, model: nn.Module, store: SlideStore, overwrite: bool) -> str:

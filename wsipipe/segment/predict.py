@@ -2,26 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import logging
+import resource
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from wsipipe.config import RunConfig, SegmentConfig
+from wsipipe.config import RunConfig, SegmentConfig, check
 from wsipipe.errors import StoreError
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
 from wsipipe.nn.checkpoint import Checkpoint
 from wsipipe.nn.encoders import normalise
 from wsipipe.runtime import Progress, Report, autocast, device, digest, silent, threads
-from wsipipe.segment.stitch import stitch
+from wsipipe.segment.flow import Flow, Pace
+from wsipipe.segment.stitch import Plan, Stitching, fitting, stitcher
 from wsipipe.segment.train import check_side, load
+from wsipipe.segment.views import VIEWS, mean_over_views
 from wsipipe.store import SlideStore
+from wsipipe.store.growing import GrowingMaps, forget
 from wsipipe.store.shards import SHARD_PX, Cell
+from wsipipe.windows import BLENDS, Cover
+
+log = logging.getLogger(__name__)
+
+BATCH_PX = 2**20
+"""Pixels of a batch on a CPU: 16 windows of 256 px."""
+
+ACCELERATOR_BATCH_PX = 2**22
+"""Pixels of a batch elsewhere."""
+
+MOST_WINDOWS = 64
+"""Windows of a batch at most."""
+
+MOST_READERS = 8
+"""Threads that read ahead at most."""
+
+_ROWS = 256  # of a mask that are set against the tissue at once: those of one chunk
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network on its device: windows uint8 [N, 3, S, S] -> class probabilities float32 [N, C, S, S].
+
+    Elsewhere than on a CPU every batch is filled up to `batch` windows, so that a window gets the same answer in a
+    batch that is not full: libraries choose their arithmetic by the size of the batch.
+    """
+
+    model: nn.Module
+    on: torch.device
+    views: int = 1
+    batch: int = 16
+
+    def pixels(self, rgb: NDArray[np.uint8]) -> Tensor:
+        """The windows as a tensor that the device can fetch while it computes; called by the threads that read."""
+        x = torch.from_numpy(rgb)
+        return x if self.on.type == "cpu" else x.pin_memory()
+
+    def __call__(self, rgb: Tensor) -> Callable[[], NDArray[np.float32]]:
+        """Start the network on windows; what is returned waits for the answer."""
+        count = len(rgb)
+        with torch.inference_mode(), autocast(self.on):
+            x = normalise(rgb.to(self.on, non_blocking=True))
+            if self.on.type == "cpu":
+                p = mean_over_views(self.model, x, self.views)
+                return p.numpy
+            filled = torch.cat([x, x[-1:].expand(self.batch - count, -1, -1, -1)]) if count < self.batch else x
+            p = mean_over_views(self.model, filled.contiguous(memory_format=torch.channels_last), self.views)[:count]
+            there = torch.empty(p.shape, dtype=p.dtype, pin_memory=True)
+            there.copy_(p, non_blocking=True)
+            ready = torch.Event(self.on)
+            ready.record()
+
+        def fetch() -> NDArray[np.float32]:
+            ready.synchronize()
+            return there.numpy()
+
+        return fetch
 
 
 def predict_stores(
@@ -32,137 +94,120 @@ def predict_stores(
     progress: Progress = silent,
     overwrite: bool = False,
 ) -> tuple[Report, list[Path]]:
-    """Write `labels/<name>` and `scores/<name>` of every store; returns the ledger and the stores that hold them."""
+    """Write `labels/<name>` and `scores/<name>` of every store; returns the ledger and the stores that hold them.
+
+    A slide whose stitching was killed goes on at the first shard that was not written, to the same bytes. The ledger
+    says of each slide how many windows were predicted (windows), how many a second (per_s), the share of the time in
+    which the network was at work (busy), and the most memory of the process so far (peak_mib).
+    """
     checkpoint, model = load(checkpoint_path)
-    check_side(config.window_px or checkpoint.patch_px)
-    on = device(run.device)
-    model.to(on).to(memory_format=torch.channels_last)
+    how = stitching(config, checkpoint)
+    model.to(device(run.device)).to(memory_format=torch.channels_last)
     name = config.name or checkpoint.network
     report, done = Report(run.max_failed), []
     for i, store in enumerate(stores):
         progress("stitch", i, len(stores), store.slide_id)
         with report.guard(store.slide_id):
-            status = _predict_store(model, checkpoint, store, name, config, run, overwrite)
-            report.add(store.slide_id, status, store=store.path)
+            job = _Job(store, name, checkpoint, how)
+            pace = job.run(model, run, progress, overwrite)
+            report.add(store.slide_id, "done" if pace else "skipped", store=store.path, **_told(store, pace))
             done.append(store.path)
     progress("stitch", len(stores), len(stores))
     report.write(Path(run.runs) / name / "segment.csv")
     return report, done
 
 
-def _predict_store(
-    model: nn.Module,
-    checkpoint: Checkpoint,
-    store: SlideStore,
-    name: str,
-    config: SegmentConfig,
-    run: RunConfig,
-    overwrite: bool,
-) -> str:
-    """One slide; returns done or skipped."""
+def stitching(config: SegmentConfig, checkpoint: Checkpoint) -> Stitching:
+    """How the options say that slides are stitched; ConfigError if that cannot be."""
     window_px = config.window_px or checkpoint.patch_px
-    stride_px = max(1, round(window_px * (1 - config.overlap)))
-    key = digest(checkpoint.digest, store.digest, window_px, stride_px, config.score_stride_px)
-    if store.current("labels", name, key, overwrite) and store.current("scores", name, key, overwrite):
-        return "skipped"
-    own = sum(store.grid.mpp) / 2
-    if abs(own / checkpoint.mpp - 1) > 0.05:
-        raise StoreError(
-            f"{store.path}: is at {own:g} um/px, the network at {checkpoint.mpp:g}; tile with --mpp {checkpoint.mpp:g}"
+    check_side(window_px)
+    how = Stitching(
+        window_px,
+        max(1, round(window_px * (1 - config.overlap))),
+        config.score_stride_px,
+        blend=config.blend,
+        views=config.views,
+        memory_mb=config.stitch_memory_mb,
+    )
+    check(how.blend in BLENDS, f"segment.blend: {how.blend!r} is not known; choose one of {', '.join(BLENDS)}")
+    check(how.views in VIEWS, f"segment.views: {how.views} is not one of {', '.join(map(str, VIEWS))}")
+    return how
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One slide to be mapped."""
+
+    store: SlideStore
+    name: str
+    checkpoint: Checkpoint
+    how: Stitching
+
+    @property
+    def key(self) -> str:
+        """Digest of all that the maps are made of; the budget of memory has no part in it."""
+        how = {k: v for k, v in asdict(self.how).items() if k != "memory_mb"}
+        return digest(self.checkpoint.digest, self.store.digest, how)
+
+    def run(self, model: nn.Module, run: RunConfig, progress: Progress, overwrite: bool) -> Pace | None:
+        """Map the slide, or go on with it; None if it is mapped already."""
+        store, classes = self.store, list(self.checkpoint.classes)
+        if all([store.current(kind, self.name, self.key, overwrite) for kind in ("labels", "scores")]):
+            forget(store, self.name)
+            return None
+        own = sum(store.grid.mpp) / 2
+        if abs(own / self.checkpoint.mpp - 1) > 0.05:
+            raise StoreError(
+                f"{store.path}: is at {own:g} um/px, the network at {self.checkpoint.mpp:g}; "
+                f"tile with --mpp {self.checkpoint.mpp:g}"
+            )
+        meta = {"digest": self.key, "classes": classes, "checkpoint": self.checkpoint.digest}
+        values = {0: "none", **{k + 1: n for k, n in enumerate(classes)}, IGNORE: "not predicted"}
+        with GrowingMaps(store, self.name, self.key, len(classes), self.how.cell_px, SHARD_PX) as maps:
+            pace = Pace(0, 0.0, 0.0) if maps.complete else self._stitch(maps, model, run, progress)
+            maps.finish(values, meta)
+        return pace
+
+    def _stitch(self, maps: GrowingMaps, model: nn.Module, run: RunConfig, progress: Progress) -> Pace:
+        """Predict and write the shards that are missing."""
+        store, how, on, channels = self.store, self.how, device(run.device), len(self.checkpoint.classes) + 1
+        most = (BATCH_PX if on.type == "cpu" else ACCELERATOR_BATCH_PX) // how.window_px**2
+        batch, width_px = fitting(how, channels, min(MOST_WINDOWS, max(1, most)), SHARD_PX)
+        cover = Cover.plan(store.grid.size_px, how.window_px, how.stride_px, store.patches().windows)
+        plan = Plan(store.grid.size_px, cover, width_px, how.cell_px, SHARD_PX)
+        tissue = store.labels("tissue")
+
+        def write(shard: Cell, mask: NDArray[np.uint8], scores: NDArray[np.uint8]) -> None:
+            own = plan.shard(shard)
+            for y in range(0, own.height_px, _ROWS):
+                rows = mask[y : y + _ROWS]
+                what = tissue.read(Window(own.x_px, own.y_px + y, own.width_px, len(rows)))
+                rows[(what == 0) & (rows != IGNORE)] = 0
+                rows[what == IGNORE] = IGNORE
+            maps.write(shard, mask, scores)
+
+        stitch = stitcher(plan, channels, how.blend, write, maps.written)
+        total = stitch.count()
+        network = Network(model, on, how.views, batch)
+        flow = Flow(
+            read=lambda items: network.pixels(store.read_batch([window for _, window in items])),
+            network=network,
+            take=stitch.add,
+            end=stitch.end,
+            readers=min(MOST_READERS, threads(run.workers)),
         )
-    bands = _Bands(store, len(checkpoint.classes), config.score_stride_px)
-    predict = predictor(model, store, device(run.device), threads(run.workers))
-    wanted = on_patches(store)
-    maps = stitch(predict, store.grid.size_px, len(checkpoint.classes) + 1, window_px, stride_px, wanted=wanted)
-    meta = {"digest": key, "classes": list(checkpoint.classes), "checkpoint": checkpoint.digest}
-    values = {0: "none", **{k + 1: n for k, n in enumerate(checkpoint.classes)}, IGNORE: "not predicted"}
-    store.write_labels(name, values, meta, bands.labels(b.values for b in maps))
-    store.write_scores(name, config.score_stride_px, meta, bands.scores())
-    return "done"
+        return flow.run(stitch.windows(), batch, lambda n: progress(f"stitch {store.slide_id}", n, total))
 
 
-def predictor(
-    model: nn.Module, store: SlideStore, on: torch.device, workers: int, batch: int = 16
-) -> Callable[[Sequence[Window]], NDArray[np.float32]]:
-    """A function from windows to class probabilities float32 [N, C, h, w]; windows are read ahead of the network."""
-
-    def predict(windows: Sequence[Window]) -> NDArray[np.float32]:
-        groups = [windows[i : i + batch] for i in range(0, len(windows), batch)]
-        out = []
-        with ThreadPoolExecutor(min(2, workers)) as pool, torch.inference_mode():
-            for rgb in pool.map(store.read_batch, groups):
-                with autocast(on):
-                    logits = model(normalise(torch.from_numpy(rgb).to(on)))
-                out.append(logits.float().softmax(1).cpu().numpy())
-        return np.concatenate(out)
-
-    return predict
-
-
-def on_patches(store: SlideStore) -> Callable[[Window], bool]:
-    """Whether a window overlaps any usable patch of the store."""
-    cell_px = 64
-    width, height = store.grid.size_px
-    held = np.zeros((-(-height // cell_px), -(-width // cell_px)), bool)
-    for w in store.patches().windows:
-        held[_cells(w.y_px, w.height_px, cell_px), _cells(w.x_px, w.width_px, cell_px)] = True
-    return lambda w: bool(held[_cells(w.y_px, w.height_px, cell_px), _cells(w.x_px, w.width_px, cell_px)].any())
-
-
-def _cells(start_px: int, length_px: int, cell_px: int) -> slice:
-    return slice(start_px // cell_px, -(-(start_px + length_px) // cell_px))
-
-
-class _Bands:
-    """Turn bands of probabilities into shards of mask values, and keep the scores, averaged over their stride."""
-
-    def __init__(self, store: SlideStore, classes: int, stride_px: int) -> None:
-        self.store, self.stride_px = store, stride_px
-        width, height = store.grid.size_px
-        self._sum = np.zeros((classes, -(-height // stride_px), -(-width // stride_px)), np.float32)
-        self._count = np.zeros(self._sum.shape[1:], np.float32)
-
-    def labels(self, bands: Iterator[NDArray[np.float32]]) -> Iterator[tuple[Cell, NDArray[np.uint8]]]:
-        """(shard, mask uint8) from bands float32 [C, h, W] (nan: not predicted); glass is 0, invalid pixels 255."""
-        width, height = self.store.grid.size_px
-        tissue = self.store.labels("tissue")
-        rows: list[NDArray[np.uint8]] = []
-        y = held = 0
-        for p in bands:
-            self._add_scores(p[1:], y)
-            mask = np.nan_to_num(p, nan=-1).argmax(0).astype(np.uint8)
-            mask[np.isnan(p[0])] = IGNORE
-            what = tissue.read(Window(0, y, width, len(mask)))
-            mask[(what == 0) & (mask != IGNORE)] = 0
-            mask[what == IGNORE] = IGNORE
-            rows.append(mask)
-            y, held = y + len(mask), held + len(mask)
-            while held >= SHARD_PX or (y == height and held):
-                block = np.concatenate(rows)
-                top, rest = block[:SHARD_PX], block[SHARD_PX:]
-                row = (y - held) // SHARD_PX
-                for col in range(-(-width // SHARD_PX)):
-                    yield (row, col), top[:, col * SHARD_PX : (col + 1) * SHARD_PX]
-                rows, held = [rest], len(rest)
-
-    def scores(self) -> Iterator[tuple[Cell, NDArray[np.uint8]]]:
-        """(shard, scores uint8 [K, h, w]) once all bands have passed; 0 where nothing was predicted."""
-        mean = self._sum / np.maximum(self._count, 1)
-        stored = np.rint(mean * 255).astype(np.uint8)
-        for row in range(-(-stored.shape[1] // SHARD_PX)):
-            for col in range(-(-stored.shape[2] // SHARD_PX)):
-                y, x = row * SHARD_PX, col * SHARD_PX
-                yield (row, col), stored[:, y : y + SHARD_PX, x : x + SHARD_PX]
-
-    def _add_scores(self, p: NDArray[np.float32], y_px: int) -> None:
-        """Add the rows of one band, which need not be a multiple of the stride."""
-        s = self.stride_px
-        known = ~np.isnan(p[0])
-        p = np.nan_to_num(p, nan=0.0)
-        columns = np.arange(0, p.shape[2], s)
-        row = (y_px + np.arange(p.shape[1])) // s
-        first = np.flatnonzero(np.diff(row, prepend=-1))
-        self._sum[:, row[first]] += np.add.reduceat(np.add.reduceat(p, columns, axis=2), first, axis=1)
-        self._count[row[first]] += np.add.reduceat(
-            np.add.reduceat(known, columns, axis=1, dtype=np.float32), first, axis=0
-        )
+def _told(store: SlideStore, pace: Pace | None) -> dict[str, str]:
+    """What the ledger and the log say of how one slide went."""
+    if pace is None:
+        return {}
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    per_s = pace.items / pace.seconds if pace.seconds else 0.0
+    log.info(
+        "%s: %d windows, %.1f a second, network at work %.0f %% of the time, peak memory %.0f MiB",
+        *(store.slide_id, pace.items, per_s, 100 * pace.busy, peak_mib),
+    )
+    told = {"windows": pace.items, "per_s": f"{per_s:.1f}", "busy": f"{pace.busy:.3f}", "peak_mib": f"{peak_mib:.0f}"}
+    return {k: str(v) for k, v in told.items()}

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsipipe.config import RunConfig, SegmentConfig, check
-from wsipipe.runtime import Progress, Report, silent
+from wsipipe.nn.group import join_group
+from wsipipe.runtime import Progress, Report, device, silent
 from wsipipe.segment.predict import predict_stores
 from wsipipe.segment.train import train
 from wsipipe.store import SlideStore
@@ -25,7 +26,8 @@ def segment(
 ) -> tuple[Report, list[Path]]:
     """Train on `labels/<config.labels>` (or take `checkpoint`) and, with `stitch`, map every store.
 
-    Returns the ledger and what was made: the checkpoint's JSON, or the stores that hold the maps.
+    Returns the ledger and what was made: the checkpoint's JSON, or the stores that hold the maps. Under torchrun the
+    processes train together, and each maps its share of the stores.
     """
     name = config.name or config.architecture
     check_name(name)
@@ -40,4 +42,5 @@ def segment(
         report = Report(run.max_failed)
         report.add(str(path), "done")
         return report, [path]
-    return predict_stores(stores, path, config, run, progress, overwrite)
+    own = stores[join_group(device(run.device)).own]
+    return predict_stores(own, path, config, run, progress, overwrite)

@@ -1,54 +1,290 @@
-"""Blend overlapping windows into one map, band by band: memory follows the width of the slide, not its area."""
+"""Which parts of a map are stitched one after the other within a budget of bytes, and how they become shards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
-from wsipipe.windows import blend_weight, starts
+from wsipipe.labels import IGNORE
+from wsipipe.segment.accumulate import PIECE_ROWS, Blend, Piece, cell_means, strongest
+from wsipipe.store.shards import SHARD_PX, Cell
+from wsipipe.windows import Cover, blend_weight
+
+READ_AHEAD = 4
+"""Batches of pixels that wait for the network at most."""
+
+WAITING = 2
+"""Batches of answers that wait to be added at most."""
+
+MOST_SHARDS_WIDE = 2
+"""Shards across the widest strip. Wider ones save little: windows over a seam are 1 in 65 at the usual settings."""
 
 
 @dataclass(frozen=True)
-class Band:
-    """Finished rows of a map: values float32 [C, h, W] from row `y_px` on, nan where no window reached."""
+class Stitching:
+    """How windows become a map.
 
-    y_px: int
-    values: NDArray[np.float32]
-
-
-def stitch(
-    predict: Callable[[Sequence[Window]], NDArray[np.float32]],
-    size_px: tuple[int, int],
-    channels: int,
-    window_px: int,
-    stride_px: int,
-    *,
-    wanted: Callable[[Window], bool] = lambda w: True,
-) -> Iterator[Band]:
-    """Yield the map of `size_px` (w, h) from top to bottom.
-
-    `predict` maps windows to float32 [N, C, window_px, window_px]; `wanted` tells which windows are worth it. Each
-    pixel is sum(w p) / sum(w) over the windows that cover it, w the half-pixel-offset Hann weight: a partition of
-    unity for every stride, also at borders and beside windows left out.
+    window_px, stride_px: of the windows. blend: one of `windows.BLENDS`. cell_px: px of the map that one score covers.
+    views: test-time views of a window. memory_mb: what sums, buffers and queues may take, in 10^6 bytes.
     """
-    width, height = size_px
-    weight = blend_weight(window_px)
-    total = np.zeros((channels, window_px, width), np.float32)
-    norm = np.zeros((window_px, width), np.float32)
-    tops = starts(height, window_px, stride_px)
-    for y, below in zip(tops, [*tops[1:], height], strict=True):
-        row = [w for x in starts(width, window_px, stride_px) if wanted(w := Window(x, y, window_px, window_px))]
-        values = predict(row) if row else np.zeros((0, channels, window_px, window_px), np.float32)
-        for w, p in zip(row, values, strict=True):
-            n = min(window_px, width - w.x_px)
-            total[:, :, w.x_px : w.x_px + n] += (p * weight)[:, :, :n]
-            norm[:, w.x_px : w.x_px + n] += weight[:, :n]
-        done = below - y
-        with np.errstate(invalid="ignore", divide="ignore"):
-            yield Band(y, total[:, :done] / norm[:done])
-        total = np.concatenate([total[:, done:], np.zeros((channels, done, width), np.float32)], axis=1)
-        norm = np.concatenate([norm[done:], np.zeros((done, width), np.float32)])
+
+    window_px: int
+    stride_px: int
+    cell_px: int = 8
+    blend: str = "hann"
+    views: int = 1
+    memory_mb: int = 512
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The strips of one map, and the shards that come of them.
+
+    size_px: (w, h). width_px: of a strip, a multiple or an aliquot part of `shard_px`. Strips as wide as a shard or
+    wider run from top to bottom; narrower ones fill one shard after the other. A window on the seam of two strips is
+    predicted for both.
+    """
+
+    size_px: tuple[int, int]
+    cover: Cover
+    width_px: int
+    cell_px: int = 1
+    shard_px: int = SHARD_PX
+
+    def shard(self, shard: Cell) -> Window:
+        """The pixels of a shard."""
+        n, (width, height) = self.shard_px, self.size_px
+        y, x = shard[0] * n, shard[1] * n
+        return Window(x, y, min(n, width - x), min(n, height - y))
+
+    def area(self, own: Window) -> Window:
+        """A window grown to whole cells of scores, as far as the map reaches."""
+        c = self.cell_px
+        x, y = own.x_px // c * c, own.y_px // c * c
+        right, bottom = (
+            min(n, -(-end // c) * c)
+            for n, end in zip(self.size_px, (own.x_px + own.width_px, own.y_px + own.height_px), strict=True)
+        )
+        return Window(x, y, right - x, bottom - y)
+
+    def wanted(self) -> list[Cell]:
+        """The shards that any window reaches, or any cell of scores that begins in them."""
+        cols, rows = (range(-(-n // self.shard_px)) for n in self.size_px)
+        return [s for s in product(rows, cols) if self.cover.count(self.area(self.shard(s)))]
+
+    def strips(self, todo: Collection[Cell]) -> Iterator[Window]:
+        """The parts of the map (px) that make the shards `todo`, in the order in which they are to be stitched."""
+        n, (width, height) = self.shard_px, self.size_px
+        if self.width_px < n:
+            for shard in sorted(todo):
+                own = self.shard(shard)
+                for x in range(0, own.width_px, self.width_px):
+                    yield Window(own.x_px + x, own.y_px, min(self.width_px, own.width_px - x), own.height_px)
+            return
+        across = self.width_px // n
+        rows: dict[int, set[int]] = {}
+        for row, col in todo:
+            rows.setdefault(col // across, set()).add(row)
+        for strip in sorted(rows):
+            x = strip * self.width_px
+            for first, last in _runs(rows[strip]):
+                yield Window(x, first * n, min(self.width_px, width - x), min(last * n, height) - first * n)
+
+
+def _runs(numbers: Collection[int]) -> Iterator[tuple[int, int]]:
+    """Runs of consecutive numbers as (first, one after the last)."""
+    ordered = sorted(numbers)
+    starts = [i for i in ordered if i - 1 not in numbers]
+    ends = [i + 1 for i in ordered if i + 1 not in numbers]
+    yield from zip(starts, ends, strict=True)
+
+
+@dataclass
+class Stitcher:
+    """Adds the answers of windows to the sums of their strips, and turns finished rows into shards.
+
+    `write` gets (shard, mask uint8 [h, w] of the strongest channel or 255, scores uint8 [C - 1, rows, cols] of all
+    channels but the first, 255 = 1.0); the scores of a shard are those whose first pixel lies in it.
+    """
+
+    plan: Plan
+    channels: int
+    weight: NDArray[np.float32]
+    write: Callable[[Cell, NDArray[np.uint8], NDArray[np.uint8]], None]
+    todo: set[Cell]
+    _strip: Window | None = None
+    _blend: Blend | None = None
+    _open: dict[Cell, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = field(default_factory=dict)
+
+    def windows(self) -> Iterator[tuple[Window, Window]]:
+        """(strip, window) in the order in which `add` must get their answers."""
+        for strip in list(self.plan.strips(self.todo)):
+            for window in self.plan.cover.touching(self.plan.area(strip)):
+                yield strip, window
+
+    def count(self) -> int:
+        """Number of windows that are still to be predicted."""
+        return sum(self.plan.cover.count(self.plan.area(s)) for s in self.plan.strips(self.todo))
+
+    def add(self, items: Sequence[tuple[Window, Window]], answers: NDArray[np.float32]) -> None:
+        """Add the answers float32 [N, C, side, side] of N (strip, window)."""
+        for (strip, window), p in zip(items, answers, strict=True):
+            blend = self._blend if strip == self._strip and self._blend else self._begin(strip)
+            self._take(strip, blend, window.y_px)
+            blend.add(window, p)
+
+    def end(self) -> None:
+        """All windows are there: finish what is not yet written."""
+        self._end_strip()
+        self._write(list(self._open))
+
+    def _begin(self, strip: Window) -> Blend:
+        self._end_strip()
+        shards = self._shards(strip, strip.y_px, strip.y_px + strip.height_px)
+        self._write([shard for shard in self._open if shard not in shards])
+        for shard in shards:
+            if not self._holds(strip, shard):
+                self._buffers(shard)
+        self._strip, self._blend = strip, Blend(self.plan.area(strip), self.channels, self.weight, self._cell)
+        return self._blend
+
+    def _end_strip(self) -> None:
+        if self._strip is not None and self._blend is not None:
+            area = self._blend.area
+            self._take(self._strip, self._blend, area.y_px + area.height_px)
+        self._strip = self._blend = None
+
+    def _holds(self, strip: Window, shard: Cell) -> bool:
+        """Whether a shard is as wide as the strip or narrower, so that it needs no other strip."""
+        return strip.width_px >= self.plan.shard(shard).width_px
+
+    def _write(self, shards: Sequence[Cell]) -> None:
+        for shard in shards:
+            self.write(shard, *self._buffers(shard))
+            del self._open[shard]
+            self.todo.discard(shard)
+
+    @property
+    def _cell(self) -> int:
+        return self.plan.cell_px
+
+    def _take(self, strip: Window, blend: Blend, until_px: int) -> None:
+        if until_px <= blend.next_px:
+            return
+        for piece in blend.take(until_px):
+            self._paint(strip, piece)
+        areas = {s: self.plan.area(self.plan.shard(s)) for s in self._shards(strip, strip.y_px, blend.next_px)}
+        self._write(
+            [s for s, area in areas.items() if area.y_px + area.height_px <= blend.next_px and self._holds(strip, s)]
+        )
+
+    def _shards(self, strip: Window, y1: int, y2: int) -> list[Cell]:
+        """The shards to be made that lie in the strip and in rows [y1, y2)."""
+        n = self.plan.shard_px
+        y1, y2 = max(y1, strip.y_px), min(y2, strip.y_px + strip.height_px)
+        cells = product(range(y1 // n, -(-y2 // n)), range(strip.x_px // n, -(-_right(strip) // n)))
+        return [cell for cell in cells if cell in self.todo]
+
+    def _paint(self, strip: Window, piece: Piece) -> None:
+        """Put a piece into the buffers of the shards that it lies on."""
+        mask = strongest(piece, IGNORE)
+        scores = np.rint(cell_means(piece, self._cell, first=1) * 255).astype(np.uint8)
+        y, x, c = piece.y_px, piece.x_px, self._cell
+        for shard in self._shards(strip, y, y + len(mask)):
+            into, its_scores = self._buffers(shard)
+            own = self.plan.shard(shard)
+            # narrow strips share a shard: what lies beyond the strip is another's, which knows more windows
+            rows, cols = (slice(a, b) for a, b in _common(own, strip))
+            _paste(into, (own.y_px, own.x_px), mask, (y, x), (rows, cols))
+            first = -(-own.y_px // c), -(-own.x_px // c)
+            within = tuple(slice(-(-s.start // c), -(-s.stop // c)) for s in (rows, cols))
+            _paste(its_scores, first, scores, (y // c, x // c), within)
+
+    def _buffers(self, shard: Cell) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        if shard not in self._open:
+            own, c = self.plan.shard(shard), self._cell
+            rows, cols = (
+                -(-(start + length) // c) + (-start // c)
+                for start, length in ((own.y_px, own.height_px), (own.x_px, own.width_px))
+            )
+            mask = np.full((own.height_px, own.width_px), IGNORE, np.uint8)
+            self._open[shard] = mask, np.zeros((self.channels - 1, rows, cols), np.uint8)
+        return self._open[shard]
+
+
+def _right(window: Window) -> int:
+    return window.x_px + window.width_px
+
+
+def _common(a: Window, b: Window) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The rows and columns that two windows share."""
+    rows = max(a.y_px, b.y_px), min(a.y_px + a.height_px, b.y_px + b.height_px)
+    return rows, (max(a.x_px, b.x_px), min(_right(a), _right(b)))
+
+
+def _paste(
+    into: NDArray[np.uint8],
+    at: tuple[int, int],
+    values: NDArray[np.uint8],
+    origin: tuple[int, int],
+    within: tuple[slice, ...],
+) -> None:
+    """Copy the part of `values` (its first pixel at `origin`) inside `within` into an array whose first is at `at`."""
+    inside = []
+    for own, length, first, n, bounds in zip(at, into.shape[-2:], origin, values.shape[-2:], within, strict=True):
+        a, b = max(first, bounds.start, own), min(first + n, bounds.stop, own + length)
+        if a >= b:
+            return
+        inside.append((slice(a - own, b - own), slice(a - first, b - first)))
+    (to_rows, rows), (to_cols, cols) = inside
+    into[..., to_rows, to_cols] = values[..., rows, cols]
+
+
+def stitcher(
+    plan: Plan,
+    channels: int,
+    blend: str,
+    write: Callable[[Cell, NDArray[np.uint8], NDArray[np.uint8]], None],
+    done: Collection[Cell] = (),
+) -> Stitcher:
+    """A `Stitcher` of the shards of the plan that are wanted and not `done`."""
+    weight = blend_weight(plan.cover.side_px, blend)
+    return Stitcher(plan, channels, weight, write, set(plan.wanted()) - set(done))
+
+
+def fitting(how: Stitching, channels: int, batch: int, shard_px: int = SHARD_PX) -> tuple[int, int]:
+    """The largest (windows a batch, px across a strip) that the budget allows, up to `batch` and `MOST_SHARDS_WIDE`.
+
+    ConfigError, which says what would do, if nothing fits.
+    """
+    batches = [batch >> i for i in range(batch.bit_length())]
+    wide = [n * shard_px for n in range(MOST_SHARDS_WIDE, 0, -1)]
+    narrow = [shard_px >> i for i in range(1, shard_px.bit_length()) if shard_px >> i >= how.window_px]
+    options = [(b, w) for b in batches for w in wide] + [(b, w) for w in narrow for b in batches]
+    for option in options:
+        if needed_bytes(how, channels, *option, shard_px) <= how.memory_mb * 1e6:
+            return option
+    least = min(needed_bytes(how, channels, *option, shard_px) for option in options)
+    raise ConfigError(
+        f"segment.stitch_memory_mb: {how.memory_mb} MB are too few for windows of {how.window_px} px and "
+        f"{channels - 1} classes: {-(-least // 10**6)} MB are needed; raise --stitch-memory or "
+        "choose a smaller --window"
+    )
+
+
+def needed_bytes(how: Stitching, channels: int, batch: int, width_px: int, shard_px: int = SHARD_PX) -> int:
+    """What sums, shards in the making, and batches in queues take at most; the size of the slide has no part in it."""
+    n, c = how.window_px, how.cell_px
+    across = width_px + 2 * c
+    sums = 4 * (channels + 1) * (n + c) * across + 4 * channels * n * n
+    pieces = (2 * 4 * channels + 16) * max(PIECE_ROWS, c) * across
+    shards = max(width_px, shard_px) * shard_px
+    scores = 2 * (channels - 1) * (max(width_px, shard_px) // c + 1) * (shard_px // c + 1)
+    queues = batch * n * n * (3 * (READ_AHEAD + 2) + 4 * channels * (WAITING + 3))
+    return sums + pieces + shards + scores + queues

@@ -25,6 +25,9 @@ from wsipipe.store import SlideStore
 
 log = logging.getLogger(__name__)
 
+NOT_OF_TRAINING = ("window_px", "overlap", "blend", "views", "stitch_memory_mb", "score_stride_px", "tensorboard")
+"""Options that change no weight."""
+
 SIDE_MULTIPLE_PX = 32
 """Encoders halve an image five times."""
 
@@ -45,7 +48,7 @@ def train(
     encoder, weights = chosen_encoder(config.encoder, config.weights)
     key = digest(
         [s.attributes("labels", config.labels)["digest"] for s in chosen],
-        {k: v for k, v in asdict(config).items() if k not in ("window_px", "overlap", "score_stride_px")},
+        {k: v for k, v in asdict(config).items() if k not in NOT_OF_TRAINING},
         run.seed,
         weights_digest(weights),
     )

@@ -237,15 +237,10 @@ class SlideStore:
         `values` names the mask values; `shards` yields (shard, uint8 [h, w] of that shard). Absent shards are 255.
         """
         with self._replacing("labels", name) as path:
-            arrays = []
-            for level in range(self.grid.levels):
-                spec = ArraySpec(self.grid.level_shape(level), "uint8", IGNORE)
-                arrays.append(layout.create_array(path / str(level), spec, "yx"))
+            specs = label_specs(self.grid, self.mask_spec)
+            arrays = [layout.create_array(path / str(level), spec, "yx") for level, spec in enumerate(specs)]
             stored = {"0": {shard_key(shard): arrays[0].write_region(shard, pixels) for shard, pixels in shards}}
-            for level, (fine, coarse) in enumerate(pairwise(arrays), 1):
-                stored[str(level)] = _decimate(fine, coarse)
-            attributes = {"kind": "labels", **meta, "stored": stored}
-            layout.write_group(path, layout.label_attributes(name, self.grid, values, attributes))
+            finish_labels(path, name, self.grid, values, {**meta, "stored": stored}, arrays)
 
     def write_tissue(self, tissue: TissueLevels, meta: Mapping[str, Any]) -> None:
         """Write `labels/tissue`; chunks that are all glass are left out."""
@@ -267,14 +262,11 @@ class SlideStore:
         """Write `scores/<name>` aside, then rename; `shards` yields (shard, uint8 [class, h, w]), 255 = 1.0."""
         width, height = (-(-n // stride_px) for n in self.grid.size_px)
         classes = meta["classes"]
-        scales = layout.multiscales(name, self.grid, "cyx", stride_px)
-        scales["datasets"] = scales["datasets"][:1]
-        attributes = {"kind": "scores", "stride_px": stride_px, **meta}
         with self._replacing("scores", name) as path:
             array = layout.create_array(path / "0", ArraySpec((len(classes), height, width), "uint8", 0), "cyx")
             stored = {"0": {shard_key(shard): array.write_region(shard, values) for shard, values in shards}}
-            ome = {"version": "0.5", "multiscales": [scales]}
-            layout.write_group(path, {"ome": ome, "wsipipe": {**attributes, "stored": stored}})
+            attributes = {**meta, "stored": stored}
+            layout.write_group(path, score_attributes(name, self.grid, stride_px, attributes))
 
     @contextmanager
     def _replacing(self, kind: str, name: str) -> Iterator[Path]:
@@ -288,9 +280,12 @@ class SlideStore:
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-        final = self.path / kind / name
+        self.put(kind, name, aside)
+
+    def put(self, kind: str, name: str, aside: Path) -> None:
+        """Make the complete folder `aside` to `<kind>/<name>`, in the place of what may be there."""
         with FileLock(lock_file(self.path)):
-            swap(aside, final)
+            swap(aside, self.path / kind / name)
             if kind == "labels":
                 listed = {"version": "0.5", "labels": self.names("labels")}
                 layout.write_group(self.path / "labels", {"ome": listed})
@@ -301,6 +296,36 @@ class SlideStore:
         if key not in self._arrays:
             self._arrays[key] = ShardedArray(self.path / key)
         return self._arrays[key]
+
+
+def label_specs(grid: Grid, finest: ArraySpec) -> list[ArraySpec]:
+    """What the levels of a mask are like, the finest first."""
+    coarser = [ArraySpec(grid.level_shape(level), "uint8", IGNORE) for level in range(1, grid.levels)]
+    return [finest, *coarser]
+
+
+def finish_labels(
+    path: Path,
+    name: str,
+    grid: Grid,
+    values: Mapping[int, str],
+    meta: Mapping[str, Any],
+    arrays: Sequence[ShardedArray],
+) -> None:
+    """Make the coarser levels of a mask of its finest (`meta` tells what that stores), then the group's metadata."""
+    stored = dict(meta["stored"])
+    for level, (fine, coarse) in enumerate(pairwise(arrays), 1):
+        stored[str(level)] = _decimate(fine, coarse)
+    attributes = {"kind": "labels", **meta, "stored": stored}
+    layout.write_group(path, layout.label_attributes(name, grid, values, attributes))
+
+
+def score_attributes(name: str, grid: Grid, stride_px: int, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes of the group `scores/<name>`."""
+    scales = layout.multiscales(name, grid, "cyx", stride_px)
+    scales["datasets"] = scales["datasets"][:1]
+    ome = {"version": "0.5", "multiscales": [scales]}
+    return {"ome": ome, "wsipipe": {"kind": "scores", "stride_px": stride_px, **meta}}
 
 
 def lock_file(path: Path) -> Path:

@@ -1,0 +1,217 @@
+"""What benchmarks/segment.py runs of wsipipe itself, each in a process of its own.
+
+    python benchmarks/peers/stitch_own.py store --out FOLDER --size PX [--full]
+    python benchmarks/peers/stitch_own.py pace|memory|naive --store STORE
+    python benchmarks/peers/stitch_own.py merge --size PX
+
+The answer is a line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from wsipipe.config import RunConfig, SegmentConfig
+from wsipipe.geometry import Grid, Window
+from wsipipe.nn.checkpoint import Checkpoint
+from wsipipe.nn.encoders import MEAN, STD, normalise
+from wsipipe.nn.segmenters import create_segmenter
+from wsipipe.runtime import autocast
+from wsipipe.segment import predict
+from wsipipe.segment.stitch import Plan, stitcher
+from wsipipe.store import PatchTable, SlideStore
+from wsipipe.store.growing import GrowingMaps
+from wsipipe.store.shards import SHARD_PX, Cell
+from wsipipe.store.slide_store import shard_windows
+from wsipipe.store.tissue_levels import TissueLevels
+from wsipipe.windows import Cover, blend_weight
+
+WINDOW_PX, STRIDE_PX, BATCH = 256, 128, 16
+CLASSES = ("a", "b", "c")
+STEP_PX = 256
+
+
+def tissue_squares(size_px: int, full: bool) -> NDArray[np.bool_]:
+    """Which squares of 256 px hold tissue: all, or a stripe across the slide and one from top to bottom."""
+    n = -(-size_px // STEP_PX)
+    held = np.full((n, n), full)
+    held[n // 2] = held[:, n // 2] = True
+    return held
+
+
+def make_store(path: Path, size_px: int, full: bool) -> None:
+    """A store of one tissue-like chunk repeated wherever there is tissue."""
+    held = tissue_squares(size_px, full)
+    grid = Grid((size_px, size_px), (0.5, 0.5), (1.0, 1.0), WINDOW_PX, WINDOW_PX)
+    store = SlideStore.create(path, grid, 85, {"slide_id": path.stem, "pixel_digest": str(size_px)})
+    rng = np.random.default_rng(0)
+    soft = rng.normal(0, 12, (32, 32, 3)).repeat(8, 0).repeat(8, 1) + rng.normal(0, 6, (256, 256, 3))
+    chunk = np.clip(soft + np.array([200, 130, 180]), 0, 255).astype(np.uint8)
+    spec = store.pixels().spec
+    body = (spec.encode(np.moveaxis(chunk, -1, 0)),)
+    stored = {}
+    for shard, _ in shard_windows(spec):
+        chunks = [(cell, body) for cell in spec.chunks_of_shard(shard) if held[cell]]
+        stored[f"{shard[0]}.{shard[1]}"] = store.pixels().write_shard(shard, chunks)
+    store.write_tissue(TissueLevels(held.astype(np.uint8), STEP_PX), {})
+    cells = np.argwhere(held).astype(np.int32)
+    store.write_patches(PatchTable(grid, cells, np.ones(len(cells), np.float32), np.zeros(len(cells), np.uint8)))
+
+
+def network(name: str) -> nn.Module:
+    """One convolution, or the default network of `wsipipe segment`."""
+    torch.manual_seed(0)
+    made = nn.Conv2d(3, len(CLASSES) + 1, 3, padding=1) if name == "conv" else create_segmenter("unet", name, 4)
+    return made.eval().to(memory_format=torch.channels_last)
+
+
+def stitch(model: nn.Module, store: SlideStore, folder: str) -> dict[str, str]:
+    """Map the store as `wsipipe segment --stitch` does; the row of the ledger."""
+    note = Checkpoint("unet", "resnet18_half", CLASSES, 0.5, WINDOW_PX, "digest", MEAN, STD, {})
+    predict.load = lambda path: (note, model)  # type: ignore[assignment]
+    run = RunConfig(stores=folder, runs=folder, device="cpu")
+    report, _ = predict.predict_stores([store], Path("model.json"), SegmentConfig(name="bench"), run, overwrite=True)
+    assert report.exit_code == 0, report.rows
+    return report.rows[0]
+
+
+def windows_of(store: SlideStore) -> list[Window]:
+    """The windows that a map of the store needs, each once."""
+    cover = Cover.plan(store.grid.size_px, WINDOW_PX, STRIDE_PX, store.patches().windows)
+    return list(cover.touching(Window(0, 0, *store.grid.size_px)))
+
+
+def groups(windows: list[Window]) -> Iterator[list[Window]]:
+    for first in range(0, len(windows), BATCH):
+        yield windows[first : first + BATCH]
+
+
+def pace(store: SlideStore, encoder: str, rounds: int) -> dict[str, object]:
+    """Windows a second, by the clock and by processor time, of the bare network and of stitching, in turns."""
+    model, windows = network(encoder), windows_of(store)
+    batches = [normalise(torch.from_numpy(store.read_batch(g))) for g in groups(windows)]
+    found: dict[str, list[float]] = {k: [] for k in ("bare", "stitched", "bare_cpu", "stitched_cpu", "busy")}
+
+    def alone() -> None:
+        with torch.inference_mode(), autocast(torch.device("cpu")):
+            for x in batches:
+                model(x)
+
+    def stitching() -> None:
+        for kind in ("labels", "scores"):
+            shutil.rmtree(store.path / kind / "bench", ignore_errors=True)
+        with tempfile.TemporaryDirectory() as folder:
+            found["busy"].append(float(stitch(model, store, folder)["busy"]))
+
+    with torch.inference_mode(), autocast(torch.device("cpu")):
+        model(batches[0])  # warms up
+    for _ in range(rounds):
+        for name, work in (("bare", alone), ("stitched", stitching)):
+            clock, cpu = time.perf_counter(), time.process_time()
+            work()
+            found[name].append(len(windows) / (time.perf_counter() - clock))
+            found[f"{name}_cpu"].append(len(windows) / (time.process_time() - cpu))
+    return {"windows": len(windows), **found}
+
+
+def naive(model: nn.Module, store: SlideStore) -> dict[str, float]:
+    """The whole map in arrays: read, predict, add, one after the other; then the mask, written with the store."""
+    width, height = store.grid.size_px
+    windows, weight = windows_of(store), blend_weight(WINDOW_PX)
+    started = time.perf_counter()
+    total, norm = np.zeros((len(CLASSES) + 1, height, width), np.float32), np.zeros((height, width), np.float32)
+    with torch.inference_mode():
+        for group in groups(windows):
+            p = model(normalise(torch.from_numpy(store.read_batch(group)))).softmax(1).numpy()
+            for w, values in zip(group, p, strict=True):
+                h, v = min(WINDOW_PX, height - w.y_px), min(WINDOW_PX, width - w.x_px)
+                part = np.s_[w.y_px : w.y_px + h, w.x_px : w.x_px + v]
+                total[:, *part] += (values * weight)[:, :h, :v]
+                norm[part] += weight[:h, :v]
+    mask = np.where(norm > 0, (total / np.maximum(norm, 1e-30)).argmax(0), 255).astype(np.uint8)
+
+    def shards() -> Iterator[tuple[Cell, NDArray[np.uint8]]]:
+        for shard, w in shard_windows(store.mask_spec):
+            yield shard, mask[w.y_px : w.y_px + w.height_px, w.x_px : w.x_px + w.width_px]
+
+    store.write_labels("naive", {0: "none", 1: "a", 2: "b", 3: "c"}, {"digest": "n"}, shards())
+    return {"windows": len(windows), "seconds": time.perf_counter() - started}
+
+
+def merge(path: Path, size_px: int) -> dict[str, object]:
+    """Adding the answers of windows everywhere, masks and scores written; one array stands for all answers."""
+    grid = Grid((size_px, size_px), (0.5, 0.5), (1.0, 1.0), WINDOW_PX, WINDOW_PX)
+    store = SlideStore.create(path, grid, 85, {"slide_id": path.stem, "pixel_digest": ""})
+    p = np.random.default_rng(0).random((BATCH, len(CLASSES) + 1, WINDOW_PX, WINDOW_PX)).astype(np.float32)
+    plan = Plan(grid.size_px, Cover.plan(grid.size_px, WINDOW_PX, STRIDE_PX), 2 * SHARD_PX, 8)
+    before_mib, started, count = resident_mib(), time.perf_counter(), 0
+    with GrowingMaps(store, "merged", "", len(CLASSES), 8) as maps:
+        stitch = stitcher(plan, len(CLASSES) + 1, "hann", maps.write)
+        items = stitch.windows()
+        while some := list(islice(items, BATCH)):
+            stitch.add(some, p[: len(some)])
+            count += len(some)
+        stitch.end()
+        maps.finish({0: "none"}, {"digest": "", "classes": list(CLASSES)})
+    return {"windows": count, "seconds": time.perf_counter() - started, "before_mib": before_mib}
+
+
+def resident_mib() -> float:
+    """Memory that the process holds now."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
+
+
+def warmed() -> tuple[nn.Module, float]:
+    """The network of one convolution after one batch, and the MiB that the process holds then."""
+    model = network("conv")
+    rgb = torch.zeros((BATCH, 3, WINDOW_PX, WINDOW_PX), dtype=torch.uint8)
+    with torch.inference_mode(), autocast(torch.device("cpu")):
+        model(normalise(rgb)).softmax(1)
+    return model, resident_mib()
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("store", "pace", "memory", "naive", "merge"))
+    parser.add_argument("--store", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--encoder", default="resnet18_half")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    answer: dict[str, object] = {}
+    if args.what == "store":
+        make_store(args.out, args.size, args.full)
+    elif args.what == "merge":
+        with tempfile.TemporaryDirectory() as folder:
+            answer = merge(Path(folder) / "merged.zarr", args.size)
+    elif args.what == "pace":
+        answer = pace(SlideStore(args.store), args.encoder, args.rounds)
+    else:
+        model, before_mib = warmed()
+        if args.what == "naive":
+            answer = {**naive(model, SlideStore(args.store)), "before_mib": before_mib}
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                row = stitch(model, SlideStore(args.store), folder)
+            answer = {"windows": int(row["windows"]), "per_s": float(row["per_s"]), "before_mib": before_mib}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
