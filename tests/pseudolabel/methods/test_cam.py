@@ -18,7 +18,8 @@ from wsipipe.labels import IGNORE
 from wsipipe.nn.encoders import MEAN, STD, Statistics, create_encoder, expect, normalise
 from wsipipe.pseudolabel.lattice import Lattice
 from wsipipe.pseudolabel.methods import cam
-from wsipipe.pseudolabel.methods.cam import CamClassifier, Params
+from wsipipe.pseudolabel.methods.cam import Params
+from wsipipe.pseudolabel.parts.cam_classifier import CamClassifier
 from wsipipe.runtime import Report
 from wsipipe.store import SlideStore
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,21 +27,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsipipe.config import check, option
-from wsipipe.errors import ConfigError
 from wsipipe.labels import Classes
-from wsipipe.nn.encoders import normalise, tokens
+from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import fresh
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.lattice import Lattice
 from wsipipe.pseudolabel.method import Fitting, ScoreMap, strongest
+from wsipipe.pseudolabel.parts.cam_classifier import CamClassifier
 from wsipipe.pseudolabel.parts.windows import WindowTraining, draw_windows, slide_maps, train_windows
 from wsipipe.runtime import autocast
 from wsipipe.store import SlideStore
 
 REFINEMENT = "none"
-
-MOST_STRIDE = 16
-"""Input px that one cell of the feature map may stand for; 14 x 14 cells of 224 px in the paper."""
 
 
 @dataclass(frozen=True)
@@ -66,43 +62,6 @@ class Params:
             check(getattr(self, name) >= 2, f"cam.{name}: {getattr(self, name)} is below 2")
         check(0 < self.min_tissue <= 1, f"cam.min_tissue: {self.min_tissue} is not a share above 0")
         check(0 < self.threshold < 1, f"cam.threshold: {self.threshold} is outside 0..1")
-
-
-class CamClassifier(nn.Module):
-    """A backbone, global average pooling, and a linear layer that may stand before the pooling too."""
-
-    def __init__(self, encoder: nn.Module, input_px: int, classes: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.level = _level(encoder)
-        encoder.eval()
-        with torch.inference_mode():
-            width = self.features(torch.zeros(1, 3, input_px, input_px)).shape[1]
-        self.linear = nn.Linear(width, classes)
-
-    def features(self, x: Tensor) -> Tensor:
-        """f_k(x, y): windows (normalised) float [B, 3, s, s] -> float [B, D, h, w]."""
-        return tokens(self.encoder, x, self.level).movedim(-1, 1)
-
-    def maps(self, x: Tensor) -> Tensor:
-        """M_c(x, y), eq. 2: windows (normalised) float [B, 3, s, s] -> float [B, K, h, w]."""
-        return torch.einsum("ck,bkyx->bcyx", self.linear.weight, self.features(x))
-
-    def evidence(self, maps: Tensor) -> Tensor:
-        """S_c, eq. 1, with the bias: maps float [B, K, h, w] -> logits float [B, K]."""
-        return maps.mean((2, 3)) + self.linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Windows (normalised) float [B, 3, s, s] -> logits float [B, K]: several, one or none may hold."""
-        return self.evidence(self.maps(x))
-
-
-def _level(encoder: nn.Module) -> int:
-    """Index of the deepest feature map at a stride of `MOST_STRIDE` at most, or of the last if all are coarser."""
-    strides = [int(level["reduction"]) for level in cast(Any, getattr(encoder, "feature_info", None) or ())]
-    if not strides or not hasattr(encoder, "forward_intermediates"):
-        raise ConfigError(f"cam: {type(encoder).__name__} gives no feature maps; choose another --encoder")
-    return max((i for i, s in enumerate(strides) if s <= MOST_STRIDE), default=len(strides) - 1)
 
 
 def lattice(patch_px: int, params: Params) -> Lattice:

@@ -1,0 +1,343 @@
+"""IRNet: maps, seeds and scores by their formulas, what training is given, and boundaries that are learnt."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from textures import textured_tile, tiled_pictures, tissue
+from torch import Tensor
+
+from wsipipe.errors import ConfigError
+from wsipipe.geometry import Window
+from wsipipe.labels import IGNORE, Classes
+from wsipipe.nn.boundary import BoundaryNet
+from wsipipe.nn.encoders import create_encoder, normalise
+from wsipipe.pseudolabel.bags import Bag
+from wsipipe.pseudolabel.lattice import Lattice
+from wsipipe.pseudolabel.method import ScoreMap
+from wsipipe.pseudolabel.methods import irnet
+from wsipipe.pseudolabel.methods.irnet import IrNet, Params, granted, highest, seed_pools, train_boundary, window_seeds
+from wsipipe.pseudolabel.parts.walk import Walk, random_walk
+from wsipipe.pseudolabel.parts.windows import Windows
+from wsipipe.runtime import Compute
+from wsipipe.store import SlideStore
+
+NAN = float("nan")
+CPU = torch.device("cpu")
+LATTICE = Lattice(8, 64, 2)
+
+
+def encoder() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return create_encoder("resnet18_quarter").eval()
+
+
+def network(classes: int = 2, bias: float | None = None, **params: Any) -> IrNet:
+    names = Classes(tuple("abc"[:classes]))
+    torch.manual_seed(1)
+    model = irnet.build(names, encoder(), LATTICE, Params(**params))
+    assert isinstance(model, IrNet)
+    if bias is not None:
+        torch.nn.init.constant_(model.classifier.linear.bias, bias)
+    return model.eval()
+
+
+def windows(count: int, labels: list[list[float]], patch: bool = True, seed: int = 0) -> Windows:
+    """Windows of 32 px of noise, their right quarter being glass."""
+    rng = np.random.default_rng(seed)
+    mask = np.ones((count, 32, 32), bool)
+    mask[:, :, 24:] = False
+    rgb = rng.integers(0, 256, (count, 3, 32, 32)).astype(np.uint8)
+    return Windows(rgb, mask, torch.tensor(labels), np.arange(count), np.full(count, patch))
+
+
+def slow_maps(model: IrNet, x: Tensor, scales: tuple[float, ...]) -> Tensor:
+    """Step 1, one scale and one image after the other."""
+    total = torch.zeros(len(x), 2, 8, 8)
+    for scale in scales:
+        side = round(32 * scale)
+        sized = F.interpolate(x, size=(side, side), mode="bilinear", align_corners=False)
+        for mirrored in (False, True):
+            maps = model.classifier.maps(torch.flip(sized, [3]) if mirrored else sized)
+            maps = torch.where(maps > 0, maps, 0)
+            maps = torch.flip(maps, [3]) if mirrored else maps
+            total += F.interpolate(maps, size=(8, 8), mode="bilinear", align_corners=False)
+    return total
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (1.0, 0.5, 1.5, 2.0)])
+@torch.inference_mode()
+def test_class_maps_are_summed_over_scales_and_mirror_images(scales: tuple[float, ...]):
+    model = network(scales=scales)
+    x = normalise(torch.from_numpy(windows(2, [[1, 0], [0, 1]]).rgb))
+    maps, logits = model.class_maps(x)
+    torch.testing.assert_close(maps, slow_maps(model, x, scales), atol=1e-4, rtol=1e-4)
+    assert logits.shape == (2, 2)
+    if scales == (1.0,):
+        torch.testing.assert_close(
+            logits, (model.classifier(x) + model.classifier(x.flip(-1))) / 2, atol=1e-4, rtol=1e-4
+        )
+
+
+def test_a_class_is_granted_by_its_label_and_in_windows_of_slides_by_the_classifier_too():
+    logits = torch.tensor([[1.0, 1.0], [-1.0, 1.0]])
+    of_slide, of_patch = (windows(2, [[1, 0], [1, NAN]], patch) for patch in (False, True))
+    both = np.arange(2)
+    assert granted(of_slide, both, logits, Params()).tolist() == [[True, False], [False, False]]
+    assert granted(of_patch, both, logits, Params()).tolist() == [[True, False], [True, False]]
+    assert granted(of_slide, both, logits, Params(as_published=True)).tolist() == [[True, False], [True, False]]
+
+
+def test_seeds_are_of_the_labelled_classes_of_other_tissue_and_of_glass():
+    model, params = network(), Params()
+    w = windows(3, [[1, 0], [0, 1], [0, 0]])
+    seeds = window_seeds(model, w, params)
+    assert seeds.shape == (3, 8, 8)
+    assert (seeds[:, :, 6:] == 0).all()
+    allowed = [{1, 3, IGNORE}, {2, 3, IGNORE}, {3}]
+    for found, kinds in zip(seeds[:, :, :6], allowed, strict=True):
+        assert set(found.unique().tolist()) <= kinds
+    with torch.inference_mode():
+        maps = model.class_maps(normalise(torch.from_numpy(w.rgb)))[0][0, 0]
+    share = (maps / maps.max())[:, :6]
+    torch.testing.assert_close(seeds[0, :, :6] == 1, share >= 0.7)
+    torch.testing.assert_close(seeds[0, :, :6] == 3, share < 0.05)
+
+
+def test_published_seeds_know_no_tissue():
+    seeds = window_seeds(network(), windows(2, [[1, 0], [0, 0]]), Params(as_published=True))
+    assert seeds.shape == (2, 8, 8)
+    assert set(seeds[0].unique().tolist()) <= {0, 1, IGNORE}
+    assert (seeds[1] == 0).all()
+
+
+def test_half_of_what_is_drawn_holds_two_kinds_of_seeds(caplog: pytest.LogCaptureFixture):
+    seeds = torch.full((6, 4, 4), IGNORE, dtype=torch.uint8)
+    seeds[1, 0], seeds[2, 0], seeds[2, 1], seeds[4] = 1, 1, 3, 0
+    seeds[4, 0] = 2
+    assert [p.tolist() for p in seed_pools(seeds)] == [[2, 4], [0, 1, 2, 3, 4, 5]]
+    assert not caplog.records
+    for alike in (seeds[:2], seeds[:1]):
+        with caplog.at_level(logging.WARNING):
+            assert [p.tolist() for p in seed_pools(alike)] == [list(range(len(alike)))]
+        assert "no window holds seeds of two kinds" in caplog.text
+        caplog.clear()
+
+
+def two_sided(count: int) -> tuple[np.ndarray, Tensor]:
+    """Windows of 32 px, dark left of a line and light right of it, and their seeds: two classes, unsure at the line."""
+    rng = np.random.default_rng(0)
+    rgb, seeds = np.empty((count, 3, 32, 32), np.uint8), torch.full((count, 8, 8), IGNORE, dtype=torch.uint8)
+    for i in range(count):
+        at = int(rng.integers(3, 6))
+        noisy = rng.normal(0, 6, (3, 32, 32)) + np.where(np.arange(32) < 4 * at, 110, 190)
+        rgb[i] = np.clip(noisy, 0, 255)
+        seeds[i, :, : at - 1], seeds[i, :, at + 1 :] = 1, 2
+    return rgb, seeds
+
+
+def test_the_boundary_is_learnt_between_seeds_that_differ_and_the_loss_falls():
+    rgb, seeds = two_sided(8)
+    net = BoundaryNet(encoder(), displacement=True)
+    frozen = {k: v.clone() for k, v in net.backbone.state_dict().items()}
+    params = Params(boundary_steps=30, boundary_batch=4, boundary_lr=2e-2, pair_radius=5, displacement=True)
+    losses = train_boundary(net, rgb, seeds, params, Compute(CPU, 0))
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:3])
+    assert all(torch.equal(v, frozen[k]) for k, v in net.backbone.state_dict().items())
+    with torch.inference_mode():
+        b = net.boundary(normalise(torch.from_numpy(rgb)))
+        shift = net.eval()(normalise(torch.from_numpy(rgb)))[1].mean((0, 2, 3))
+    at_line, inside = b[seeds == IGNORE].mean(), b[(seeds == 1) | (seeds == 2)].mean()
+    assert at_line > 3 * inside
+    torch.testing.assert_close(shift, torch.zeros(2), atol=1e-3, rtol=0)
+
+
+def test_maps_are_scaled_by_the_mean_of_their_maxima_in_windows_of_their_class():
+    model, params = network(bias=5.0), Params()
+    w = windows(4, [[1, 0], [1, NAN], [0, 1], [0, 0]])
+    x, cells = normalise(torch.from_numpy(w.rgb)), irnet.tissue_cells(torch.from_numpy(w.tissue))
+    with torch.inference_mode():
+        boundary = torch.where(cells, model.boundary.boundary(x), 1)
+        walked = random_walk(model.class_maps(x)[0], boundary, Walk(4, 10.0, 5))
+    tops = walked.flatten(2).max(2).values
+    expected = torch.stack([tops[:2, 0].mean(), tops[2, 1]])
+    torch.testing.assert_close(highest(model, w, params), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_class_that_is_denied_of_all_its_windows_is_never_painted(caplog: pytest.LogCaptureFixture):
+    model = network(bias=-50.0)
+    assert torch.isinf(highest(model, windows(2, [[1, 0], [0, 1]]), Params())).all()
+    assert "finds class 2 in none of its training windows" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
+    """One patch of 64 px of changing colour."""
+    rgb = tissue((64, 64))
+    rgb[:, 30:50, 0] //= 2
+    rgb[20:40, :, 2] //= 2
+    return SlideStore(tiled_pictures(tmp_path_factory.mktemp("slide"), {"slide": rgb}, patch_px=64)["slide"])
+
+
+def by_hand(model: IrNet, store: SlideStore, walk: Walk) -> Tensor:
+    """M* of the slide's one window, [K, 8, 8]."""
+    rgb = store.read(Window(0, 0, 64, 64)).astype(float).reshape(32, 2, 32, 2, 3).mean((1, 3))
+    x = normalise(torch.from_numpy((rgb + 0.5).astype(np.uint8).transpose(2, 0, 1)[None].copy()))
+    with torch.inference_mode():
+        return random_walk(model.class_maps(x)[0], model.boundary.boundary(x), walk)[0]
+
+
+@pytest.mark.parametrize("exp_times", [0, 2, 3])
+def test_scores_are_walked_maps_over_the_scale_of_the_fit(slide: SlideStore, exp_times: int):
+    model, params = network(bias=5.0), Params(cells=8, exp_times=exp_times, background=0.3)
+    expected = by_hand(model, slide, Walk(2**exp_times, 10.0, 5))
+    model.top.copy_(expected.amax((1, 2)) * torch.tensor([0.8, 2.0]))
+    scores = irnet.score(model, slide, LATTICE, params, CPU)
+    assert scores.stride_px == 8
+    np.testing.assert_allclose(scores.values, (expected / model.top.view(2, 1, 1)).clamp(max=1).numpy(), atol=1e-3)
+    assert (scores.none == np.float32(0.3)).all()
+
+
+def test_published_scores_are_divided_by_the_highest_of_all_classes(slide: SlideStore):
+    model, params = network(bias=5.0), Params(cells=8, exp_times=3, as_published=True)
+    expected = by_hand(model, slide, Walk(8, 10.0, 5))
+    scores = irnet.score(model, slide, LATTICE, params, CPU)
+    np.testing.assert_allclose(scores.values, (expected / expected.max()).numpy(), atol=1e-3)
+
+
+def test_a_class_that_is_denied_of_a_window_has_no_map(slide: SlideStore):
+    assert (irnet.score(network(bias=-50.0), slide, LATTICE, Params(cells=8), CPU).values == 0).all()
+
+
+def test_the_strongest_class_is_painted_where_it_exceeds_the_background():
+    values = np.array([[0.2, 0.3, 0.6, NAN], [0.1, 0.1, 0.7, NAN]], np.float32).reshape(2, 1, 4)
+    none = np.array([[0.25, 0.25, 0.25, NAN]], np.float32)
+    assert irnet.mask(ScoreMap(values, none, 16), Params()).tolist() == [[0, 1, 2, IGNORE]]
+
+
+@pytest.mark.parametrize("backbone", ["classifier", "start"])
+def test_the_frozen_backbone_is_the_trained_classifiers_or_as_it_came(backbone: str, monkeypatch: pytest.MonkeyPatch):
+    def trained(model: torch.nn.Module, *rest: object) -> None:
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(1)
+
+    w = windows(2, [[1, 0], [0, 1]])
+    monkeypatch.setattr(irnet, "draw_windows", lambda *a: w)
+    monkeypatch.setattr(irnet, "train_windows", trained)
+    monkeypatch.setattr(irnet, "train_boundary", lambda *a: [])
+    run = SimpleNamespace(classes=Classes(("a", "b")), encoder=encoder, compute=Compute(CPU, 0))
+    model = irnet.fit([], LATTICE, Params(backbone=backbone), run)
+    wanted = model.classifier.encoder if backbone == "classifier" else encoder()
+    own = model.boundary.backbone.encoder.state_dict()
+    assert all(torch.equal(v, own[k]) for k, v in wanted.state_dict().items())
+
+
+def test_the_lattice_scores_cells_and_needs_whole_cells_of_four_input_px():
+    assert irnet.lattice(256, Params()) == Lattice(16, 256, 2)
+    with pytest.raises(ConfigError, match=r"irnet.cells: a patch of 250 px does not split into 16"):
+        irnet.lattice(250, Params())
+    with pytest.raises(ConfigError, match=r"irnet.shrink: a patch is 54 px at 1/2, which 4 does not divide"):
+        irnet.lattice(108, Params(cells=9))
+
+
+TILES = 8
+"""Textured tiles of 512 px; every other pair holds the class."""
+
+
+@pytest.fixture(scope="module")
+def textured(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[SlideStore], list[np.ndarray]]:
+    """Stores of the tiles in patches of 256 px, and their truth at the centre of every cell of 8 px: [64, 64] each."""
+    tiles = {f"t{i:02}": textured_tile(i, i // 2 % 2 == 1) for i in range(TILES)}
+    paths = tiled_pictures(tmp_path_factory.mktemp("tiles"), {k: t.rgb for k, t in tiles.items()}, patch_px=256)
+    return [SlideStore(paths[k]) for k in tiles], [t.truth[4::8, 4::8] for t in tiles.values()]
+
+
+def patch_bags(stores: list[SlideStore], truths: list[np.ndarray], lattice: Lattice) -> list[Bag]:
+    """Every patch without the class, and with more than a twentieth of it, as a bag with that label."""
+    bags = []
+    for store, truth in zip(stores, truths, strict=True):
+        xy = lattice.cells(store, 0.5)[:, ::-1] * lattice.instance_px
+        for x, y in itertools.product((0, 256), repeat=2):
+            share = (truth[y // 8 : y // 8 + 32, x // 8 : x // 8 + 32] == 2).mean()
+            own = xy[(xy // 256 == [x // 256, y // 256]).all(1)]
+            if len(own) and (share == 0 or share > 0.05):
+                own = np.ascontiguousarray(own)
+                bags.append(
+                    Bag(f"{store.slide_id}@{x},{y}", store, own, (int(share > 0),), True, Window(x, y, 256, 256))
+                )
+    return bags
+
+
+def mean_iou(masks: list[np.ndarray], truths: list[np.ndarray]) -> float:
+    """Over the class and other tissue, glass left out."""
+    painted, wanted = (np.concatenate([m[t > 0] for m, t in zip(v, truths, strict=True)]) for v in (masks, truths))
+    of_class, found = wanted == 2, painted == 1
+    return float(np.mean([(a & b).sum() / (a | b).sum() for a, b in ((of_class, found), (~of_class, ~found))]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_on_planted_textures_the_loss_falls_and_short_walks_better_the_class_maps(
+    textured: tuple[list[SlideStore], list[np.ndarray]], monkeypatch: pytest.MonkeyPatch
+):
+    stores, truths = textured
+    short = {"steps": 80, "batch": 12, "lr": 2e-3, "boundary_steps": 150, "boundary_batch": 8}
+    params = Params(cells=32, **short)
+    lattice = irnet.lattice(256, params)
+    bags, losses = patch_bags(stores, truths, lattice), []
+    learn = irnet.train_boundary
+    monkeypatch.setattr(irnet, "train_boundary", lambda *a: losses.extend(learn(*a)))
+    run = SimpleNamespace(classes=Classes(("a",)), encoder=encoder, compute=Compute(CPU, 0))
+    model = irnet.fit(bags, lattice, params, run)
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
+    drawn = irnet.draw_windows(bags, lattice, 1, 1000, 0)
+
+    def judged(params: Params) -> float:
+        model.top.copy_(highest(model, drawn, params))
+        return mean_iou([irnet.mask(irnet.score(model, s, lattice, params, CPU), params) for s in stores], truths)
+
+    walked = {t: judged(replace(params, exp_times=t)) for t in (1, 2, 3)}
+    monkeypatch.setattr(IrNet, "walked", lambda self, maps, x, tissue, how: maps * tissue.unsqueeze(1))
+    unwalked = judged(params)
+    assert min(walked.values()) > unwalked + 0.01, (walked, unwalked)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("cells", [0]),
+        ("shrink", [0]),
+        ("windows", [0]),
+        ("steps", [0]),
+        ("boundary_steps", [0]),
+        ("batch", [1]),
+        ("boundary_batch", [1]),
+        ("max_windows", [1]),
+        ("pair_radius", [1]),
+        ("radius", [1]),
+        ("lr", [0.0, NAN]),
+        ("boundary_lr", [0.0, NAN]),
+        ("beta", [0.0, NAN]),
+        ("min_tissue", [0.0, 1.1, NAN]),
+        ("prevalence", [-0.1, 1.1, NAN]),
+        ("seed_fg", [0.0, 1.0, NAN]),
+        ("seed_bg", [0.0, 0.8, NAN]),
+        ("background", [0.0, 1.0, NAN]),
+        ("exp_times", [-1, 256]),
+        ("backbone", ["other"]),
+        ("scales", [(), (9.0,)]),
+    ],
+)
+def test_parameters_out_of_range_are_refused_by_their_dotted_name(field: str, values: list[Any]):
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"irnet\.{field}: "):
+            Params(**{field: value})
