@@ -84,7 +84,7 @@ def _import(
     made_of = digest(sha256, meaning.pairs, meaning.names, classes, store.pixel_digest)
     if store.current("labels", name, made_of, overwrite):
         return False
-    read = open_truth(path, store.grid, meaning)
+    read = open_truth(path, store.grid, meaning, store.shown_from_px0)
     values = {0: "none", **dict(enumerate(classes, start=1)), IGNORE: "ignore"}
     meta = {"classes": list(classes), "source": str(path.resolve()), "digest": made_of}
     store.write_labels(

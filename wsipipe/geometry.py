@@ -135,6 +135,12 @@ class Grid:
         """A working point in level-0 pixels."""
         return xy_px[0] * self.scale[0] + self.origin_px0[0], xy_px[1] * self.scale[1] + self.origin_px0[1]
 
+    @property
+    def origin_um(self) -> tuple[float, float]:
+        """(x, y) of the frame's top left corner in um from that of the slide's level 0."""
+        x, y = (o / s * m for o, s, m in zip(self.origin_px0, self.scale, self.mpp, strict=True))
+        return x, y
+
     def px_of_um(self, length_um: float) -> float:
         """A length in working pixels (mean of x and y)."""
         return length_um * 2 / (self.mpp[0] + self.mpp[1])

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.export import ome_tiff
 from wsipipe.export.ome_tiff import COLOURS as COLOURS_NS
-from wsipipe.export.ome_tiff import NAMES, SLIDE, label_values, origin_um, verify_ome_tiff, write_ome_tiff
+from wsipipe.export.ome_tiff import NAMES, SLIDE, verify_ome_tiff, write_ome_tiff
+from wsipipe.export.values import label_values
 from wsipipe.geometry import Grid
 from wsipipe.store import SlideStore
 from wsipipe.store.layout import COLOURS
@@ -142,7 +143,7 @@ def test_size_and_position_come_back(
     assert [pixels[f"PhysicalSize{a}"] for a in "XY"] == pytest.approx(mpp, rel=1e-12)
     expected_um = [at * um / scale for at, um in zip(origin_px0, mpp, strict=True)]
     assert [pixels["Plane"][f"Position{a}"] for a in "XY"] == pytest.approx(expected_um, rel=1e-12)
-    assert origin_um(store.grid) == pytest.approx(expected_um, rel=1e-12)
+    assert store.grid.origin_um == pytest.approx(expected_um, rel=1e-12)
     assert maps(path)[SLIDE]["origin_px0"] == "{} {}".format(*origin_px0)
     verify_ome_tiff(path, store, "net")
 

@@ -151,3 +151,22 @@ def test_a_bad_file_is_an_error_of_its_slide(tmp_path: Path) -> None:
         (tmp_path / name).write_text("nonsense")
         with pytest.raises(SlideError, match=name):
             read(tmp_path / name)
+
+
+def test_annotations_of_qupath_count_from_the_bounds_of_the_scanner_not_from_the_frame(tmp_path: Path):
+    """The frame may begin a few level-0 px before the bounds, where all levels have a pixel that begins there."""
+    grid = Grid((64, 64), (0.5, 0.5), (1.0, 1.0), 16, 16, (96, 32))
+    ring = [[0, 0], [8, 0], [8, 8], [0, 8], [0, 0]]
+    feature = {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": {"classification": {"name": CLASSES[0]}},
+    }
+    path = tmp_path / "a.geojson"
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    meaning = ValueMap.parse("", CLASSES)
+    for corner, (x, y) in {(100, 37): (4, 5), None: (0, 0)}.items():
+        mask = open_truth(path, grid, meaning, corner)(Window(0, 0, 64, 64))
+        expected = np.zeros((64, 64), np.uint8)
+        expected[y : y + 8, x : x + 8] = 1
+        np.testing.assert_array_equal(mask, expected)

@@ -73,7 +73,11 @@ def _truths(stores: Sequence[SlideStore], config: EvaluateConfig, classes: tuple
         return {}
     files = find_masks(config.truth, [s.slide_id for s in stores], SUFFIXES)
     meaning = ValueMap.parse(config.truth_map, classes)
-    return {s.slide_id: open_truth(files[s.slide_id], s.grid, meaning) for s in stores if s.slide_id in files}
+    return {
+        s.slide_id: open_truth(files[s.slide_id], s.grid, meaning, s.shown_from_px0)
+        for s in stores
+        if s.slide_id in files
+    }
 
 
 def choose(stores: Sequence[SlideStore], names: Sequence[str], truths: Mapping[str, Reader]) -> list[Place]:

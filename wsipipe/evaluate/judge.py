@@ -114,7 +114,7 @@ def _tallies(
                 given = read_detections(Path(config.detections), names)
             meaning = ValueMap.parse(config.truth_map, names)
             file = truths.get(store.slide_id)
-            read = open_truth(file, store.grid, meaning) if file else _empty
+            read = open_truth(file, store.grid, meaning, store.shown_from_px0) if file else _empty
             points = None
             if given is not None:
                 points = [given.get(store.slide_id, {}).get(n, Detections.none()) for n in names]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from wsipipe.errors import ConfigError
-from wsipipe.export.geojson import label_classes
+from wsipipe.export.values import label_classes
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
 from wsipipe.runtime import write_csv

@@ -34,7 +34,7 @@ from wsipipe.config import check
 from wsipipe.errors import ConfigError, SlideError, StoreError
 from wsipipe.export.dicom_codes import KNOWN_CODES, UNDETERMINED, SegmentCode
 from wsipipe.export.dicom_source import Source, find_source
-from wsipipe.export.ome_tiff import LabelValue, aside, compare, label_values
+from wsipipe.export.values import LabelValue, aside, compare, label_values
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
 from wsipipe.runtime import digest

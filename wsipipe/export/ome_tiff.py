@@ -20,11 +20,8 @@ pixels in the map annotation `wsipipe.slide`; PhysicalSizeX and PhysicalSizeY ar
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +32,10 @@ from numpy.typing import NDArray
 import wsipipe
 from wsipipe.config import check
 from wsipipe.errors import StoreError
+from wsipipe.export.values import LabelValue, aside, compare, label_values
 from wsipipe.geometry import Grid, Window
-from wsipipe.labels import IGNORE
 from wsipipe.runtime import digest, threads
-from wsipipe.store import SlideStore, layout
+from wsipipe.store import SlideStore
 from wsipipe.store.shards import ShardedArray
 
 TILE_PX = 512
@@ -60,15 +57,6 @@ _BUFFER_BYTES = 2**23
 """Tiles that wait to be deflated and written; tifffile would take half a gigabyte."""
 
 _CM_UM = 10_000.0
-
-
-@dataclass(frozen=True)
-class LabelValue:
-    """A value of a mask, what it means, and its colour (r, g, b) 0..255."""
-
-    value: int
-    name: str
-    rgb: tuple[int, int, int]
 
 
 def write_ome_tiff(
@@ -126,53 +114,6 @@ def verify_ome_tiff(path: Path, store: SlideStore, name: str) -> None:
                 compare(pixels, array.read(window), window, f"{path}: level {level}")
 
 
-def label_values(store: SlideStore, name: str) -> tuple[LabelValue, ...]:
-    """The values that `labels/<name>` may hold, ascending, as the label image itself names and colours them."""
-    store.attributes("labels", name)
-    image = layout.read_attributes(store.path / "labels" / name).get("ome", {}).get("image-label", {})
-    shown = {int(c["label-value"]): c["rgba"] for c in image.get("colors", ()) if c["rgba"][3]}
-    named = {int(p["label-value"]): str(p["name"]) for p in image.get("properties", ())}
-    if not named:
-        raise StoreError(f"{store.path}: labels/{name} does not say what its values mean; make it again")
-    plain = {0: (0, 0, 0), IGNORE: GREY}
-
-    def colour(value: int) -> tuple[int, int, int]:
-        r, g, b = (int(v) for v in shown.get(value, plain.get(value, GREY))[:3])
-        return r, g, b
-
-    return tuple(LabelValue(v, named[v], colour(v)) for v in sorted(named))
-
-
-def origin_um(grid: Grid) -> tuple[float, float]:
-    """Where pixel (0, 0) begins, in um from the top left corner of the slide's level 0."""
-    (x, y), (sx, sy), (mx, my) = grid.origin_px0, grid.scale, grid.mpp
-    return x / sx * mx, y / sy * my
-
-
-def compare(found: NDArray[Any], expected: NDArray[Any], window: Window, where: str) -> None:
-    """StoreError that names the first pixel of `window` where found and expected uint8 [h, w] differ."""
-    wrong = found != expected
-    if wrong.any():
-        row, col = (int(i) for i in np.unravel_index(int(wrong.argmax()), wrong.shape))
-        raise StoreError(
-            f"{where}, pixel x {window.x_px + col}, y {window.y_px + row}: found value {found[row, col]}, "
-            f"the store has {expected[row, col]}; export it again"
-        )
-
-
-@contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when the block ends well, and goes when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 def _padded(shape: tuple[int, int], tile_px: int) -> tuple[int, int]:
     """A shape filled up to whole tiles."""
     height, width = (-(-n // tile_px) * tile_px for n in shape)
@@ -198,7 +139,7 @@ def _colour_map(values: tuple[LabelValue, ...]) -> NDArray[np.uint16]:
 def _ome(store: SlideStore, name: str, values: tuple[LabelValue, ...]) -> dict[str, Any]:
     """What the OME-XML says, as tifffile takes it. The UUID follows from the content: equal masks, equal files."""
     grid = store.grid
-    (x_um, y_um), (x, y), (sx, sy) = origin_um(grid), grid.origin_px0, grid.scale
+    (x_um, y_um), (x, y), (sx, sy) = grid.origin_um, grid.origin_px0, grid.scale
     meanings = "; ".join(f"{v.value} = {v.name}" for v in values)
     channel = f"{name} ({', '.join(f'{v.value} {v.name}' for v in values)})"
     made_of = digest(store.attributes("labels", name), grid.to_dict(), store.pixel_digest, wsipipe.__version__)
@@ -253,7 +194,7 @@ def _verify_frame(tiff: Any, path: Path, grid: Grid) -> None:
         units = {pixels[f"PhysicalSize{a}Unit"] for a in "XY"} | {plane[f"Position{a}Unit"] for a in "XY"}
     except Exception as error:  # noqa: BLE001 - from XML that anything may have happened to
         raise StoreError(f"{path}: its OME-XML lacks size or position ({error!r}); export it again") from None
-    expected = [*grid.mpp, *origin_um(grid)]
+    expected = [*grid.mpp, *grid.origin_um]
     if units != {"µm"} or not np.allclose(found, expected, rtol=1e-9, atol=1e-9):
         raise StoreError(
             f"{path}: pixel size and position {found} {'/'.join(sorted(units))} found, {expected} µm expected; "

@@ -153,15 +153,18 @@ def find_tissue(view: View, grid: Grid, rules: TissueRules) -> TissueMask:
     return TissueMask(kind, frame.step_px, "; ".join(notes))
 
 
-def tissue_from_mask(path: Path, grid: Grid, mpp: float) -> TissueMask:
+def tissue_from_mask(path: Path, grid: Grid, mpp: float, shown_from_px0: tuple[int, int] | None = None) -> TissueMask:
     """The user's own mask, seen at about `mpp` um/px: PNG or TIFF (not 0 is tissue), or polygons of QuPath (GeoJSON).
 
-    Raises SlideError where the file is not such a mask, or not one of this slide.
+    QuPath counts from `shown_from_px0`, the corner of the scanner's bounds; by default that of the frame. Raises
+    SlideError where the file is not such a mask, or not one of this slide.
     """
     frame = Frame.plan(grid, mpp)
     coarse = replace(grid, mpp=(grid.mpp[0] * frame.step_px, grid.mpp[1] * frame.step_px), scale=frame.scale)
     if path.suffix.lower() in GEOJSON_SUFFIXES:
-        inside = rasterise(read_regions(path, grid.origin_px0), frame.shape, frame.scale, grid.origin_px0)
+        inside = rasterise(
+            read_regions(path, shown_from_px0 or grid.origin_px0), frame.shape, frame.scale, grid.origin_px0
+        )
     else:
         inside = read_mask(path, coarse) != 0
         # pixels that reach over the border of the slide take after their neighbours

@@ -26,18 +26,19 @@ UNCLASSIFIED = "unclassified"
 Reader = Callable[[Window], NDArray[np.uint8]]
 
 
-def open_truth(path: Path, grid: Grid, meaning: ValueMap) -> Reader:
+def open_truth(path: Path, grid: Grid, meaning: ValueMap, shown_from_px0: tuple[int, int] | None = None) -> Reader:
     """What reads windows (working px, inside the frame) of the truth: class indices uint8 [h, w].
 
     A mask image (PNG, TIFF) lies in the level-0 frame and its values mean what `meaning` says. Polygons (GeoJSON of
     QuPath, XML of ASAP) count by pixel centres and only the asked window is painted: those of QuPath in the order of
     the file, those of ASAP group after group in the order of `meaning`, always a later one over an earlier one; so
-    `_0=tumour,_1=tumour,_2=0` cuts group _2 out. Raises SlideError where the file cannot be read, and ConfigError for
+    `_0=tumour,_1=tumour,_2=0` cuts group _2 out. `shown_from_px0` is where QuPath counts from, by default the corner of
+    the frame. Raises SlideError where the file cannot be read, and ConfigError for
     values or names without a meaning.
     """
     suffix = path.suffix.lower()
     if suffix in geojson.SUFFIXES:
-        regions = geojson.read_regions(path, grid.origin_px0, may_be_empty=True)
+        regions = geojson.read_regions(path, shown_from_px0 or grid.origin_px0, may_be_empty=True)
         return _painting(path, regions, [_place(r, meaning) for r in regions], grid, meaning)
     if suffix in asap.SUFFIXES:
         regions = asap.read_asap(path)

@@ -111,6 +111,15 @@ class SlideStore:
         return digest(self.pixel_digest, self._patches_attributes(self.grid).get("content", ""))
 
     @property
+    def shown_from_px0(self) -> tuple[int, int]:
+        """(x, y) from which QuPath counts: the corner of the scanner's bounds, of the frame where none are recorded.
+
+        The frame may begin a few level-0 px before, where all levels have a pixel that begins there.
+        """
+        x, y = self.meta.get("slide", {}).get("bounds_px0", self.grid.origin_px0)[:2]
+        return int(x), int(y)
+
+    @property
     def mask_spec(self) -> ArraySpec:
         """What `labels/<name>` is like at level 0: its shards need not be those of the pixels."""
         return ArraySpec(self.grid.level_shape(0), "uint8", IGNORE)

@@ -100,7 +100,7 @@ def _already(job: TileJob, slide: Slide, recipe: Recipe) -> Prepared | None:
 def _add_lattice(job: TileJob, slide: Slide, store: SlideStore, recipe: Recipe) -> None:
     """Add the patches of another lattice to a store; its pixels stay as they are."""
     grid = store.grid.with_patches(job.config.patch_px, job.stride_px)
-    tissue = _tissue(job, SlideView(slide, grid), grid)
+    tissue = _tissue(job, slide, SlideView(slide, grid), grid)
     array = store.pixels()
     table = plan_patches(grid, tissue, job.config.min_tissue)
     bad = [Window(*box_px) for box_px in store.meta["bad_px"]]
@@ -137,7 +137,7 @@ def _create(job: TileJob, slide: Slide, recipe: Recipe) -> None:
     lattice = (config.patch_px, job.stride_px)
     grid = Grid.plan(size, info.mpp0, slide.downsamples, config.mpp, lattice, origin)
     view = SlideView(slide, grid)
-    tissue = _tissue(job, view, grid)
+    tissue = _tissue(job, slide, view, grid)
     check_share(job, bad_windows(slide, grid, view.bad), grid.size_px[0] * grid.size_px[1], view.bad)
     table = plan_patches(grid, tissue, config.min_tissue)
     sides = [chunk_px(slide, grid, config, level) for level in range(grid.levels)]
@@ -155,11 +155,11 @@ def _create(job: TileJob, slide: Slide, recipe: Recipe) -> None:
     Plan(recipe, grid, tissue, table, plan_chunks(table, sides[0]), view.bad).save(job.aside / "plan.npz")
 
 
-def _tissue(job: TileJob, view: SlideView, grid: Grid) -> TissueMask:
+def _tissue(job: TileJob, slide: Slide, view: SlideView, grid: Grid) -> TissueMask:
     """The tissue of a slide: the user's mask if there is one, else what is found."""
     config = job.config
     if job.file.mask:
-        return tissue_from_mask(job.file.mask, grid, config.tissue_mpp)
+        return tissue_from_mask(job.file.mask, grid, config.tissue_mpp, slide.info.bounds_px0[:2])
     return find_tissue(view.read, grid, TissueRules(config.tissue_mpp, config.min_area_um2, config.qc))
 
 

@@ -1,0 +1,177 @@
+"""Leave out vertices of a polygon within a tolerance (Douglas and Peucker, 1973), and stay a valid polygon.
+
+Every ring keeps its upper left vertex and the one farthest from it; between two kept vertices, the one farthest from
+their line is kept if it is farther away than the tolerance. Where rings touch, the touching vertices and their
+neighbours stay. A ring that would lose its area stays as it is; a polygon whose rings would meet, or swap inside and
+outside, gets half the tolerance, and in the end is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsipipe.export.rings import Ring, area, areas_of, joined
+
+HALVINGS = 4
+"""How often a tolerance that spoils a polygon is halved."""
+
+_PAIRS = 2**20
+"""Pairs of edges that are compared at a time."""
+
+Points = NDArray[np.int64]
+"""[N, 2] (x, y)."""
+
+
+def simplified(rings: Sequence[Ring], um_per_px: tuple[float, float], tolerance_um: float) -> tuple[Ring, ...]:
+    """The outside and the holes of a valid polygon with fewer vertices, none of them moved; still valid.
+
+    um_per_px: (x, y) um between lattice points. Every vertex left out lies within `tolerance_um` of the new outline.
+    """
+    whole, first = joined(rings)
+    size = np.diff(first, append=len(whole))
+    shared = _shared(whole)
+    before, after = _neighbours(first, size)
+    anchors = shared | shared[before] | shared[after]
+    anchors[first] = True
+    anchors[_farthest(whole, first, size)] = True
+    signs = np.sign(areas_of(whole, first))
+    um = whole * np.array(um_per_px)
+    for halving in range(HALVINGS + 1):
+        kept = _kept(um, first, size, anchors, tolerance_um / 2**halving)
+        thin = [ring[of] for ring, of in zip(rings, np.split(kept, first[1:]), strict=True)]
+        lost = [len(t) < 3 or np.sign(area(*t.T)) != s for t, s in zip(thin, signs, strict=True)]
+        thin = [ring if gone else t for ring, t, gone in zip(rings, thin, lost, strict=True)]
+        if is_valid(thin):
+            return tuple(thin)
+    return tuple(rings)
+
+
+def is_valid(rings: Sequence[Ring]) -> bool:
+    """Whether rings that visit no point twice meet nowhere but in common vertices, all holes inside the outside.
+
+    Rings begin with their upper left vertex. Rings that touch must be known not to cross there.
+    """
+    whole, first = joined(rings)
+    size = np.diff(first, append=len(whole))
+    _, after = _neighbours(first, size)
+    points = whole.astype(np.int64)
+    if any(_meet(a, b).any() for a, b in _near(points, points[after])):
+        return False
+    shared = np.logical_or.reduceat(_shared(whole), first)
+    loose = np.flatnonzero(~shared[1:]) + 1  # a hole that touches another ring is inside, as nothing crosses
+    return bool((_crossings(points, after, first[loose]) % 2 == 1).all())
+
+
+def _shared(whole: Ring) -> NDArray[np.bool_]:
+    """Which vertices belong to two rings: bool [N]."""
+    _, which, count = np.unique(
+        whole[:, 1].astype(np.int64) << 32 | whole[:, 0], return_inverse=True, return_counts=True
+    )
+    return np.asarray(count[which] > 1)
+
+
+def _neighbours(first: Points, size: Points) -> tuple[Points, Points]:
+    """Indices of the vertices before and after each one in its ring."""
+    index = np.arange(int(size.sum()))
+    before, after = index - 1, index + 1
+    before[first], after[first + size - 1] = first + size - 1, first
+    return before, after
+
+
+def _farthest(whole: Ring, first: Points, size: Points) -> Points:
+    """Of each ring the index of the vertex farthest from its first."""
+    apart = ((whole - np.repeat(whole[first], size, axis=0)).astype(np.int64) ** 2).sum(1)
+    most = np.repeat(np.maximum.reduceat(apart, first), size)
+    at = np.flatnonzero(apart == most)
+    return at[np.searchsorted(at, first)]
+
+
+def _kept(
+    um: NDArray[np.float64], first: Points, size: Points, anchors: NDArray[np.bool_], tolerance_um: float
+) -> NDArray[np.bool_]:
+    """Which vertices stay: bool [N]. All stretches between kept vertices are split at once, as often as it takes."""
+    n = len(um)
+    kept = anchors.copy()
+    end = np.repeat(first + size, size)
+    start = np.repeat(first, size)
+    waiting = np.flatnonzero(~kept)
+    while len(waiting):
+        stay = np.append(np.flatnonzero(kept), n)
+        at = np.searchsorted(stay, waiting)
+        low, high = stay[at - 1], stay[at]
+        high = np.where(high >= end[waiting], start[waiting], high)  # rings are closed: after the last comes the first
+        away = _distance(um[waiting], um[low], um[high])
+        begins = np.append(True, low[1:] != low[:-1])
+        group, of = np.flatnonzero(begins), np.cumsum(begins) - 1
+        most = np.maximum.reduceat(away, group)
+        top = np.flatnonzero((away == most[of]) & (away > tolerance_um))
+        kept[waiting[top[np.flatnonzero(np.diff(of[top], prepend=-1))]]] = True
+        waiting = waiting[(most[of] > tolerance_um) & ~kept[waiting]]
+    return kept
+
+
+def _distance(point: NDArray[np.float64], start: NDArray[np.float64], end: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of points [N, 2] to segments: float64 [N]."""
+    along, to = end - start, point - start
+    length = np.maximum((along**2).sum(1), np.finfo(float).tiny)
+    share = np.clip((to * along).sum(1) / length, 0, 1)
+    return np.asarray(np.hypot(*(to - share[:, None] * along).T))
+
+
+def _near(start: Points, end: Points) -> Iterator[tuple[tuple[Points, Points], tuple[Points, Points]]]:
+    """Pairs of edges whose boxes meet, in blocks: (start, end) of one and (start, end) of the other."""
+    axis = int(np.argmax(np.ptp(start, axis=0)))  # along the longer side fewer boxes overlap
+    order = np.argsort(np.minimum(start[:, axis], end[:, axis]), kind="stable")
+    start, end = start[order], end[order]
+    low, high = np.minimum(start, end), np.maximum(start, end)
+    index = np.arange(len(start))
+    count = np.searchsorted(low[:, axis], high[:, axis], "right") - index - 1
+    total = np.cumsum(count)
+    first = 0
+    while first < len(start):
+        last = max(first + 1, int(np.searchsorted(total, total[first] - count[first] + _PAIRS)))
+        some = count[first:last]
+        one = np.repeat(index[first:last], some)
+        other = np.arange(len(one)) - np.repeat(np.cumsum(some) - some, some) + one + 1
+        across = 1 - axis
+        close = (low[one, across] <= high[other, across]) & (low[other, across] <= high[one, across])
+        one, other = one[close], other[close]
+        yield (start[one], end[one]), (start[other], end[other])
+        first = last
+
+
+def _meet(one: tuple[Points, Points], other: tuple[Points, Points]) -> NDArray[np.bool_]:
+    """Which pairs of edges with boxes that meet have a point in common beside an end of both: bool [M]."""
+    (a, b), (c, d) = one, other
+    cross = (_side(a, b, c) * _side(a, b, d) <= 0) & (_side(c, d, a) * _side(c, d, b) <= 0)
+    back = np.zeros(len(a), bool)
+    joint = np.zeros(len(a), bool)
+    for p, q, r in ((a, b, (c, d)), (b, a, (c, d)), (a, b, (d, c)), (b, a, (d, c))):
+        same = (p == r[0]).all(1)
+        joint |= same
+        back |= same & (_side(p, q, r[1]) == 0) & (((q - p) * (r[1] - p)).sum(1) > 0)
+    return np.where(joint, back, cross)
+
+
+def _side(a: Points, b: Points, c: Points) -> Points:
+    """On which side of the line from a to b the point c is: -1, 0 or 1."""
+    turn = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
+    return np.asarray(np.sign(turn))
+
+
+def _crossings(points: Points, after: Points, asked: Points) -> Points:
+    """How many edges of other rings lie left of the vertices `asked`, each the upper left one of its ring."""
+    xy = points[asked][np.argsort(points[asked, 1], kind="stable")]
+    down = (points[:, 1] < points[after, 1])[:, None]
+    upper, lower = np.where(down, points, points[after]), np.where(down, points[after], points)
+    low, high = np.searchsorted(xy[:, 1], upper[:, 1]), np.searchsorted(xy[:, 1], lower[:, 1])
+    out = np.zeros(len(xy), np.int64)
+    for block in np.array_split(np.arange(len(points)), max(1, int((high - low).sum()) // _PAIRS)):
+        count = (high - low)[block]
+        edge = np.repeat(block, count)
+        at = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count - low[block], count)
+        np.add.at(out, at[_side(upper[edge], lower[edge], xy[at]) < 0], 1)
+    return out
