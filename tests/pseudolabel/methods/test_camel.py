@@ -20,8 +20,6 @@ from wsipipe.pseudolabel.bags import Bag, make_bags
 from wsipipe.pseudolabel.lattice import Lattice, read_crops
 from wsipipe.pseudolabel.method import Fitting, ScoreMap
 from wsipipe.pseudolabel.methods import camel
-from wsipipe.pseudolabel.methods import camel
-from wsipipe.pseudolabel.methods import camel
 from wsipipe.pseudolabel.methods.camel import Params
 from wsipipe.pseudolabel.parts.classifier import Head, InstanceClassifier
 from wsipipe.pseudolabel.parts.mil import Rule, max_max, max_min

@@ -34,7 +34,7 @@ from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.lattice import Lattice
 from wsipipe.pseudolabel.method import Fitting, ScoreMap, strongest
 from wsipipe.pseudolabel.parts.cam_classifier import CamClassifier
-from wsipipe.pseudolabel.parts.windows import WindowTraining, draw_windows, slide_maps, train_windows
+from wsipipe.pseudolabel.parts.windows import WindowParams, draw_windows, slide_maps, train_windows
 from wsipipe.runtime import autocast
 from wsipipe.store import SlideStore
 
@@ -42,33 +42,20 @@ REFINEMENT = "none"
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(WindowParams):
     """Parameters of plain CAM."""
 
-    cells: int = option(16, "scores along the side of a patch: the map is enlarged to this")
-    shrink: int = option(2, "working pixels per input pixel of the classifier; 2 at 0.5 um/px is 1 um/px")
-    min_tissue: float = option(0.5, "least share of tissue in a cell that gets a score")
-    windows: int = option(32, "windows of patch size drawn from each slide or region; a patch is one")
-    max_windows: int = option(8000, "most windows held in memory for training")
-    steps: int = option(600, "training steps of the classifier")
-    lr: float = option(1e-3, "highest learning rate of the classifier")
-    batch: int = option(64, "windows in a step")
     threshold: float = option(0.2, "share of a map's maximum above which a class is painted; 0.2 as published")
+    prevalence: float = option(0.0, "share of a positive slide's windows that keep its label; 0: all, as published")
 
     def __post_init__(self) -> None:
-        for name in ("cells", "shrink", "windows", "steps"):
-            check(getattr(self, name) >= 1, f"cam.{name}: {getattr(self, name)} is below 1")
-        for name in ("max_windows", "batch"):
-            check(getattr(self, name) >= 2, f"cam.{name}: {getattr(self, name)} is below 2")
-        check(0 < self.min_tissue <= 1, f"cam.min_tissue: {self.min_tissue} is not a share above 0")
+        super().__post_init__()
         check(0 < self.threshold < 1, f"cam.threshold: {self.threshold} is outside 0..1")
 
 
 def lattice(patch_px: int, params: Params) -> Lattice:
     """Scores of patch_px / cells px; the classifier sees windows of patch_px."""
-    m = patch_px // params.cells
-    check(m * params.cells == patch_px, f"cam.cells: a patch of {patch_px} px does not split into {params.cells}")
-    return Lattice(m, patch_px, params.shrink)
+    return params.lattice(patch_px)
 
 
 def build(classes: Classes, encoder: nn.Module, lattice: Lattice, params: Params) -> nn.Module:
@@ -80,7 +67,7 @@ def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> 
     """Train the classifier on windows with the labels of their bags; there is no round of self-training."""
     model = fresh(lambda: build(run.classes, run.encoder(), lattice, params), run.compute.seed)
     windows = draw_windows(bags, lattice, params.windows, params.max_windows, run.compute.seed)
-    train_windows(model, windows, WindowTraining(params.steps, params.lr, params.batch), run.compute)
+    train_windows(model, windows, params.training, run.compute)
     return model
 
 

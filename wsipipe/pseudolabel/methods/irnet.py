@@ -59,8 +59,8 @@ from wsipipe.pseudolabel.parts.seeds import published_seeds, tissue_seeds
 from wsipipe.pseudolabel.parts.walk import BETA, RADIUS, Walk, random_walk
 from wsipipe.pseudolabel.parts.windows import (
     TOGETHER,
+    WindowParams,
     Windows,
-    WindowTraining,
     draw_windows,
     slide_maps,
     train_windows,
@@ -76,18 +76,9 @@ EPS = 1e-5
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(WindowParams):
     """Parameters of IRNet."""
 
-    cells: int = option(16, "scores along the side of a patch")
-    shrink: int = option(2, "working pixels per input pixel of the networks; 2 at 0.5 um/px is 1 um/px")
-    min_tissue: float = option(0.5, "least share of tissue in a cell that gets a score")
-    windows: int = option(32, "windows of patch size drawn from each slide or region; a patch is one")
-    max_windows: int = option(8000, "most windows held in memory for training")
-    prevalence: float = option(0.2, "share of a positive slide's windows that keep its label; 0: all, as published")
-    steps: int = option(600, "training steps of the classifier")
-    lr: float = option(1e-3, "highest learning rate of the classifier")
-    batch: int = option(64, "windows in a step of the classifier")
     scales: tuple[float, ...] = option(
         (1.0,), "sizes of the window that maps are summed over; published 1, 0.5, 1.5, 2"
     )
@@ -110,17 +101,15 @@ class Params:
     )
 
     def __post_init__(self) -> None:
-        for name in ("cells", "shrink", "windows", "steps", "boundary_steps"):
-            check(getattr(self, name) >= 1, f"irnet.{name}: {getattr(self, name)} is below 1")
-        for name in ("max_windows", "batch", "boundary_batch", "pair_radius", "radius"):
+        super().__post_init__()
+        self.check("boundary_steps", self.boundary_steps >= 1, "is below 1")
+        for name in ("boundary_batch", "pair_radius", "radius"):
             check(getattr(self, name) >= 2, f"irnet.{name}: {getattr(self, name)} is below 2")
-        for name in ("lr", "boundary_lr", "beta"):
+        for name in ("boundary_lr", "beta"):
             check(getattr(self, name) > 0, f"irnet.{name}: {getattr(self, name)} is not above 0")
         for name in ("seed_fg", "seed_bg", "background"):
             check(0 < getattr(self, name) < 1, f"irnet.{name}: {getattr(self, name)} is outside 0..1")
         check(self.seed_bg <= self.seed_fg, f"irnet.seed_bg: {self.seed_bg} is above seed_fg, {self.seed_fg}")
-        check(0 < self.min_tissue <= 1, f"irnet.min_tissue: {self.min_tissue} is not a share above 0")
-        check(0 <= self.prevalence <= 1, f"irnet.prevalence: {self.prevalence} is outside 0..1")
         steps = f"irnet.exp_times: {self.exp_times} is outside 0..12; the walk has 2 to the power of it steps"
         check(0 <= self.exp_times <= 12, steps)
         sizes = len(self.scales) > 0 and all(0.25 <= s <= 4 for s in self.scales)
@@ -170,9 +159,7 @@ def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
 
 def lattice(patch_px: int, params: Params) -> Lattice:
     """Scores of patch_px / cells px; the networks see windows of patch_px."""
-    m = patch_px // params.cells
-    check(m * params.cells == patch_px, f"irnet.cells: a patch of {patch_px} px does not split into {params.cells}")
-    found = Lattice(m, patch_px, params.shrink)
+    found = params.lattice(patch_px)
     whole = found.input_px % STRIDE == 0
     check(whole, f"irnet.shrink: a patch is {found.input_px} px at 1/{params.shrink}, which {STRIDE} does not divide")
     return found
@@ -189,8 +176,7 @@ def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> 
     seed, on = run.compute.seed, run.compute.device
     model = cast(IrNet, fresh(lambda: build(run.classes, run.encoder(), lattice, params), seed))
     windows = draw_windows(bags, lattice, params.windows, params.max_windows, seed)
-    how = WindowTraining(params.steps, params.lr, params.batch, params.prevalence)
-    train_windows(model.classifier, windows, how, run.compute)
+    train_windows(model.classifier, windows, params.training, run.compute)
     if params.backbone == "classifier":
         model.boundary.backbone.encoder.load_state_dict(model.classifier.encoder.state_dict())
     model.to(on).eval()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from wsipipe.config import check, option
 from wsipipe.geometry import Window
 from wsipipe.nn.augment import STAIN_STRENGTH
 from wsipipe.nn.train import Schedule
@@ -72,6 +73,52 @@ def read_tissue(
         tissue = array.read(Window(x, y, n, n)) == 1
         out[i] = tissue.reshape(lattice.input_px, f, lattice.input_px, f).mean((1, 3)) >= 0.5
     return out
+
+
+@dataclass(frozen=True)
+class WindowParams:
+    """What all methods whose maps come from a classifier of windows have in common; a method adds its own."""
+
+    cells: int = option(16, "scores along the side of a patch: maps are enlarged to this")
+    shrink: int = option(2, "working pixels per input pixel of the networks; 2 at 0.5 um/px is 1 um/px")
+    min_tissue: float = option(0.5, "least share of tissue in a cell that gets a score")
+    windows: int = option(32, "windows of patch size drawn from each slide or region; a patch is one")
+    max_windows: int = option(8000, "most windows held in memory for training")
+    prevalence: float = option(0.2, "share of a positive slide's windows that keep its label; 0: all, as published")
+    steps: int = option(600, "training steps of the classifier")
+    lr: float = option(1e-3, "highest learning rate of the classifier")
+    batch: int = option(64, "windows in a step of the classifier")
+    stain: float = option(STAIN_STRENGTH, "strength of the stain jitter in training; 0: none")
+
+    def __post_init__(self) -> None:
+        for name in ("cells", "shrink", "windows", "steps"):
+            self.check(name, getattr(self, name) >= 1, "is below 1")
+        for name in ("max_windows", "batch"):
+            self.check(name, getattr(self, name) >= 2, "is below 2")
+        self.check("lr", self.lr > 0, "is not above 0")
+        self.check("min_tissue", 0 < self.min_tissue <= 1, "is not a share above 0")
+        for name in ("prevalence", "stain"):
+            self.check(name, 0 <= getattr(self, name) <= 1, "is outside 0..1")
+
+    def check(self, name: str, ok: bool, problem: str) -> None:
+        """ConfigError that names the parameter by method and name, what it is and what is wrong with it."""
+        check(ok, f"{self._method}.{name}: {getattr(self, name)!r} {problem}")
+
+    @property
+    def _method(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
+    def lattice(self, patch_px: int) -> Lattice:
+        """Scores of patch_px / cells px; the classifier sees windows of patch_px."""
+        m = patch_px // self.cells
+        splits = m * self.cells == patch_px
+        check(splits, f"{self._method}.cells: a patch of {patch_px} px does not split into {self.cells}")
+        return Lattice(m, patch_px, self.shrink)
+
+    @property
+    def training(self) -> WindowTraining:
+        """How the classifier is trained."""
+        return WindowTraining(self.steps, self.lr, self.batch, self.prevalence, self.stain)
 
 
 @dataclass(frozen=True)
