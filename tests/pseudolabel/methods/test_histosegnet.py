@@ -121,12 +121,15 @@ def test_a_present_class_reaches_its_score_and_an_absent_one_is_nowhere(seed: in
         a = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
         g, none = class_evidence(model, a, 8)
         s = model.scores(a).sigmoid()
+        highest = F.interpolate(model.maps(a)[0], scale_factor=2, mode="bilinear", align_corners=False).amax((2, 3))
     for b, c in itertools.product(range(3), range(3)):
         if s[b, c] < 0.5:
             assert (g[b, c] == 0).all()
         else:
             assert g[b, c].min() >= 0
-            assert float(g[b, c].max()) == pytest.approx(float(s[b, c]), rel=1e-5)
+            if highest[b, c] > 1e-6:  # else the class is there by its bias alone, and nowhere in particular
+                assert float(g[b, c].max()) == pytest.approx(float(s[b, c]), rel=1e-5)
+            assert g[b, c].max() <= s[b, c] * (1 + 1e-5)
     assert none.min() >= 0
     assert none.max() <= 1
 

@@ -148,8 +148,10 @@ def train_windows(model: nn.Module, windows: Windows, how: WindowTraining, compu
     if how.prevalence == 0 or windows.patch.all():
         learn(windows.labels, how.steps)
         return
-    learn(windows.labels, max(1, how.steps // 2))
-    learn(likeliest(windows, apply_in_batches(model, windows.rgb, compute.device), how.prevalence), how.steps)
+    half = max(1, how.steps // 2)
+    learn(windows.labels, half)
+    believed = likeliest(windows, apply_in_batches(model, windows.rgb, compute.device), how.prevalence)
+    learn(believed, max(1, how.steps - half))
 
 
 def likeliest(windows: Windows, logits: Tensor, prevalence: float) -> Tensor:
