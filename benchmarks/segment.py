@@ -1,10 +1,10 @@
-"""How fast and in how much memory wsipipe stitches the maps of slides, against the bare network and its peers.
+"""How fast wsipipe trains and stitches against the bare network and its peers, and in how much memory.
 
     python benchmarks/segment.py --out RESULTS.md [--peers-python PEERS/bin/python]
 
 Runs in the environment of wsipipe; every measurement is a process of its own, and ratios compare runs in turns. Peers
 (MONAI, TIAToolbox) live in an environment apart; one that does not run keeps its row, with the reason. Each part
-(`--only`) adds rows to one table: training and export may add theirs to `PARTS`.
+(`--only`) adds rows to one table. Exports have scripts of their own: geojson.py and export.py.
 """
 
 from __future__ import annotations
@@ -145,7 +145,23 @@ def peers(bench: Bench) -> list[Row]:
     return rows
 
 
-PARTS: dict[str, Callable[[Bench], list[Row]]] = {"pace": pace, "memory": memory, "naive": naive, "peers": peers}
+def training(bench: Bench) -> list[Row]:
+    """Training steps on batches from the store, with all that varies them, against one batch held in memory."""
+    found = run_own("train", "--store", bench.store(1_280, full=True), "--rounds", bench.rounds)
+    ratios = [drawn / held for drawn, held in zip(found["drawn"], found["held"], strict=True)]
+    rate = f"{median(found['drawn']):.2f} of {median(found['held']):.2f} steps/s"
+    return [
+        row(f"training step from the store / on a batch held in memory ({rate})", ratios, LEAST_PACE, at_least=True)
+    ]
+
+
+PARTS: dict[str, Callable[[Bench], list[Row]]] = {
+    "pace": pace,
+    "training": training,
+    "memory": memory,
+    "naive": naive,
+    "peers": peers,
+}
 
 
 def row(what: str, values: Sequence[float], bound: float | None, at_least: bool = False) -> Row:
@@ -160,7 +176,7 @@ def row(what: str, values: Sequence[float], bound: float | None, at_least: bool 
 
 def page(rows: Sequence[Row], load: str) -> str:
     """The table as markdown."""
-    head = ["# Segmentation: stitching", "", f"- machine: {machine()}", f"- load average at the end: {load}", ""]
+    head = ["# Training and stitching", "", f"- machine: {machine()}", f"- load average at the end: {load}", ""]
     table = ["| what | median (range) | asked for | reached |", "|---|---|---|---|"]
     return "\n".join([*head, *table, *(f"| {' | '.join(r)} |" for r in rows)]) + "\n"
 

@@ -14,7 +14,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -28,8 +28,11 @@ from wsipipe.geometry import Grid, Window
 from wsipipe.nn.checkpoint import Checkpoint
 from wsipipe.nn.encoders import MEAN, STD, normalise
 from wsipipe.nn.segmenters import create_segmenter
-from wsipipe.runtime import autocast
+from wsipipe.nn.train import Schedule, fit
+from wsipipe.runtime import Compute, autocast
 from wsipipe.segment import predict
+from wsipipe.segment.data import Batch, Batches, Variation, find_samples
+from wsipipe.segment.losses import segmentation_loss
 from wsipipe.segment.stitch import Plan, stitcher
 from wsipipe.store import PatchTable, SlideStore
 from wsipipe.store.growing import GrowingMaps
@@ -168,6 +171,40 @@ def merge(path: Path, size_px: int) -> dict[str, object]:
     return {"windows": count, "seconds": time.perf_counter() - started, "before_mib": before_mib}
 
 
+def train(store: SlideStore, encoder: str, rounds: int, steps: int = 12) -> dict[str, object]:
+    """Training steps a second on batches drawn from the store and varied, and on one batch held in memory, in turns."""
+    if "truth" not in store.names("labels"):
+        write_truth(store)
+    batches = Batches(find_samples([store], "truth", 1), "truth", 8, 0, Variation(zoom=SegmentConfig().zoom))
+    held, model = batches(0), network(encoder)
+
+    def loss(batch: Batch) -> torch.Tensor:
+        return segmentation_loss(model(normalise(batch.rgb)).float(), batch.mask)
+
+    def learn(draw: Callable[[int], Batch], count: int) -> None:
+        fit(model, draw, loss, Schedule(count, 1e-4), "bench", Compute(torch.device("cpu")))
+
+    found: dict[str, list[float]] = {"held": [], "drawn": []}
+    learn(lambda step: held, 2)  # warms up
+    for _ in range(rounds):
+        for name, draw in (("held", lambda step: held), ("drawn", batches)):
+            clock = time.perf_counter()
+            learn(draw, steps)
+            found[name].append(steps / (time.perf_counter() - clock))
+    return found
+
+
+def write_truth(store: SlideStore) -> None:
+    """`labels/truth`: a class in every second chunk."""
+    width, height = store.grid.size_px
+    odd = np.add.outer(np.arange(height) // STEP_PX, np.arange(width) // STEP_PX) % 2
+    shards = (
+        (shard, odd[w.y_px : w.y_px + w.height_px, w.x_px : w.x_px + w.width_px].astype(np.uint8))
+        for shard, w in shard_windows(store.mask_spec)
+    )
+    store.write_labels("truth", {0: "none", 1: "a", 255: "ignore"}, {"digest": "t", "classes": ["a"]}, shards)
+
+
 def resident_mib() -> float:
     """Memory that the process holds now."""
     status = Path("/proc/self/status").read_text().splitlines()
@@ -186,7 +223,7 @@ def warmed() -> tuple[nn.Module, float]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("store", "pace", "memory", "naive", "merge"))
+    parser.add_argument("what", choices=("store", "pace", "memory", "naive", "merge", "train"))
     parser.add_argument("--store", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--size", type=int)
@@ -200,6 +237,8 @@ def main() -> None:
     elif args.what == "merge":
         with tempfile.TemporaryDirectory() as folder:
             answer = merge(Path(folder) / "merged.zarr", args.size)
+    elif args.what == "train":
+        answer = dict(train(SlideStore(args.store), args.encoder, args.rounds))
     elif args.what == "pace":
         answer = pace(SlideStore(args.store), args.encoder, args.rounds)
     else:
