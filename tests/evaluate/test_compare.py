@@ -108,6 +108,27 @@ def test_the_places_shown_are_those_where_the_answers_differ_or_the_truth_is_mix
     assert [(p.store.slide_id, p.window.x_px, p.interest) for p in known] == [("s1", 1024, 0.25)]
 
 
+def test_a_split_leaves_the_other_slides_out(stores: list[Path], run: RunConfig, table: Callable[[str], object]):
+    labels = table("slide_id,label,split\ns1,a,train\ns2,a,test\n")
+    both, one = (compare(stores, (), EvaluateConfig(split=s), run, labels) for s in ("", "test"))
+    np.testing.assert_array_equal(both.counts, 2 * one.counts)
+    with pytest.raises(ConfigError, match="none of the 2 stores is in split 'val'"):
+        compare(stores, (), EvaluateConfig(split="val"), run, labels)
+    with pytest.raises(ConfigError, match="'test' needs a labels file"):
+        compare(stores, (), EvaluateConfig(split="test"), run)
+
+
+def test_of_a_slide_smaller_than_a_place_all_is_shown(make_store: Callable[..., Path], tmp_path: Path):
+    ones = np.ones((300, 500), np.uint8)
+    half = ones.copy()
+    half[:, :200] = 0
+    path = make_store("small", ones, one=ones, two=half)
+    (place,) = choose([SlideStore(path)], ("one", "two"), {})
+    assert (place.window.width_px, place.window.height_px) == (500, 300)
+    assert place.interest == pytest.approx(0.4, abs=0.02)
+    assert len(write_examples([path], ("one", "two"), ("a",), EvaluateConfig(), tmp_path / "p.png")) == 1
+
+
 def test_the_picture_has_a_row_for_each_place(stores: list[Path], tmp_path: Path, add_scores: Callable[..., None]):
     add_scores(stores[0], "one", np.full((1, 128, 256), 200, np.uint8), 8, ("a",))
     places = write_examples(stores, ("one", "two"), ("a",), EvaluateConfig(), tmp_path / "p.png")

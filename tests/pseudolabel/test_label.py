@@ -328,6 +328,12 @@ def test_unknown_parameters_of_a_method_are_refused_by_their_dotted_path(stores:
         pseudolabel(list(stores.values()), config, {"camel": {"latice": 4}}, run)
 
 
+def test_parameters_of_what_is_not_there_are_refused(stores: Stores, csv: Csv, run: RunConfig):
+    config = PseudolabelConfig(labels=str(csv()), encoder="resnet18_quarter", pretrain=False)
+    with pytest.raises(ConfigError, match="parameters of lattice, no method or refinement"):
+        pseudolabel(list(stores.values()), config, {"lattice": {"n": 4}}, run)
+
+
 def test_two_stores_of_one_slide_are_refused(stores: Stores, csv: Csv, stage: Stage, tmp_path: Path):
     twin = Path(shutil.copytree(stores["blob"], tmp_path / "twin" / "blob.zarr"))
     with pytest.raises(ConfigError, match="are stores of one slide; give one of them"):

@@ -174,6 +174,7 @@ def compare(store: tuple[Path, ...], names: tuple[str, ...], overwrite: bool, qu
     stores = _stores(store, settings)
     with reporting(quiet) as progress:
         table = _labels(config, settings)
+        stores = side_by_side.of_split(stores, config.split, table)
         found = side_by_side.compare(stores, names, config, settings.run, table, progress)
         side_by_side.write_comparison(found, folder / "comparison.csv")
         write_examples(stores, found.names, found.classes, config, folder / "comparison.png")

@@ -58,9 +58,10 @@ def compare(
 ) -> Comparison:
     """Compare `labels/<name>` of all `names` (default: those that every store has) over the stores at `paths`.
 
-    With `config.truth` each is judged as by `judge`. ConfigError if there are no two answers, or they name other
-    classes; StoreError for a store that lacks one.
+    With `config.truth` each is judged as by `judge`. `config.split` leaves the others out everywhere. ConfigError if
+    there are no two answers, or they name other classes; StoreError for a store that lacks one.
     """
+    paths = of_split(paths, config.split, labels)
     stores = [SlideStore(p) for p in paths]
     names = tuple(names) or common_names(stores)
     check(
@@ -77,6 +78,17 @@ def compare(
         evaluations = {n: judge(paths, replace(config, labels=n), run, labels, progress) for n in names}
     counts, pairs = _counts(stores, names, len(agreed), progress)
     return Comparison(names, agreed, evaluations, counts, {p: dice_of(m) for p, m in pairs.items()})
+
+
+def of_split(paths: Sequence[Path], split: str, labels: LabelTable | None) -> list[Path]:
+    """The stores whose slides are of a split (all without one); ConfigError if that cannot be told or none is."""
+    if not split:
+        return list(paths)
+    check(labels is not None, f"evaluate.split: {split!r} needs a labels file with splits")
+    of = {r.slide_id: r.split for r in labels.rows} if labels else {}
+    chosen = [p for p in paths if of.get(p.stem) == split]
+    check(bool(chosen), f"none of the {len(paths)} stores is in split {split!r}; its names come from the labels file")
+    return chosen
 
 
 def common_names(stores: Sequence[SlideStore]) -> tuple[str, ...]:

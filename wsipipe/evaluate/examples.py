@@ -98,15 +98,17 @@ def _by_interest(place: Place) -> float:
 
 
 def _places(store: SlideStore, names: Sequence[str], truths: Mapping[str, Reader]) -> list[Place]:
-    """Every window of `SIDE_PX` that is half tissue, with its interest."""
+    """Every window of `SIDE_PX` (less where the slide is smaller) that is half tissue, with its interest."""
     level = min(2, store.grid.levels - 1)
     f = LEVEL_FACTOR**level
     width, height = store.grid.size_px
-    shares = store.tissue_grid(SIDE_PX)
+    side = min(SIDE_PX, max(width, height))
     out = []
-    for row, col in np.argwhere(shares >= 0.5).tolist():
-        x, y = col * SIDE_PX, row * SIDE_PX
-        window = Window(x, y, min(SIDE_PX, width - x), min(SIDE_PX, height - y))
+    for (row, col), share in np.ndenumerate(store.tissue_grid(side)):
+        x, y = col * side, row * side
+        window = Window(x, y, min(side, width - x), min(side, height - y))
+        if share * side**2 < window.width_px * window.height_px / 2:
+            continue
         if store.slide_id in truths:
             truth = truths[store.slide_id](window)
             named = float(((truth > 0) & (truth != IGNORE)).mean())
@@ -115,7 +117,7 @@ def _places(store: SlideStore, names: Sequence[str], truths: Mapping[str, Reader
             small = Window(x // f, y // f, -(-window.width_px // f), -(-window.height_px // f))
             masks = np.stack([store.labels(n, level).read(small) for n in names])
             interest = float((masks != masks[0]).any(0).mean())
-        out.append(Place(store, Window(x, y, SIDE_PX, SIDE_PX), interest))
+        out.append(Place(store, window, interest))
     return out
 
 
@@ -130,11 +132,7 @@ def _draw_row(panels: list[Axes], place: Place, names: Sequence[str], truth: Rea
     rest = panels[1:]
     if with_truth:
         if truth:
-            width, height = store.grid.size_px
-            inside = Window(w.x_px, w.y_px, min(w.width_px, width - w.x_px), min(w.height_px, height - w.y_px))
-            drawn = np.zeros((w.height_px, w.width_px), np.uint8)
-            drawn[: inside.height_px, : inside.width_px] = truth(inside)
-            rest[0].imshow(tinted(rgb, drawn[f // 2 :: f, f // 2 :: f][: rgb.shape[0], : rgb.shape[1]]))
+            rest[0].imshow(tinted(rgb, truth(w)[f // 2 :: f, f // 2 :: f][: rgb.shape[0], : rgb.shape[1]]))
         rest = rest[1:]
     for k, name in enumerate(names):
         scores: Any = _scores(store, name, w)

@@ -26,7 +26,7 @@ from wsipipe.pseudolabel.lattice import Lattice
 from wsipipe.pseudolabel.method import Fitting, Method
 from wsipipe.pseudolabel.paint import Rule, gate, mask_values, painted
 from wsipipe.pseudolabel.refined import Step, refined
-from wsipipe.pseudolabel.registry import chosen, load, load_refinement
+from wsipipe.pseudolabel.registry import chosen, load, load_refinement, names, refinements
 from wsipipe.runtime import Compute, Progress, Report, device, digest, read_ledger, silent, write_bytes, write_json
 from wsipipe.store import SlideStore
 from wsipipe.store.shards import ArraySpec, Cell
@@ -54,6 +54,8 @@ def pseudolabel(
     `pretraining` says how the encoder is pretrained, if it is. Returns the ledger and the stores that hold all masks.
     Everything is checked before any work starts.
     """
+    if strange := set(sections) - {*names(), *refinements()}:
+        raise ConfigError(f"pseudolabel: parameters of {', '.join(sorted(strange))}, no method or refinement")
     several = chosen(config.method)
     if len(several) > 1 and config.name:
         raise ConfigError(f"pseudolabel.name: {config.name!r} for {len(several)} methods; each is named after itself")

@@ -112,10 +112,7 @@ class SlideStore:
 
     @property
     def shown_from_px0(self) -> tuple[int, int]:
-        """(x, y) from which QuPath counts: the corner of the scanner's bounds, of the frame where none are recorded.
-
-        The frame may begin a few level-0 px before, where all levels have a pixel that begins there.
-        """
+        """(x, y) from which QuPath counts: the corner of the scanner's bounds, of the frame where none are recorded."""
         x, y = self.meta.get("slide", {}).get("bounds_px0", self.grid.origin_px0)[:2]
         return int(x), int(y)
 
