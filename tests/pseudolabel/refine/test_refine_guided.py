@@ -2,42 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from two_tissues import everywhere, halves, noisy_evidence, wrong
 
 from wsipipe.errors import ConfigError
 from wsipipe.pseudolabel.parts.guided import guided_filter
 from wsipipe.pseudolabel.refine.guided import Params, refine
-
-
-def everywhere(h: int, w: int) -> Tensor:
-    return torch.ones(h, w, dtype=torch.bool)
-
-
-def halves(h: int, w: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Pink tissue and, right of a slanting line, purple, with grain: uint8 [3, h, w]; where it is purple, [h, w]."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:h, :w]
-    purple = x + y // 4 > w // 2
-    rgb = np.where(purple, 160, 215) + np.array([0, -55, -20])[:, None, None] + 8 * rng.standard_normal((h, w))
-    return torch.from_numpy(np.clip(np.rint(rgb), 0, 255).astype(np.uint8)), torch.from_numpy(purple)
-
-
-def noisy_evidence(purple: Tensor, seed: int = 0) -> Tensor:
-    """Evidence for none, purple and an absent class, coarse and noisy: float32 [3, h, w]."""
-    h, w = purple.shape
-    rng = torch.Generator().manual_seed(seed)
-    coarse = F.avg_pool2d(purple[None].float(), 6, ceil_mode=True)
-    coarse = (0.2 + 0.6 * coarse + 0.2 * torch.randn(coarse.shape, generator=rng)).clamp(0.01, 0.99)
-    p = F.interpolate(coarse[None], scale_factor=6, mode="bilinear")[0, 0, :h, :w]
-    return torch.stack([1 - p, p, torch.zeros(h, w)])
-
-
-def wrong(evidence: Tensor, purple: Tensor) -> float:
-    return float(((evidence.argmax(0) == 1) != purple).float().mean())
 
 
 def test_evidence_comes_closer_to_the_borders_of_the_tissue():
@@ -50,49 +21,12 @@ def test_evidence_comes_closer_to_the_borders_of_the_tissue():
     assert wrong(out, purple) < 0.6 * wrong(evidence, purple)
 
 
-def test_a_class_without_evidence_stays_without():
-    rgb, purple = halves(30, 36)
-    out = refine(noisy_evidence(purple), rgb, everywhere(30, 36), 4.0, Params())
-    assert not out[2].any()
-    assert out[:2].any()
-
-
-def test_what_is_not_known_comes_back_as_it_was_and_has_no_influence():
-    rgb, purple = halves(30, 36)
-    known = everywhere(30, 36)
-    known[5:20, 10:25] = False
-    evidence = noisy_evidence(purple)
-    out = refine(evidence, rgb, known, 4.0, Params())
-    assert torch.equal(out[:, ~known], evidence[:, ~known])
-    for fill in (1.0, float("nan")):
-        other, colours = evidence.clone(), rgb.clone()
-        other[:, ~known], colours[:, ~known] = fill, 0
-        again = refine(other, colours, known, 4.0, Params())
-        torch.testing.assert_close(again[:, known], out[:, known], atol=1e-6, rtol=0)
-        assert torch.equal(again[:, ~known].nan_to_num(), other[:, ~known].nan_to_num())
-
-
-def test_where_nothing_is_known_nothing_changes():
-    rgb, purple = halves(12, 14)
-    evidence = noisy_evidence(purple)
-    assert torch.equal(refine(evidence, rgb, ~everywhere(12, 14), 4.0, Params()), evidence)
-
-
 def test_lengths_are_in_um():
     rgb, purple = halves(30, 36)
     evidence, known = noisy_evidence(purple), everywhere(30, 36)
     one = refine(evidence, rgb, known, 4.0, Params(radius_um=12))
     assert torch.equal(one, refine(evidence, rgb, known, 8.0, Params(radius_um=24)))
     assert not torch.equal(one, refine(evidence, rgb, known, 8.0, Params(radius_um=12)))
-
-
-def test_what_was_given_is_not_written_to():
-    rgb, purple = halves(20, 24)
-    evidence = noisy_evidence(purple)
-    before = evidence.clone(), rgb.clone()
-    refine(evidence, rgb, everywhere(20, 24), 4.0, Params())
-    assert torch.equal(evidence, before[0])
-    assert torch.equal(rgb, before[1])
 
 
 @pytest.mark.parametrize("grey", [False, True])
