@@ -230,13 +230,14 @@ def test_a_training_with_all_that_there_is_runs_and_leaves_its_curves(stores, ru
     )
     path = train(list(stores.values()), config, run, silent, False)
     folder = path.parent
-    assert sorted(p.name for p in folder.iterdir()) == ["model.json", "model.safetensors", "train.csv", "train.png"]
-    with (folder / "train.csv").open() as file:
+    made = ["model.json", "model.safetensors", "training.csv", "training.png"]
+    assert sorted(p.name for p in folder.iterdir()) == made
+    with (folder / "training.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [r["step"] for r in rows] == [str(i + 1) for i in range(len(rows))]
     assert len([r for r in rows if r["held_out_loss"]]) == len(rows)
     assert all(float(r["held_out_auc"] or "nan") != 0 for r in rows)
-    assert imagecodecs.png_decode((folder / "train.png").read_bytes()).shape[1] == 840
+    assert imagecodecs.png_decode((folder / "training.png").read_bytes()).shape[1] == 840
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_good_weights(stores, run, monkeypatch: pytest.MonkeyPatch):
@@ -346,7 +347,7 @@ def test_the_log_for_tensorboard_holds_the_curves(stores, run):
     config = dataclasses.replace(TINY, tensorboard=True, steps=3)
     path = train(list(stores.values()), config, run, silent, False)
     log = EventAccumulator(str(path.parent / "tensorboard")).Reload()
-    with (path.parent / "train.csv").open() as file:
+    with (path.parent / "training.csv").open() as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert [e.step for e in log.Scalars("loss")] == [1, 2, 3]
     assert [e.value for e in log.Scalars("loss")] == pytest.approx(losses, rel=1e-5)

@@ -1,4 +1,4 @@
-"""The curves of a training: train.csv, train.png, and a log for TensorBoard if it is asked for."""
+"""The curves of a training: training.csv, training.png, and a log for TensorBoard if it is asked for."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class Curves:
                 self._log.add_scalar(name, value, step + 1)
 
     def write(self, losses: Sequence[float], checks: Sequence[Check]) -> None:
-        """Write train.csv (a row a step: step, loss, rate, held_out_loss, held_out_auc) and train.png."""
+        """Write training.csv (a row a step: step, loss, rate, held_out_loss, held_out_auc) and training.png."""
         seen = {step: (loss, auc) for step, loss, auc in checks}
         rows = []
         for step, loss in enumerate(losses, 1):
             aside = dict(zip(("held_out_loss", "held_out_auc"), seen.get(step, ("", "")), strict=True))
             rows.append({"step": step, "loss": loss, "rate": self._schedule.rate(step - 1), **aside})
-        write_csv(self._folder / "train.csv", ("step", "loss", "rate", "held_out_loss", "held_out_auc"), rows)
-        write_bytes(self._folder / "train.png", _picture(losses, self._schedule, checks))
+        write_csv(self._folder / "training.csv", ("step", "loss", "rate", "held_out_loss", "held_out_auc"), rows)
+        write_bytes(self._folder / "training.png", _picture(losses, self._schedule, checks))
 
 
 def smoothed(losses: Sequence[float], window: int) -> np.ndarray[Any, Any]:
