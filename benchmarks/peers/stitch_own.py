@@ -81,7 +81,9 @@ def network(name: str) -> nn.Module:
 
 
 def stitch(model: nn.Module, store: SlideStore, folder: str) -> dict[str, str]:
-    """Map the store as `wsipipe segment --stitch` does; the row of the ledger."""
+    """Map the store as `wsipipe segment --stitch` does, from nothing; the row of the ledger."""
+    for kind in ("labels", "scores"):
+        shutil.rmtree(store.path / kind / "bench", ignore_errors=True)
     note = Checkpoint("unet", "resnet18_half", CLASSES, 0.5, WINDOW_PX, "digest", MEAN, STD, {})
     predict.load = lambda path: (note, model)  # type: ignore[assignment]
     run = RunConfig(stores=folder, runs=folder, device="cpu")
@@ -113,8 +115,6 @@ def pace(store: SlideStore, encoder: str, rounds: int) -> dict[str, object]:
                 model(x)
 
     def stitching() -> None:
-        for kind in ("labels", "scores"):
-            shutil.rmtree(store.path / kind / "bench", ignore_errors=True)
         with tempfile.TemporaryDirectory() as folder:
             found["busy"].append(float(stitch(model, store, folder)["busy"]))
 

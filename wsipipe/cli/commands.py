@@ -171,13 +171,11 @@ def compare(store: tuple[Path, ...], names: tuple[str, ...], overwrite: bool, qu
 
     settings = settings_of(call)
     config, folder = settings.evaluate, Path(settings.run.runs) / "compare"
-    stores = _stores(store, settings)
     with reporting(quiet) as progress:
-        table = _labels(config, settings)
-        stores = side_by_side.of_split(stores, config.split, table)
+        table, stores = _labels(config, settings), _stores(store, settings)
         found = side_by_side.compare(stores, names, config, settings.run, table, progress)
         side_by_side.write_comparison(found, folder / "comparison.csv")
-        write_examples(stores, found.names, found.classes, config, folder / "comparison.png")
+        write_examples(found.paths, found.names, found.classes, config, folder / "comparison.png")
     click.echo(side_by_side.text_table(found))
     sys.exit(found.exit_code)
 

@@ -31,11 +31,12 @@ COLUMNS = ("labels", "class", "dice", "dice_low", "dice_high", "iou", "precision
 class Comparison:
     """What several answers say of the same slides.
 
-    names: of the answers. classes: what they paint. evaluations: by name, empty without a truth. counts: int64
-    [names, C + 1], pixels of tissue with each mask value (0..K, then 255). agreement: Dice of each class, float64 [C],
-    between the answers of every pair of names, over the tissue that both speak of.
+    paths: of the compared stores. names: of the answers. classes: what they paint. evaluations: by name, empty without
+    a truth. counts: int64 [names, K + 2], pixels of tissue with each mask value (0..K, then 255). agreement: Dice of
+    each class, float64 [C], between the answers of every pair of names, over the tissue that both speak of.
     """
 
+    paths: tuple[Path, ...]
     names: tuple[str, ...]
     classes: tuple[str, ...]
     evaluations: Mapping[str, Evaluation]
@@ -77,7 +78,7 @@ def compare(
     if config.truth:
         evaluations = {n: judge(paths, replace(config, labels=n), run, labels, progress) for n in names}
     counts, pairs = _counts(stores, names, len(agreed), progress)
-    return Comparison(names, agreed, evaluations, counts, {p: dice_of(m) for p, m in pairs.items()})
+    return Comparison(tuple(paths), names, agreed, evaluations, counts, {p: dice_of(m) for p, m in pairs.items()})
 
 
 def of_split(paths: Sequence[Path], split: str, labels: LabelTable | None) -> list[Path]:

@@ -168,13 +168,6 @@ def test_the_lattice_scores_cells_and_sees_whole_patches():
 @pytest.mark.parametrize(
     ("field", "values"),
     [
-        ("cells", [0]),
-        ("shrink", [0]),
-        ("windows", [0]),
-        ("steps", [0]),
-        ("batch", [1]),
-        ("max_windows", [1]),
-        ("min_tissue", [0.0, 1.1, NAN]),
         ("threshold", [0.0, 1.0, NAN]),
     ],
 )

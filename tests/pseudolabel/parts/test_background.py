@@ -18,7 +18,6 @@ from torch import Tensor
 
 from wsipipe.geometry import Window
 from wsipipe.pseudolabel.parts.background import (
-    blurred,
     brightness_background,
     glass_centre,
     other_map,
@@ -26,6 +25,7 @@ from wsipipe.pseudolabel.parts.background import (
     tissue_background,
     without_exempt,
 )
+from wsipipe.pseudolabel.parts.blur import blurred
 from wsipipe.store import SlideStore
 
 grids = hnp.arrays(

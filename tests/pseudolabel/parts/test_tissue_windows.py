@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from textures import tiled_pictures, tissue
 
+from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.lattice import Lattice, read_crops
 from wsipipe.pseudolabel.parts import windows as module
 from wsipipe.pseudolabel.parts.windows import (
+    WindowParams,
     Windows,
     WindowTraining,
     draw_windows,
@@ -27,6 +29,7 @@ from wsipipe.pseudolabel.parts.windows import (
     train_windows,
     window_corners,
 )
+from wsipipe.pseudolabel.registry import load, names
 from wsipipe.store import SlideStore
 
 LATTICE = Lattice(8, 64, 2)
@@ -85,6 +88,30 @@ def test_windows_cover_every_known_cell_stay_inside_and_hold_a_known_cell_each(
         covered[r : r + side, c : c + side] = True
     assert (covered | ~known).all()
     assert len({tuple(c) for c in corners.tolist()}) == len(corners)
+
+
+WITH_WINDOWS = [n for n in names() if issubclass(load(n).Params, WindowParams)]
+
+
+def test_the_methods_of_class_maps_share_their_parameters():
+    assert {"cam", "drs", "histosegnet", "irnet"} <= set(WITH_WINDOWS)
+
+
+@pytest.mark.parametrize("method", WITH_WINDOWS)
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        *((name, [0]) for name in ("cells", "shrink", "windows", "steps")),
+        *((name, [1]) for name in ("batch", "max_windows")),
+        ("lr", [0.0, NAN]),
+        ("min_tissue", [0.0, 1.1, NAN]),
+        *((name, [-0.1, 1.1, NAN]) for name in ("prevalence", "stain")),
+    ],
+)
+def test_parameters_out_of_range_are_refused_by_their_dotted_name(method: str, field: str, values: list[float]):
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"{method}\.{field}: {value}"):
+            load(method).Params(**{field: value})
 
 
 def test_the_tissue_of_a_window_is_that_of_the_pixels_that_it_shows(slide: SlideStore):

@@ -11,6 +11,9 @@ from two_tissues import everywhere, halves, noisy_evidence, wrong
 from wsipipe.pseudolabel.refined import Refinement
 from wsipipe.pseudolabel.registry import load_refinement, refinements
 
+AT_MOST = {"crf": 0.6, "guided": 0.6, "slic": 0.9}
+"""Share of the cells that the evidence has wrong which may still be wrong."""
+
 
 @pytest.fixture(params=refinements())
 def refinement(request: pytest.FixtureRequest) -> Refinement:
@@ -31,7 +34,7 @@ def test_evidence_comes_closer_to_the_borders_of_the_tissue(refinement: Refineme
     assert out.dtype == torch.float32
     assert out.min() >= 0
     assert out.max() <= 1
-    assert wrong(out, purple) < wrong(evidence, purple)
+    assert wrong(out, purple) < AT_MOST.get(refinement.__name__.rpartition(".")[2], 1) * wrong(evidence, purple)
 
 
 def test_a_class_without_evidence_stays_without(refinement: Refinement):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wsipipe.errors import ConfigError
-from wsipipe.pseudolabel.refine.walk import FLAT, Params, blurred, gradient, image_boundary, refine
+from wsipipe.pseudolabel.refine.walk import FLAT, Params, gradient, image_boundary, refine
 
 NAN = float("nan")
 PINK, PURPLE = (220, 160, 190), (150, 90, 165)
@@ -49,16 +49,6 @@ def test_the_boundary_equals_its_formula_cell_by_cell():
     assert typical > FLAT
     expected = 1 - np.exp(-((g / (2.0 * typical)) ** 2) / 2)
     np.testing.assert_allclose(image_boundary(rgb, everywhere(rgb), 0, 2.0).numpy(), expected, atol=1e-4)
-
-
-def test_a_blur_is_a_gaussian_that_is_cut():
-    impulse = torch.zeros(1, 15, 15)
-    impulse[0, 7, 7] = 1
-    out = blurred(impulse, 1.5)[0]
-    assert float(out.sum()) == pytest.approx(1, abs=1e-5)
-    assert float(out[7, 9] / out[7, 7]) == pytest.approx(math.exp(-((2 / 1.5) ** 2) / 2), rel=1e-4)
-    assert float(out[9, 7] / out[7, 7]) == pytest.approx(math.exp(-((2 / 1.5) ** 2) / 2), rel=1e-4)
-    torch.testing.assert_close(blurred(impulse, 0), impulse)
 
 
 def test_a_gradient_to_what_is_not_known_counts_nothing():

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from wsipipe.geometry import Window
+from wsipipe.pseudolabel.parts.blur import blurred
 from wsipipe.store import SlideStore
 
 MOST = 0.75
@@ -56,19 +56,6 @@ def glass_centre(store: SlideStore) -> float:
         return GLASS
     stored = glass[glass < 255]
     return float(np.quantile(stored if len(stored) else glass, 0.75)) - BELOW_GLASS
-
-
-def blurred(maps: Tensor, sigma_px: float) -> Tensor:
-    """Gaussian blur over 4 sigma, edges repeated: float [B, h, w] -> the same; sigma 0 changes nothing."""
-    radius = int(4 * sigma_px + 0.5)
-    if radius == 0:
-        return maps
-    at = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
-    kernel = torch.exp(-0.5 * (at / sigma_px) ** 2)
-    kernel = kernel / kernel.sum()
-    out = F.conv2d(F.pad(maps.unsqueeze(1), (0, 0, radius, radius), mode="replicate"), kernel.view(1, 1, -1, 1))
-    out = F.conv2d(F.pad(out, (radius, radius, 0, 0), mode="replicate"), kernel.view(1, 1, 1, -1))
-    return out.squeeze(1)
 
 
 def without_exempt(background: Tensor, maps: Tensor, exempt: Sequence[int]) -> Tensor:

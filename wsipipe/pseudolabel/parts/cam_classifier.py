@@ -47,5 +47,5 @@ def _level(encoder: nn.Module) -> int:
     """Index of the deepest feature map at a stride of `MOST_STRIDE` at most, or of the last if all are coarser."""
     strides = [int(level["reduction"]) for level in cast(Any, getattr(encoder, "feature_info", None) or ())]
     if not strides or not hasattr(encoder, "forward_intermediates"):
-        raise ConfigError(f"cam: {type(encoder).__name__} gives no feature maps; choose another --encoder")
+        raise ConfigError(f"encoder {type(encoder).__name__} gives no feature maps; choose another --encoder")
     return max((i for i, s in enumerate(strides) if s <= MOST_STRIDE), default=len(strides) - 1)

@@ -19,10 +19,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from wsipipe.config import check, option
+from wsipipe.pseudolabel.parts.blur import blurred
 from wsipipe.pseudolabel.parts.walk import BETA, STEPS, Walk, spread
 
 FLAT = 0.01
@@ -89,15 +89,3 @@ def gradient(values: Tensor, known: Tensor) -> Tensor:
         squares.narrow(axis, 0, n).add_(step / 2)
         squares.narrow(axis, 1, n).add_(step / 2)
     return squares.sqrt()
-
-
-def blurred(values: Tensor, sigma: float) -> Tensor:
-    """A Gaussian of `sigma` cells, cut at 3 sigma, 0 outside: float [C, h, w] -> the same; sigma 0 changes nothing."""
-    if sigma == 0:
-        return values
-    reach = math.ceil(3 * sigma)
-    at = torch.arange(-reach, reach + 1, device=values.device, dtype=values.dtype)
-    kernel = torch.exp(-((at / sigma) ** 2) / 2)
-    kernel = kernel / kernel.sum()
-    out = F.conv2d(values[:, None], kernel.view(1, 1, 1, -1), padding=(0, reach))
-    return F.conv2d(out, kernel.view(1, 1, -1, 1), padding=(reach, 0))[:, 0]
