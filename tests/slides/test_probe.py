@@ -145,7 +145,17 @@ def test_a_child_that_is_killed_at_work_costs_its_slide_and_one_killed_idle_none
         prober.check(svs_path, "blob")
 
 
-def test_no_process_and_no_file_is_left_even_after_an_interrupt(tmp_path: Path, svs_path: Path):
+@pytest.fixture
+def ctrl_c_interrupts() -> Iterator[None]:
+    """As in a terminal: a shell script's `pytest &` starts with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_no_process_and_no_file_is_left_even_after_an_interrupt(
+    tmp_path: Path, svs_path: Path, ctrl_c_interrupts: None
+):
     os.mkfifo(tmp_path / "hangs.svs")
     before, files = children(), len(os.listdir("/proc/self/fd"))
     with Prober():
