@@ -3,8 +3,9 @@
     python benchmarks/segment.py --out RESULTS.md [--peers-python PEERS/bin/python]
 
 Runs in the environment of wsipipe; every measurement is a process of its own, and ratios compare runs in turns. Peers
-(MONAI, TIAToolbox) live in an environment apart; one that does not run keeps its row, with the reason. Each part
-(`--only`) adds rows to one table. Exports have scripts of their own: geojson.py and export.py.
+(TIAToolbox, MONAI, LazySlide: peers/stitch-requirements.txt) live in an environment apart; one that does not run keeps
+its row, with the reason. Each part (`--only`) adds rows to one table. Exports have scripts of their own: geojson.py and
+export.py.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from report import machine
 
 HERE = Path(__file__).resolve().parent
 SIZES = (10_000, 40_000, 100_000)
-PEER_SIZE = 10_000
+NAIVE_SIZE, PEER_SIZE = 10_000, 4096
+PEERS = ("tiatoolbox", "monai", "lazyslide")
 MOST_MIB, MOST_GROWTH, LEAST_PACE = 512, 1.10, 0.90
 LONGEST_S = 3600
 
@@ -113,35 +115,54 @@ def memory(bench: Bench) -> list[Row]:
 
 def naive(bench: Bench) -> list[Row]:
     """The whole map in arrays: in how much memory, and how fast, against ours."""
-    rows, store = [], bench.store(PEER_SIZE)
+    rows, store = [], bench.store(NAIVE_SIZE)
     peaks, paces = [], []
     for _ in range(bench.rounds):
         peak, answer = peak_mib(own_command("naive", "--store", store))
         own_peak, own = peak_mib(own_command("memory", "--store", store))
         peaks.append((peak - answer["before_mib"]) / (own_peak - own["before_mib"]))
         paces.append(own["per_s"] / (answer["windows"] / answer["seconds"]))
-    rows.append(row(f"whole arrays / wsipipe, peak memory at {PEER_SIZE:,} px, both above the process", peaks, None))
-    rows.append(row(f"wsipipe / whole arrays, windows a second at {PEER_SIZE:,} px, one convolution", paces, None))
+    rows.append(row(f"whole arrays / wsipipe, peak memory at {NAIVE_SIZE:,} px, both above the process", peaks, None))
+    rows.append(row(f"wsipipe / whole arrays, windows a second at {NAIVE_SIZE:,} px, one convolution", paces, None))
     return rows
 
 
 def peers(bench: Bench) -> list[Row]:
-    """Merging alone, of answers that are there: ours, with masks and scores written, and that of other tools."""
-    rows = []
-    for name in ("wsipipe", "monai", "monai-zarr", "tiatoolbox"):
-        label = f"{name}: peak memory of merging windows everywhere to {PEER_SIZE:,} px, MiB above the process"
-        try:
-            command = own_command("merge", "--size", PEER_SIZE)
+    """From a slide file to its map of classes with one convolution: wsipipe (mask and scores written) and others."""
+    size = PEER_SIZE
+    slide, reference = bench.work / f"tissue{size}.svs", bench.work / f"tissue{size}.npy"
+    if not reference.exists():
+        say(f"drawing {slide.name}")
+        run_own("slide", "--out", slide, "--reference", reference, "--size", size)
+    given = ("--slide", slide, "--reference", reference)
+    runs: dict[str, list[dict[str, float]]] = {}
+    rows: list[Row] = []
+    for _ in range(bench.rounds):
+        for name in ("wsipipe", *PEERS):
+            command = own_command("map", *given)
             if name != "wsipipe":
-                if bench.peers_python is None:
+                command = [bench.peers_python, HERE / "peers" / "stitch_peers.py", name, *given]
+            try:
+                if bench.peers_python is None and name != "wsipipe":
                     raise Failed("no --peers-python")
-                command = [bench.peers_python, HERE / "peers" / "stitch_peers.py", name, "--size", PEER_SIZE]
-            runs = [peak_mib(command) for _ in range(bench.rounds)]
-            rows.append(row(label, [peak - answer["before_mib"] for peak, answer in runs], None))
-            rates = [answer["windows"] / answer["seconds"] for _, answer in runs]
-            rows.append(row(f"{name}: windows a second, merging alone", rates, None))
-        except Failed as failure:
-            rows.append((label, f"did not run: {failure}", "", ""))
+                runs.setdefault(name, []).append(peak_mib(command)[1])
+                say(f"{name}: {runs[name][-1]}")
+            except Failed as failure:
+                rows.append((f"{name}, slide of {size:,} px to its map", f"did not run: {failure}", "", ""))
+    for name, found in runs.items():
+        rows.append(row(f"{name}: slide of {size:,} px to its map, s", [r["seconds"] for r in found], None))
+        above = [r["peak_mib"] - r["before_mib"] for r in found]
+        rows.append(row(f"{name}: peak memory, MiB above the process", above, None))
+        same = median(r["same"] for r in found)
+        rows.append((f"{name}: pixels of the class that the slide convolved in one piece has", f"{same:.5f}", "", ""))
+    own = runs["wsipipe"]
+    for name in PEERS:
+        if len(runs.get(name, ())) == len(own):
+            pairs = list(zip(runs[name], own, strict=True))
+            faster = [theirs["seconds"] / ours["seconds"] for theirs, ours in pairs]
+            rows.append(row(f"{name} / wsipipe, time", faster, 1, at_least=True))
+            less = [(a["peak_mib"] - a["before_mib"]) / (b["peak_mib"] - b["before_mib"]) for a, b in pairs]
+            rows.append(row(f"{name} / wsipipe, peak memory above the process", less, 1, at_least=True))
     return rows
 
 

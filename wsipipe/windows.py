@@ -100,14 +100,16 @@ def _near(
     held = np.zeros((height, width), bool)
     for p in patches:
         held[_squares(p.y_px, p.height_px), _squares(p.x_px, p.width_px)] = True
-    sums = np.zeros((height + 1, width + 1), np.int64)  # of all squares above and to the left
-    sums[1:, 1:] = held.cumsum(0).cumsum(1)
     (top, bottom), (left, right) = (
         (np.minimum(first // NEAR_PX, n), np.minimum(-(-(first + side_px) // NEAR_PX), n))
         for first, n in ((ys, height), (xs, width))
     )
-    within = sums[np.ix_(bottom, right)] - sums[np.ix_(top, right)] - sums[np.ix_(bottom, left)]
-    return np.asarray(within + sums[np.ix_(top, left)] > 0)
+    near = np.empty((len(ys), len(xs)), bool)
+    before = np.zeros(width + 1, np.int64)  # columns to the left that hold one
+    for i in range(len(ys)):
+        held[top[i] : bottom[i]].any(0).cumsum(out=before[1:])
+        near[i] = before[right] > before[left]
+    return near
 
 
 def _squares(start_px: int, length_px: int) -> slice:

@@ -2,7 +2,8 @@
 
     python benchmarks/peers/stitch_own.py store --out FOLDER --size PX [--full]
     python benchmarks/peers/stitch_own.py pace|memory|naive --store STORE
-    python benchmarks/peers/stitch_own.py merge --size PX
+    python benchmarks/peers/stitch_own.py slide --out SLIDE.svs --reference MAP.npy --size PX
+    python benchmarks/peers/stitch_own.py map --slide SLIDE.svs --reference MAP.npy
 
 The answer is a line of JSON.
 """
@@ -15,33 +16,35 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import openslide
+import tifffile
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import zoom
+from stitch_network import BATCH, COLOUR, MPP, STRIDE_PX, WINDOW_PX, convolution
 from torch import nn
 
-from wsipipe.config import RunConfig, SegmentConfig
+from wsipipe.config import RunConfig, SegmentConfig, TileConfig
 from wsipipe.geometry import Grid, Window
 from wsipipe.nn.checkpoint import Checkpoint
 from wsipipe.nn.encoders import MEAN, STD, normalise
 from wsipipe.nn.segmenters import create_segmenter
 from wsipipe.nn.train import Schedule, fit
+from wsipipe.pipeline import slides_of
 from wsipipe.runtime import Compute, autocast
 from wsipipe.segment import predict
 from wsipipe.segment.data import Batch, Batches, Variation, find_samples
 from wsipipe.segment.losses import segmentation_loss
-from wsipipe.segment.stitch import Plan, stitcher
 from wsipipe.store import PatchTable, SlideStore
-from wsipipe.store.growing import GrowingMaps
-from wsipipe.store.shards import SHARD_PX, Cell
+from wsipipe.store.shards import Cell
 from wsipipe.store.slide_store import shard_windows
 from wsipipe.store.tissue_levels import TissueLevels
+from wsipipe.tiling.tile import tile_slides
 from wsipipe.windows import Cover, blend_weight
 
-WINDOW_PX, STRIDE_PX, BATCH = 256, 128, 16
 CLASSES = ("a", "b", "c")
 STEP_PX = 256
 
@@ -153,22 +156,46 @@ def naive(model: nn.Module, store: SlideStore) -> dict[str, float]:
     return {"windows": len(windows), "seconds": time.perf_counter() - started}
 
 
-def merge(path: Path, size_px: int) -> dict[str, object]:
-    """Adding the answers of windows everywhere, masks and scores written; one array stands for all answers."""
-    grid = Grid((size_px, size_px), (0.5, 0.5), (1.0, 1.0), WINDOW_PX, WINDOW_PX)
-    store = SlideStore.create(path, grid, 85, {"slide_id": path.stem, "pixel_digest": ""})
-    p = np.random.default_rng(0).random((BATCH, len(CLASSES) + 1, WINDOW_PX, WINDOW_PX)).astype(np.float32)
-    plan = Plan(grid.size_px, Cover.plan(grid.size_px, WINDOW_PX, STRIDE_PX), 2 * SHARD_PX, 8)
-    before_mib, started, count = resident_mib(), time.perf_counter(), 0
-    with GrowingMaps(store, "merged", "", len(CLASSES), 8) as maps:
-        stitch = stitcher(plan, len(CLASSES) + 1, "hann", maps.write)
-        items = stitch.windows()
-        while some := list(islice(items, BATCH)):
-            stitch.add(some, p[: len(some)])
-            count += len(some)
-        stitch.end()
-        maps.finish({0: "none"}, {"digest": "", "classes": list(CLASSES)})
-    return {"windows": count, "seconds": time.perf_counter() - started, "before_mib": before_mib}
+def draw_slide(path: Path, size_px: int) -> None:
+    """A slide of tissue everywhere, as Aperio writes them: JPEG tiles of 256 px, one coarse level."""
+    rng = np.random.default_rng(0)
+    soft = zoom(rng.normal(0, 1, (3, size_px // 64 + 1, size_px // 64 + 1)).astype(np.float32), (1, 64, 64), order=1)
+    fine = rng.normal(0, 4, (size_px, size_px, 1)).astype(np.float32)
+    colours = np.moveaxis(soft[:, :size_px, :size_px], 0, -1) * (18, 26, 18) + fine + COLOUR
+    rgb = np.clip(colours, 0, 255).astype(np.uint8)
+    note = f"Aperio Image Library v0\n{size_px}x{size_px} |AppMag = 20|MPP = {MPP}"
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        for level in (rgb, rgb[::4, ::4]):
+            tiff.write(level, tile=(256, 256), compression="jpeg", photometric="rgb", description=note, metadata=None)
+
+
+def write_reference(slide: Path, path: Path) -> None:
+    """The strongest class of every pixel, the whole slide convolved as one image: uint8 [h, w]."""
+    with openslide.OpenSlide(slide) as opened:
+        rgb = np.asarray(opened.read_region((0, 0), 0, opened.dimensions).convert("RGB"))
+    x = torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None]
+    np.save(path, convolution()(normalise(x))[0].argmax(0).to(torch.uint8).numpy())
+
+
+def map_slide(slide: Path, reference: Path, folder: Path) -> dict[str, object]:
+    """From the slide file to its mask and scores in a store, as `wsipipe segment --checkpoint M --stitch` does it."""
+    model = convolution().to(memory_format=torch.channels_last)
+    run = RunConfig(stores=str(folder / "stores"), runs=str(folder), device="cpu")
+    before_mib, started = resident_mib(), time.perf_counter()
+    tile = TileConfig(mpp=MPP, patch_px=WINDOW_PX, qc=False)
+    report, (path,) = tile_slides(slides_of((str(slide),), tile), tile, run)
+    assert report.exit_code == 0, report.rows
+    store = SlideStore(path)
+    row = stitch(model, store, str(folder))
+    seconds, peak_mib = time.perf_counter() - started, resident_mib("VmHWM")
+    found = store.labels("bench").read(Window(0, 0, *store.grid.size_px))
+    return {
+        "seconds": seconds,
+        "mapping_s": int(row["windows"]) / float(row["per_s"]),
+        "before_mib": before_mib,
+        "peak_mib": peak_mib,
+        "same": float((found == np.load(reference)).mean()),
+    }
 
 
 def train(store: SlideStore, encoder: str, rounds: int, steps: int = 12) -> dict[str, object]:
@@ -205,10 +232,10 @@ def write_truth(store: SlideStore) -> None:
     store.write_labels("truth", {0: "none", 1: "a", 255: "ignore"}, {"digest": "t", "classes": ["a"]}, shards)
 
 
-def resident_mib() -> float:
-    """Memory that the process holds now."""
+def resident_mib(what: str = "VmRSS") -> float:
+    """Memory that the process holds now, or held at most (VmHWM)."""
     status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
+    return next(int(line.split()[1]) for line in status if line.startswith(what)) / 1024
 
 
 def warmed() -> tuple[nn.Module, float]:
@@ -223,8 +250,10 @@ def warmed() -> tuple[nn.Module, float]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("store", "pace", "memory", "naive", "merge", "train"))
+    parser.add_argument("what", choices=("store", "pace", "memory", "naive", "slide", "map", "train"))
     parser.add_argument("--store", type=Path)
+    parser.add_argument("--slide", type=Path)
+    parser.add_argument("--reference", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--size", type=int)
     parser.add_argument("--full", action="store_true")
@@ -234,9 +263,12 @@ def main() -> None:
     answer: dict[str, object] = {}
     if args.what == "store":
         make_store(args.out, args.size, args.full)
-    elif args.what == "merge":
+    elif args.what == "slide":
+        draw_slide(args.out, args.size)
+        write_reference(args.out, args.reference)
+    elif args.what == "map":
         with tempfile.TemporaryDirectory() as folder:
-            answer = merge(Path(folder) / "merged.zarr", args.size)
+            answer = map_slide(args.slide, args.reference, Path(folder))
     elif args.what == "train":
         answer = dict(train(SlideStore(args.store), args.encoder, args.rounds))
     elif args.what == "pace":
