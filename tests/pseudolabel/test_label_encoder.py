@@ -17,12 +17,14 @@ from labelled import (
     statuses,
 )
 
-from wsipipe.config import PretrainConfig, RunConfig
+from wsipipe.config import PretrainConfig, PseudolabelConfig, RunConfig
 from wsipipe.errors import CheckpointError, StoreError
 from wsipipe.geometry import Window
 from wsipipe.nn.checkpoint import Checkpoint, read_checkpoint, save_weights
 from wsipipe.nn.encoders import Statistics, create_encoder
 from wsipipe.pretrain.stage import pretrain
+from wsipipe.pseudolabel.label import pseudolabel
+from wsipipe.pseudolabel.method import Fitting
 from wsipipe.pseudolabel.methods import camel
 from wsipipe.store import SlideStore
 
@@ -39,7 +41,8 @@ def test_a_pretrained_encoder_is_shared_by_fits_and_not_made_again_after_a_stop(
 ):
     real = camel.fit
 
-    def broken(bags: object, lattice: object, params: object, given: object) -> None:
+    def broken(bags: object, lattice: object, params: object, given: Fitting) -> None:
+        given.encoder()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(camel, "fit", broken)
@@ -54,6 +57,32 @@ def test_a_pretrained_encoder_is_shared_by_fits_and_not_made_again_after_a_stop(
     assert stage(stores, csv(), pretrain=True, pretraining=FEW, name="again")[0].exit_code == 0
     assert pretrained(run) == [path]
     assert path.stat().st_mtime_ns == stamp
+
+
+def test_a_fit_that_asks_for_no_encoder_pretrains_none(stores: Stores, csv: Csv, run: RunConfig):
+    small = {"network": "x1.7", "width": 2, "cells": 8, "steps": 2, "batch": 4, "windows": 6}
+    options = PseudolabelConfig(labels=str(csv()), method="histosegnet", refine="none", encoder="resnet18_quarter")
+    report, _ = pseudolabel(list(stores.values()), options, {"histosegnet": small}, run, pretraining=FEW)
+    assert report.exit_code == 0
+    assert pretrained(run) == []
+
+
+def test_pretraining_leaves_no_trace_in_what_is_made_after_it(
+    stores: Stores, csv: Csv, stage: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    drawn = []
+
+    def drawing(bags: object, lattice: object, params: object, given: Fitting) -> None:
+        torch.manual_seed(1)
+        given.encoder()
+        drawn.append(torch.rand(3))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(camel, "fit", drawing)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            stage(stores, csv(), pretrain=True, pretraining=FEW)
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=0)
 
 
 def test_how_the_encoder_is_pretrained_belongs_to_the_key_of_the_fit(stores: Stores, csv: Csv, stage: Stage):

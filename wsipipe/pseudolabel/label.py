@@ -6,10 +6,12 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -232,11 +234,15 @@ class Stage:
         return Input(self.lattice.input_px, self.lattice.shrink)
 
     def _encoder_maker(self, progress: Progress) -> Callable[[], nn.Module]:
-        """A function that makes the starting encoder: from a file, pretrained here (once), or from scratch."""
-        weights = self._pretrained(progress) if self._pretrains else self.weights
+        """A function that makes the starting encoder: from a file, pretrained here when first asked for, or anew."""
+
+        @cache
+        def weights() -> Path | None:
+            with torch.random.fork_rng(devices=[]):  # what is made next is the same whether or not it was there
+                return self._pretrained(progress) if self._pretrains else self.weights
 
         def make() -> nn.Module:
-            return fresh(lambda: create_encoder(self.encoder, weights), self.run.seed)
+            return fresh(lambda: create_encoder(self.encoder, weights()), self.run.seed)
 
         return make
 

@@ -192,7 +192,8 @@ def build(classes: Classes, encoder: nn.Module, lattice: Lattice, params: Params
 def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> nn.Module:
     """Train the classifier on windows with the labels of their bags; then the thresholds, by the same labels."""
     seed = run.compute.seed
-    model = fresh(lambda: build(run.classes, run.encoder(), lattice, params), seed)
+    encoder = run.encoder() if params.network == "encoder" else nn.Identity()
+    model = fresh(lambda: build(run.classes, encoder, lattice, params), seed)
     assert isinstance(model, HistoSegNet)
     windows = draw_windows(bags, lattice, params.windows, params.max_windows, seed)
     train_windows(model, windows, params.training, run.compute)
