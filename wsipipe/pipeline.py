@@ -110,6 +110,7 @@ def map_slides(
     if patterns:
         network = read_checkpoint(checkpoint)
         tile = replace(settings.tile, mpp=network.mpp, patch_px=network.patch_px, stride_px=0)
+        tile = replace(tile, even_stain=network.even_stain)
         report, tiled = tile_slides(slides_of(patterns, tile), tile, settings.run, progress)
         stores += tiled
     if report.exit_code or not stores:

@@ -28,6 +28,15 @@ def test_a_slide_that_was_never_tiled_is_mapped_by_a_network(here: Path):
     assert sorted(again.stdout.split()) == ["stores/neg.zarr", "stores/new.zarr"]
 
 
+def test_a_slide_is_tiled_as_the_slides_of_the_network_were_stain_too(here: Path):
+    shutil.copy(here / "slides" / "pos.svs", here / "new.svs")
+    note = json.loads((here / "runs" / "unet" / "model.json").read_text())
+    (here / "runs" / "unet" / "model.json").write_text(json.dumps(note | {"even_stain": True}))
+    result = wsipipe("segment", "--checkpoint", "runs/unet/model.json", "--stitch", "new.svs")
+    assert result.exit_code == 0, result.stderr
+    assert SlideStore(here / "stores" / "new.zarr").is_even
+
+
 def test_a_slide_without_a_network_is_refused(here: Path):
     assert_refused(wsipipe("segment", "--stitch", "slides/pos.svs"), 1, "slides/pos.svs")
 

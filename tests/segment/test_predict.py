@@ -361,10 +361,19 @@ def test_a_store_at_another_resolution_fails_alone(stores, run, checkpoint_of):
     report, done = predict_stores([stores["left"]], checkpoint_of(SureNet(), mpp=1.0), SMALL, run)
     assert (report.exit_code, done) == (1, [])
     assert report.rows[0]["status"] == "failed"
-    assert "is at 0.5 um/px, the network at 1; tile with --mpp 1" in report.rows[0]["reason"]
+    assert "is at 0.5 um/px, the network at 1; tile it with --mpp 1" in report.rows[0]["reason"]
     close = predict_stores([stores["left"]], checkpoint_of(SureNet(), mpp=0.51), SMALL, run)[0]
     assert close.exit_code == 0
     assert (Path(run.runs) / "unet" / "segment.csv").read_text().splitlines()[1].startswith("left,done")
+
+
+def test_a_store_whose_stain_is_read_otherwise_fails_alone(stores, run, checkpoint_of):
+    stores["left"].even_stain()
+    report, _ = predict_stores(list(stores.values())[:2], checkpoint_of(SureNet()), SMALL, run)
+    assert [r["status"] for r in report.rows] == [
+        "failed" if s.slide_id == "left" else "done" for s in list(stores.values())[:2]
+    ]
+    assert "the network saw stain as scanned" in report.of("failed")[0]["reason"]
 
 
 def test_a_slide_without_tissue_gets_an_empty_map(stores, run, checkpoint_of):

@@ -27,7 +27,13 @@ OTHER_PIXELS: tuple[dict[str, Any], ...] = (
     {"fast_resample": True},
 )  # fmt: skip
 OTHER_LATTICE: tuple[dict[str, Any], ...] = ({"patch_px": 64}, {"stride_px": 64}, {"min_tissue": 0.5})
-SAME: tuple[dict[str, Any], ...] = ({"max_corrupt": 0.5}, {"qc_image": True}, {"tissue": "masks"}, {"stride_px": 128})
+SAME: tuple[dict[str, Any], ...] = (
+    {"max_corrupt": 0.5},
+    {"qc_image": True},
+    {"tissue": "masks"},
+    {"stride_px": 128},
+    {"even_stain": True},
+)
 
 
 @pytest.fixture

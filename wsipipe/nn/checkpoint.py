@@ -26,7 +26,7 @@ class Checkpoint:
     """What weights need to be used rightly. `mpp` in um/px; `mean`, `std` of RGB in 0..1.
 
     `network` names the architecture (`encoder` for an encoder alone), `digest` all that it was trained on, `settings`
-    what else its maker needs.
+    what else its maker needs; `even_stain`, whether it saw slides with their stain evened out.
     """
 
     network: str
@@ -38,6 +38,7 @@ class Checkpoint:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     settings: dict[str, object]
+    even_stain: bool = False
 
     def save(self, folder: Path, model: nn.Module, name: str = "model") -> Path:
         """Write `<name>.safetensors` and then `<name>.json`, each aside and renamed; returns the JSON's path."""

@@ -220,6 +220,11 @@ class Stage:
         how = step and (step.name, asdict(step.params), step.stride_px)
         return digest(self.digest, store.digest, self._rules(store.slide_id), how)
 
+    @property
+    def _even_stain(self) -> bool:
+        """Whether the training slides are read with their stain evened out."""
+        return self.stores[self.train_ids[0]].is_even
+
     def _compute(self, progress: Progress) -> Compute:
         return Compute(self.device, self.run.seed, progress)
 
@@ -267,6 +272,7 @@ class Stage:
             mean=self.statistics.mean,
             std=self.statistics.std,
             settings=asdict(self.params),
+            even_stain=self._even_stain,
         ).save(self.folder, model)
         write_bytes(self.folder / "labels.csv", self.snapshot)
         write_json(path, {"digest": self.digest, "config": asdict(self.config), "run": asdict(self.run)})
@@ -283,7 +289,7 @@ class Stage:
         key = self._key(store)
         if store.current("labels", self.name, key, overwrite) and store.current("scores", self.name, key, overwrite):
             return "skipped"
-        _check_mpp(store, self.grid[0])
+        store.check_like(self.grid[0], self._even_stain, "the fit")
         scores = gate(self.method.score(model, store, self.lattice, self.params, self.device), rules, store)
         sharp = scores
         if self.refinement:  # which may carry a class over the border of a box that excludes it
@@ -338,13 +344,9 @@ def _common_grid(stores: Sequence[SlideStore]) -> tuple[float, int]:
             f"training stores differ: {mpps[low]:g}..{mpps[high]:g} um/px ({low}, {high}), "
             f"patches of {sorted(patches)} px; tile them alike"
         )
+    if len({s.is_even for s in stores}) > 1:
+        raise ConfigError("some training stores were tiled with --even-stain and some were not; tile them alike")
     return float(np.mean(list(mpps.values()))), patches.pop()
-
-
-def _check_mpp(store: SlideStore, mpp: float) -> None:
-    own = sum(store.grid.mpp) / 2
-    if abs(own / mpp - 1) > 0.05:
-        raise StoreError(f"{store.path}: is at {own:g} um/px, the fit at {mpp:g}; tile it with --mpp {mpp:g}")
 
 
 def _as_shards(values: NDArray[np.uint8]) -> Iterator[tuple[Cell, NDArray[np.uint8]]]:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsipipe.config import RunConfig, SegmentConfig, check
-from wsipipe.errors import StoreError
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
 from wsipipe.nn.checkpoint import Checkpoint
@@ -155,12 +154,7 @@ class _Job:
         if all([store.current(kind, self.name, self.key, overwrite) for kind in ("labels", "scores")]):
             forget(store, self.name)
             return None
-        own = sum(store.grid.mpp) / 2
-        if abs(own / self.checkpoint.mpp - 1) > 0.05:
-            raise StoreError(
-                f"{store.path}: is at {own:g} um/px, the network at {self.checkpoint.mpp:g}; "
-                f"tile with --mpp {self.checkpoint.mpp:g}"
-            )
+        store.check_like(self.checkpoint.mpp, self.checkpoint.even_stain, "the network")
         meta = {"digest": self.key, "classes": classes, "checkpoint": self.checkpoint.digest}
         values = {0: "none", **{k + 1: n for k, n in enumerate(classes)}, IGNORE: "not predicted"}
         with GrowingMaps(store, self.name, self.key, len(classes), self.how.cell_px, SHARD_PX) as maps:

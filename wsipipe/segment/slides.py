@@ -36,6 +36,8 @@ def training_stores(stores: Sequence[SlideStore], config: SegmentConfig) -> list
         raise ConfigError(f"no training slide has labels/{config.labels} and tissue; check the splits")
     if len({s.grid.patch_px for s in having}) > 1:
         raise ConfigError("the training stores have patches of different sizes; tile them alike")
+    if len({s.is_even for s in having}) > 1:
+        raise ConfigError("some training stores were tiled with --even-stain and some were not; tile them alike")
     return having
 
 

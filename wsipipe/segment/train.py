@@ -48,6 +48,7 @@ def train(
     encoder, weights = chosen_encoder(config.encoder, config.weights)
     key = digest(
         [s.attributes("labels", config.labels)["digest"] for s in chosen],
+        *(s.digest for s in chosen if s.is_even),  # masks drawn by hand do not depend on how stain is read
         {k: v for k, v in asdict(config).items() if k not in NOT_OF_TRAINING},
         run.seed,
         weights_digest(weights),
@@ -76,6 +77,7 @@ def train(
         mean=statistics.mean,
         std=statistics.std,
         settings=asdict(config),
+        even_stain=chosen[0].is_even,
     )
     keep = Keep(folder / "training.state", key, KEEP_S, writes=group.leads)
     try:

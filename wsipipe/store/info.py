@@ -28,6 +28,7 @@ def describe(path: Path) -> str:
         f"working    {width} x {height} px at {grid.mpp[0]:.4g} x {grid.mpp[1]:.4g} um/px, "
         f"{grid.scale[0]:.6g} slide px per px, {grid.levels} levels",
         *_pixels(store),
+        *_stain(store),
         *_tissue(store),
     ]
     if store.meta.get("note"):
@@ -47,6 +48,12 @@ def _pixels(store: SlideStore) -> Iterator[str]:
         yield "copied     nothing: the pixels are decoded and encoded anew"
     if bad := len(meta.get("bad", ())):
         yield f"unreadable {bad} tile{'s' if bad > 1 else ''} of the slide"
+
+
+def _stain(store: SlideStore) -> Iterator[str]:
+    """How colours are read, where not as they are stored."""
+    if store.is_even:
+        yield f"stain      evened out: read with a gamma of {', '.join(f'{g:.2f}' for g in store.meta['stain_gamma'])}"
 
 
 def _tissue(store: SlideStore) -> Iterator[str]:

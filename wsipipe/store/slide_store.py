@@ -21,13 +21,16 @@ from wsipipe.errors import ConfigError, StoreError
 from wsipipe.geometry import LEVEL_FACTOR, Grid, Window
 from wsipipe.labels import IGNORE
 from wsipipe.runtime import digest
-from wsipipe.store import layout
+from wsipipe.store import layout, stain
 from wsipipe.store.shards import CHUNK_PX, SHARD_PX, ArraySpec, Cell, ShardedArray
 from wsipipe.store.tissue_levels import TISSUE_VALUES, TissueLevels
 
 KIND = "slide-store"
 RESERVED = ("tissue", "tile", "zarr.json")
 """Names that stores and run folders use themselves: the tissue mask, the ledger of tiling, Zarr's metadata."""
+
+STAIN_MPP = 8.0
+"""um/px, at the coarsest, at which stain is measured."""
 
 GLASS = 255
 """Fill value of the pixels: white, as what was not stored is glass."""
@@ -77,6 +80,7 @@ class SlideStore:
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{path}/zarr.json: damaged ({error!r}); tile this slide again") from None
         self._arrays: dict[str, ShardedArray] = {}
+        self._tables = stain.tables(meta["stain_gamma"]) if self.is_even else None
 
     @classmethod
     def create(
@@ -108,7 +112,41 @@ class SlideStore:
     @property
     def digest(self) -> str:
         """Of what the later stages see: the pixels and the lattice of patches."""
-        return digest(self.pixel_digest, self._patches_attributes(self.grid).get("content", ""))
+        seen = (self.pixel_digest, self.meta["stain_gamma"]) if self.is_even else (self.pixel_digest,)
+        return digest(*seen, self._patches_attributes(self.grid).get("content", ""))
+
+    @property
+    def is_even(self) -> bool:
+        """Whether pixels are read with their stain evened out (see `store.stain`)."""
+        return bool(self.meta.get("stain_gamma"))
+
+    def even_stain(self, on: bool = True) -> None:
+        """Read pixels with their stain evened out from now on, or as they are stored."""
+        self.note(stain_gamma=list(self._measured_gamma()) if on else [])
+        self._tables = stain.tables(self.meta["stain_gamma"]) if on else None
+
+    def check_like(self, mpp: float, even_stain: bool, whose: str) -> None:
+        """StoreError unless the slide is seen as `whose` slides were: at the same um/px, and stain alike."""
+        own = sum(self.grid.mpp) / 2
+        if abs(own / mpp - 1) > 0.05:
+            raise StoreError(f"{self.path}: is at {own:g} um/px, {whose} at {mpp:g}; tile it with --mpp {mpp:g}")
+        if self.is_even != even_stain:
+            seen, flag = ("evened out", "--even-stain") if even_stain else ("as scanned", "--no-even-stain")
+            raise StoreError(f"{self.path}: {whose} saw stain {seen}; tile this slide alike, with {flag}")
+
+    def _measured_gamma(self) -> tuple[float, float, float]:
+        """Gamma of each colour, from the tissue of the coarsest level that still shows it."""
+        level = max(k for k in range(self.grid.levels) if k == 0 or self.grid.mpp[0] * LEVEL_FACTOR**k <= STAIN_MPP)
+        pixels, tissue = self.pixels(level), self.labels("tissue", level)
+        height, width = self.grid.level_shape(level)
+        total, count = np.zeros(3), 0
+        for y in range(0, height, CHUNK_PX):
+            band = Window(0, y, width, min(CHUNK_PX, height - y))
+            held = tissue.read(band) == 1
+            if held.any():
+                total += stain.density_sum(np.moveaxis(pixels.read(band), 0, -1).astype(np.uint8, copy=False), held)
+                count += int(held.sum())
+        return stain.gammas((total / count).tolist()) if count else (1.0, 1.0, 1.0)
 
     @property
     def shown_from_px0(self) -> tuple[int, int]:
@@ -127,7 +165,7 @@ class SlideStore:
 
     def read(self, window: Window, level: int = 0) -> NDArray[np.uint8]:
         """RGB of `window` (px of `level`): uint8 [h, w, 3]; white where nothing is stored."""
-        return np.moveaxis(self.pixels(level).read(window), 0, -1).astype(np.uint8, copy=False)
+        return np.moveaxis(self._seen(self.pixels(level).read(window)), 0, -1)
 
     def read_batch(self, windows: Sequence[Window], pool: Executor | None = None) -> NDArray[np.uint8]:
         """RGB of windows of one size at level 0: uint8 [n, 3, h, w], white where nothing is stored.
@@ -135,7 +173,12 @@ class SlideStore:
         The memory is channels last, so that `torch.from_numpy` of it is a channels-last tensor without a copy. Every
         chunk is decoded once, by the threads of `pool` if there is one.
         """
-        return self.pixels().read_batch(windows, pool).astype(np.uint8, copy=False)
+        return self._seen(self.pixels().read_batch(windows, pool))
+
+    def _seen(self, pixels: NDArray[np.generic]) -> NDArray[np.uint8]:
+        """Stored pixels [.., 3, h, w] as they are to be seen."""
+        rgb = pixels.astype(np.uint8, copy=False)
+        return rgb if self._tables is None else stain.evened(rgb, self._tables)
 
     def patches(self, patch_px: int = 0, stride_px: int = 0) -> PatchTable:
         """The patch table of a lattice (default: the one that the store was tiled with)."""

@@ -30,6 +30,7 @@ from wsipipe.tiling.plan import Bits
 
 _ABOUT_THE_LATTICE = ("patch_px", "stride_px", "min_tissue")
 _ABOUT_THE_RUN = ("max_corrupt", "qc_image", "mpp_override", "tissue")
+_ABOUT_READING = ("even_stain",)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Recipe:
         """From the content of the slide, its mask and the options that matter."""
         options = asdict(job.config)
         lattice = {k: options.pop(k) for k in _ABOUT_THE_LATTICE} | {"stride_px": job.stride_px}
-        for k in _ABOUT_THE_RUN:
+        for k in (*_ABOUT_THE_RUN, *_ABOUT_READING):
             del options[k]
         mask = _digest_of(job.file.mask) if job.file.mask else ""
         pixels = digest(slide.info.fingerprint, slide.info.mpp0, mask, options)

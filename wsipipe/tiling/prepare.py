@@ -25,7 +25,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prepared:
-    """What preparing a slide came to: planned (with the shards still to be written), skipped or added (a lattice)."""
+    """What preparing a slide came to: planned (with the shards still to be written), skipped, or added.
+
+    What is added to a store is a lattice of patches, or another way to read its stain.
+    """
 
     status: str
     shards: tuple[ShardTask, ...] = ()
@@ -72,20 +75,8 @@ def _already(job: TileJob, slide: Slide, recipe: Recipe) -> Prepared | None:
         if job.overwrite:
             return None
         raise
-    lattice = (job.config.patch_px, job.stride_px)
     if old.pixel_digest == recipe.pixels:
-        held = old.patches_digest(*lattice)
-        if held == recipe.patches:
-            if (old.grid.patch_px, old.grid.stride_px) != lattice:
-                old.note(grid=old.grid.with_patches(*lattice).to_dict())
-            return Prepared("skipped")
-        if held and not job.overwrite:
-            raise StoreError(
-                f"{job.target}: its patches of {lattice[0]} px every {lattice[1]} px were chosen with another "
-                "--min-tissue; replace them with --overwrite"
-            )
-        _add_lattice(job, slide, old, recipe)
-        return Prepared("added")
+        return _kept(job, slide, old, recipe)
     made = [n for n in old.names("labels") if n != "tissue"]
     if not job.overwrite:
         also = f" (its labels {', '.join(made)} would go too)" if made else ""
@@ -95,6 +86,26 @@ def _already(job: TileJob, slide: Slide, recipe: Recipe) -> Prepared | None:
     if made:
         log.warning("%s: replaced; its labels %s are gone", job.target, ", ".join(made))
     return None
+
+
+def _kept(job: TileJob, slide: Slide, old: SlideStore, recipe: Recipe) -> Prepared:
+    """A store that holds the pixels already: its lattice and how its stain is read become those that are asked for."""
+    lattice = (job.config.patch_px, job.stride_px)
+    held = old.patches_digest(*lattice)
+    if held and held != recipe.patches and not job.overwrite:
+        raise StoreError(
+            f"{job.target}: its patches of {lattice[0]} px every {lattice[1]} px were chosen with another "
+            "--min-tissue; replace them with --overwrite"
+        )
+    restained = old.is_even != job.config.even_stain
+    if restained:
+        old.even_stain(job.config.even_stain)
+    if held != recipe.patches:
+        _add_lattice(job, slide, old, recipe)
+        return Prepared("added")
+    if (old.grid.patch_px, old.grid.stride_px) != lattice:
+        old.note(grid=old.grid.with_patches(*lattice).to_dict())
+    return Prepared("added" if restained else "skipped")
 
 
 def _add_lattice(job: TileJob, slide: Slide, store: SlideStore, recipe: Recipe) -> None:

@@ -1,0 +1,125 @@
+"""What IRNet's walk adds to the class maps that it starts from, by region and by boundary.
+
+    python benchmarks/own_cam.py --weak METHODS-WORK/glas-quick/fold1/weak --arm irnet --truth 'MASKS/{slide_id}.png'
+
+Works on a fold of benchmarks/methods.py whose fit is there: paints the slides a second time by the same fit without
+the walk (`labels/irnet-s0-cam`; the same rules, its own scale of the maps), then judges both. Truth is an image of the
+size of the store's level 0, `--positive` its value of the class. A boundary pixel is found where the other mask has
+one within `--tolerance-px`; F is of all pixels of all slides of a split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import binary_erosion, distance_transform_edt
+from torch import Tensor
+
+from wsipipe.config import PretrainConfig, PseudolabelConfig, RunConfig, build, read_yaml
+from wsipipe.geometry import Window
+from wsipipe.pseudolabel.label import Stage
+from wsipipe.pseudolabel.methods import irnet
+from wsipipe.pseudolabel.parts.walk import Walk
+from wsipipe.pseudolabel.parts.windows import draw_windows
+from wsipipe.store import SlideStore
+
+Mask = NDArray[np.bool_]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weak", type=Path, required=True, help="folder of the weak methods of a fold")
+    parser.add_argument("--arm", default="irnet", help="an arm of irnet")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--truth", required=True, help="pattern with {slide_id}, absolute")
+    parser.add_argument("--positive", type=int, default=2, help="value of the class in the truth")
+    parser.add_argument("--tolerance-px", type=float, default=10.0)
+    args = parser.parse_args()
+    os.chdir(args.weak)
+    stage = stage_of(args.arm, args.seed)
+    walked, plain = stage.name, f"{stage.name}-cam"
+    paint_without_walk(stage, plain)
+    print("| slides | masks | Dice | mIoU | boundary F |")
+    print("| --- | --- | --- | --- | --- |")
+    held = set(stage.train_ids)
+    for split, stores in (
+        ("train", [s for s in stage.targets if s.slide_id in held]),
+        ("test", [s for s in stage.targets if s.slide_id not in held]),
+    ):
+        for name in (plain, walked):
+            figures = judged(stores, name, args.truth, args.positive, args.tolerance_px)
+            print(f"| {split} | {name} | " + " | ".join(f"{f:.3f}" for f in figures) + " |")
+
+
+def stage_of(arm: str, seed: int) -> Stage:
+    """The stage that fitted the arm, with the inputs that it had."""
+    section = read_yaml(Path(f"{arm}.yaml"))["pseudolabel"]
+    sections = {"irnet": section.pop("irnet", {})}
+    given = {**section, "name": f"{arm}-s{seed}", "weights": f"runs/encoder-s{seed}"}
+    config = build(PseudolabelConfig, given, "pseudolabel")
+    return Stage(sorted(Path("stores").glob("*.zarr")), config, sections, RunConfig(seed=seed), PretrainConfig())
+
+
+def paint_without_walk(stage: Stage, name: str) -> None:
+    """`labels/<name>` of every store by the stage's fit, whose maps stay where they are, on a scale of their own."""
+
+    def stays(model: irnet.IrNet, maps: Tensor, x: Tensor, tissue: Tensor, how: Walk) -> Tensor:
+        return maps * tissue[:, None]
+
+    model = stage.fitted(lambda *_: None)
+    assert isinstance(model, irnet.IrNet)
+    params = stage.params
+    windows = draw_windows(stage.bags, stage.lattice, params.windows, params.max_windows, stage.run.seed)
+    walk, irnet.IrNet.walked = irnet.IrNet.walked, stays  # type: ignore[method-assign]
+    try:
+        model.top.copy_(irnet.highest(model, windows, params))
+        stage.name = name
+        for store in stage.targets:
+            stage.apply(model, store, overwrite=True)
+    finally:
+        irnet.IrNet.walked = walk  # type: ignore[method-assign]
+
+
+def judged(stores: list[SlideStore], name: str, truth: str, positive: int, tolerance_px: float) -> tuple[float, ...]:
+    """Dice, mIoU and boundary F of the masks, over all pixels of the stores."""
+    both = only_mask = only_truth = neither = 0
+    found, of_mask, met, of_truth = 0, 0, 0, 0
+    for store in stores:
+        mask: Mask = store.labels(name).read(Window(0, 0, *store.grid.size_px)) == 1
+        true: Mask = np.asarray(Image.open(truth.format(slide_id=store.slide_id))) == positive
+        both += int((mask & true).sum())
+        only_mask += int((mask & ~true).sum())
+        only_truth += int((~mask & true).sum())
+        neither += int((~mask & ~true).sum())
+        edge, true_edge = boundary(mask), boundary(true)
+        found += near(edge, true_edge, tolerance_px)
+        met += near(true_edge, edge, tolerance_px)
+        of_mask += int(edge.sum())
+        of_truth += int(true_edge.sum())
+    wrong = only_mask + only_truth
+    iou = (both / max(both + wrong, 1), neither / max(neither + wrong, 1))
+    precision, recall = found / max(of_mask, 1), met / max(of_truth, 1)
+    f = 2 * precision * recall / max(precision + recall, 1e-9)
+    return 2 * both / max(2 * both + wrong, 1), sum(iou) / 2, f
+
+
+def boundary(mask: Mask) -> Mask:
+    """Pixels of the mask that touch what is not; the edge of the image is no boundary."""
+    return mask & ~binary_erosion(mask, border_value=1)
+
+
+def near(edge: Mask, other: Mask, tolerance_px: float) -> int:
+    """Number of pixels of an edge that lie no further than this from the other."""
+    if not other.any():
+        return 0
+    return int((distance_transform_edt(~other)[edge] <= tolerance_px).sum())
+
+
+if __name__ == "__main__":
+    main()
