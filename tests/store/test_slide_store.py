@@ -378,3 +378,7 @@ def test_swap_replaces_a_folder_and_leaves_one(tmp_path: Path):
     swap(tmp_path / "new", tmp_path / "old")
     assert os.listdir(tmp_path) == ["old"]
     assert os.listdir(tmp_path / "old") == ["new"]
+
+
+def test_a_store_is_opened_by_the_text_of_its_path(store: SlideStore):
+    assert SlideStore(str(store.path)).path == store.path

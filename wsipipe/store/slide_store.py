@@ -61,8 +61,8 @@ class PatchTable:
 class SlideStore:
     """One `<slide_id>.zarr`, opened for reading; writers add labels and scores beside the pixels."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path | str) -> None:
+        self.path = path = Path(path)
         attributes = layout.read_attributes(path)
         meta: dict[str, Any] = attributes.get("wsipipe", {})
         if not isinstance(meta, dict) or meta.get("kind") != KIND:
