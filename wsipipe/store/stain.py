@@ -44,6 +44,7 @@ def tables(gamma: Sequence[float]) -> NDArray[np.uint8]:
 def evened(pixels: NDArray[np.uint8], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Pixels with a colour axis third from the end, uint8 [.., 3, h, w], by `tables`; the memory keeps its order."""
     out = np.empty_like(pixels)
-    for c in range(3):
-        np.take(table[c], pixels[..., c, :, :], out=out[..., c, :, :], mode="clip")
+    for c in range(3):  # translate is faster than any indexing of numpy's
+        plane = pixels[..., c, :, :]
+        out[..., c, :, :] = np.frombuffer(plane.tobytes().translate(table[c].tobytes()), np.uint8).reshape(plane.shape)
     return out
