@@ -132,6 +132,9 @@ class SegmentConfig:
     average: bool = option(True, "keep the running average of the weights, not the last ones")
     rounds: int = option(0, "rounds of self-training after the first: the average teaches what the masks leave open")
     confident: float = option(0.9, "probability from which on a teacher is believed, 0.5..1")
+    border_px: int = option(
+        0, "px on each side of the masks' borders that are not learnt from: half an instance where these are coarse"
+    )
     zoom: float = option(1.2, "largest random enlargement or reduction in training; 1: none")
     mosaic: float = option(0.0, "share of images put together from quarters that hold one class alone, 0..1")
     validation: float = option(0.0, "share of patients (or slides) held out to stop by, 0..0.5; 0: none, no early stop")
@@ -156,6 +159,7 @@ class SegmentConfig:
         check(self.rounds == 0 or self.average, "segment.rounds: the average of the weights teaches; leave it on")
         check(1 <= self.zoom <= 2, f"segment.zoom: {self.zoom} is outside 1..2")
         check(self.patience >= 0, f"segment.patience: {self.patience} is negative; 0 means never to stop early")
+        check(self.border_px >= 0, f"segment.border_px: {self.border_px} is negative")
 
 
 @dataclass(frozen=True)

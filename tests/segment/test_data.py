@@ -8,11 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
 from two_colours import colour_mask, frame, paint
 
 from wsipipe.errors import ConfigError
 from wsipipe.segment import data
-from wsipipe.segment.data import Batches, Variation, find_samples, zoomed
+from wsipipe.segment.data import Batches, Variation, find_samples, near_borders, zoomed
 
 
 @pytest.fixture
@@ -223,3 +226,38 @@ def test_image_and_mask_are_turned_alike(stores, monkeypatch):
         np.testing.assert_array_equal(y.numpy(), np.stack([colour_mask(image) for image in rgb]))
         mixed += sum(len(np.unique(mask)) > 1 for mask in y.numpy())
     assert mixed > 4
+
+
+@given(
+    arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.sampled_from([0, 1, 254, 255])),
+    st.integers(1, 4),
+)
+def test_a_pixel_is_near_a_border_where_a_square_around_it_holds_two_values(mask: np.ndarray, far: int):
+    found = near_borders(mask, far)
+    for y, x in np.ndindex(mask.shape):
+        around = mask[max(0, y - far) : y + far + 1, max(0, x - far) : x + far + 1]
+        assert found[y, x] == (len(set(around[around != 255].tolist())) > 1)
+
+
+def test_masks_are_not_believed_near_borders_even_those_outside_of_the_window(stores):
+    paint(
+        stores["left"], 1 + (np.mgrid[:331, :437][1] // 64 % 2).astype(np.uint8), "columns"
+    )  # borders between patches
+    samples = find_samples([stores["left"]], "columns", 2)
+    far = 9
+    plain, careful = (Batches(samples, "columns", 8, 3, replace(PLAIN, border_px=b)) for b in (0, far))
+    whole = stores["left"].labels("columns").read(frame(stores["left"]))
+    near, outside = near_borders(whole, far), 0
+    for sample in samples:
+        w = sample.window
+        inside = np.s_[w.y_px : w.y_px + w.height_px, w.x_px : w.x_px + w.width_px]
+        expected = np.where(near[inside], 255, whole[inside])
+        np.testing.assert_array_equal(careful._believed(sample.store, w), expected)
+        np.testing.assert_array_equal(plain._believed(sample.store, w), whole[inside])
+        outside += int((near[inside] & ~near_borders(np.ascontiguousarray(whole[inside]), far)).sum())
+    assert outside > 0
+    one, other = plain(0), careful(0)
+    torch.testing.assert_close(one.rgb, other.rgb)
+    assert ((other.mask == one.mask) | (other.mask == 255)).all()
+    assert (other.mask == 255).sum() > (one.mask == 255).sum()
+    assert torch.equal(one.held, other.held)  # a teacher may say what lies there

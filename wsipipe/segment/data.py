@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter, minimum_filter
 from torch import Generator, Tensor
 
 from wsipipe.errors import ConfigError
@@ -70,12 +71,14 @@ class Variation:
 
     zoom: largest enlargement or reduction (1: none). shift: whether windows may lie between patches. mosaic: share of
     the images that are put together from quarters that are pure of one value. stain: strength of the stain jitter.
+    border_px: how near to a border between two values, on either side, a mask is not believed.
     """
 
     zoom: float = 1.0
     shift: bool = True
     mosaic: float = 0.0
     stain: float = STAIN_STRENGTH
+    border_px: int = 0
 
 
 def find_samples(stores: Sequence[SlideStore], labels: str, classes: int) -> list[Sample]:
@@ -168,10 +171,18 @@ class Batches:
         margin = math.ceil(self.side_px * (self.how.zoom - 1) / 2)
         w = sample.window
         w = Window(w.x_px + moved[0], w.y_px + moved[1], w.width_px, w.height_px).grown(margin)
-        mask = sample.store.labels(self.labels).read(w).astype(np.uint8)
+        mask = self._believed(sample.store, w)
         held = self._held[sample.store.path].read(w)
         mask[~held] = IGNORE
         return sample.store.read(w), mask, held
+
+    def _believed(self, store: SlideStore, w: Window) -> NDArray[np.uint8]:
+        """The mask of a window, 255 near its borders: uint8 [h, w]."""
+        far = self.how.border_px
+        mask = store.labels(self.labels).read(w.grown(far)).astype(np.uint8)
+        if far:
+            mask[near_borders(mask, far)] = IGNORE
+        return mask[far : far + w.height_px, far : far + w.width_px]
 
     def _mosaic(
         self, parts: Sequence[tuple[Sample, int]]
@@ -202,6 +213,15 @@ class Batches:
         x, both = dihedral(x, element), dihedral(both, element)
         x = blur(stain_jitter(x, self.how.stain, g), 0.2, g)
         return x, both[:, 0].round().long(), both[:, 1] > 0.5
+
+
+def near_borders(mask: NDArray[np.uint8], far_px: int) -> NDArray[np.bool_]:
+    """Whether two values other than 255 lie within `far_px` rows and columns of a pixel: bool [h, w]."""
+    side = 2 * far_px + 1
+    known = mask != IGNORE
+    low = minimum_filter(mask, side, mode="nearest")  # 255 is above all values
+    high = maximum_filter(np.where(known, mask + 1, 0).astype(np.uint8), side, mode="nearest")  # 0 is below them
+    return np.asarray((high > 0) & (high.astype(np.int16) - 1 > low))
 
 
 def zoomed(x: Tensor, both: Tensor, side_px: int, zoom: float, g: Generator) -> tuple[Tensor, Tensor]:

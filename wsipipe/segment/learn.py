@@ -38,7 +38,7 @@ def learn(
     classes = len(own[0].attributes("labels", config.labels)["classes"])
     samples = find_samples(own, config.labels, classes)
     log.info("training on %d patches of %d slides, labels/%s", len(samples), len(own), config.labels)
-    how = Variation(zoom=config.zoom, mosaic=config.mosaic)
+    how = Variation(zoom=config.zoom, mosaic=config.mosaic, border_px=config.border_px)
     batches = Batches(samples, config.labels, config.batch, compute.seed, how)
     average = Average(model, round_ends(config.steps, config.rounds)) if config.average else None
     watch = HeldOut(average.model if average else model, aside, config, compute, group) if aside else None
