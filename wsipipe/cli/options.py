@@ -23,6 +23,7 @@ _SHORT = {
     "patch_px": "patch",
     "stride_px": "stride",
     "window_px": "window",
+    "border_px": "border",
     "stitch_memory_mb": "stitch-memory",
     "score_stride_px": "score-stride",
 }
