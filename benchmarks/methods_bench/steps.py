@@ -83,7 +83,8 @@ def run_all(
         old = records.read(step.name)
         if old.get("key") == key:
             continue
-        if not wanted(step.name) or time.monotonic() > until or any(n.name in step.needs for n in left):
+        lacks = any(n.name in step.needs for n in left) or not all(records.read(n) for n in step.needs)
+        if not wanted(step.name) or time.monotonic() > until or lacks:
             left.append(step)
             continue
         before(step)
