@@ -135,7 +135,7 @@ def test_sections_of_methods_are_left_to_their_owner():
         (PretrainConfig, {"input_px": 15}, "pretrain.input_px: 15 is below 16"),
         (PretrainConfig, {"shrink": 0}, "pretrain.shrink: 0 is below 1"),
         (PretrainConfig, {"patience": -1}, "pretrain.patience: -1 is negative; 0 means never to stop early"),
-        (SegmentConfig, {"border_px": -1}, "segment.border_px: -1 is negative"),
+        (SegmentConfig, {"border_px": -1}, "segment.border_px: -1 is negative; 0 means none"),
         (SegmentConfig, {"steps": 0}, "segment.steps: 0 is below 1"),
         (SegmentConfig, {"batch": 1}, "segment.batch: 1 is below 2"),
         (SegmentConfig, {"overlap": 0.91}, "segment.overlap: 0.91 is outside 0..0.9"),

@@ -159,7 +159,7 @@ class SegmentConfig:
         check(self.rounds == 0 or self.average, "segment.rounds: the average of the weights teaches; leave it on")
         check(1 <= self.zoom <= 2, f"segment.zoom: {self.zoom} is outside 1..2")
         check(self.patience >= 0, f"segment.patience: {self.patience} is negative; 0 means never to stop early")
-        check(self.border_px >= 0, f"segment.border_px: {self.border_px} is negative")
+        check(self.border_px >= 0, f"segment.border_px: {self.border_px} is negative; 0 means none")
 
 
 @dataclass(frozen=True)

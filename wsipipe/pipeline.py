@@ -109,8 +109,8 @@ def map_slides(
     patterns = tuple(str(p) for p in given if p.suffix != ".zarr")
     if patterns:
         network = read_checkpoint(checkpoint)
-        tile = replace(settings.tile, mpp=network.mpp, patch_px=network.patch_px, stride_px=0)
-        tile = replace(tile, even_stain=network.even_stain)
+        patches = replace(settings.tile, patch_px=network.patch_px, stride_px=0)
+        tile = replace(patches, mpp=network.mpp, even_stain=network.even_stain)
         report, tiled = tile_slides(slides_of(patterns, tile), tile, settings.run, progress)
         stores += tiled
     if report.exit_code or not stores:

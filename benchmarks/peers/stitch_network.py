@@ -1,6 +1,8 @@
-"""What wsipipe and its peers run alike: one convolution from colour to four classes."""
+"""What wsipipe and its peers run and measure alike: one convolution from colour to four classes, and memory."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -25,3 +27,9 @@ def convolution() -> nn.Conv2d:
         made.weight.copy_(GAIN * made.weight.mean((2, 3), keepdim=True).expand_as(made.weight))
         made.bias.copy_(-made.weight.sum((2, 3)) @ mean)
     return made.eval().requires_grad_(False)
+
+
+def resident_mib(what: str = "VmRSS") -> float:
+    """Memory that the process holds now, or held at most (VmHWM), in MiB."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith(what)) / 1024

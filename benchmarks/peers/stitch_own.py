@@ -24,7 +24,7 @@ import tifffile
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import zoom
-from stitch_network import BATCH, COLOUR, MPP, STRIDE_PX, WINDOW_PX, convolution
+from stitch_network import BATCH, COLOUR, MPP, STRIDE_PX, WINDOW_PX, convolution, resident_mib
 from torch import nn
 
 from wsipipe.config import RunConfig, SegmentConfig, TileConfig
@@ -230,12 +230,6 @@ def write_truth(store: SlideStore) -> None:
         for shard, w in shard_windows(store.mask_spec)
     )
     store.write_labels("truth", {0: "none", 1: "a", 255: "ignore"}, {"digest": "t", "classes": ["a"]}, shards)
-
-
-def resident_mib(what: str = "VmRSS") -> float:
-    """Memory that the process holds now, or held at most (VmHWM)."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith(what)) / 1024
 
 
 def warmed() -> tuple[nn.Module, float]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from stitch_network import BATCH, CLASSES, MEAN, MPP, STD, STRIDE_PX, WINDOW_PX, convolution
+from stitch_network import BATCH, CLASSES, MEAN, MPP, STD, STRIDE_PX, WINDOW_PX, convolution, resident_mib
 from torch import nn
 
 Job = tuple[Callable[[], Any], Callable[[Any], np.ndarray]]
@@ -141,12 +141,6 @@ def lazyslide(slide: Path, folder: Path) -> Job:
 
 
 TOOLS = {"monai": monai, "tiatoolbox": tiatoolbox, "lazyslide": lazyslide}
-
-
-def resident_mib(what: str = "VmRSS") -> float:
-    """Memory that the process holds now, or held at most (VmHWM)."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in status if line.startswith(what)) / 1024
 
 
 def main() -> None:

@@ -26,7 +26,8 @@ class Checkpoint:
     """What weights need to be used rightly. `mpp` in um/px; `mean`, `std` of RGB in 0..1.
 
     `network` names the architecture (`encoder` for an encoder alone), `digest` all that it was trained on, `settings`
-    what else its maker needs; `even_stain`, whether it saw slides with their stain evened out.
+    what else its maker needs; `even_stain`, whether a fit or a
+    network saw slides with their stain evened out (an encoder may serve either).
     """
 
     network: str

@@ -117,8 +117,7 @@ def encoder_of(
     facts = {**asdict(config), "input_px": view_of.px, "shrink": view_of.shrink}
     facts |= {"patches": len(pool), "steps_done": len(losses)}
     mpp = sum(grid.mpp) / 2
-    seen = (mpp, grid.patch_px, key, own.mean, own.std, facts, stores[0].is_even)
-    checkpoint = Checkpoint("encoder", config.encoder, (), *seen)
+    checkpoint = Checkpoint("encoder", config.encoder, (), mpp, grid.patch_px, key, own.mean, own.std, facts)
     path = checkpoint.save(folder, encoder)
     columns = ("step", "loss", "effective_rank")
     write_csv(folder / "checks.csv", columns, [dict(zip(columns, c, strict=True)) for c in watch.checks])

@@ -30,7 +30,7 @@ from wsipipe.pseudolabel.paint import Rule, gate, mask_values, painted
 from wsipipe.pseudolabel.refined import Step, refined
 from wsipipe.pseudolabel.registry import chosen, load, load_refinement, names, refinements
 from wsipipe.runtime import Compute, Progress, Report, device, digest, read_ledger, silent, write_bytes, write_json
-from wsipipe.store import SlideStore
+from wsipipe.store import SlideStore, stain
 from wsipipe.store.shards import ArraySpec, Cell
 from wsipipe.store.slide_store import check_name, shard_windows
 
@@ -131,6 +131,7 @@ class Stage:
             log.info("%d stores have no row in %s: scored, not trained on", len(unlabelled), config.labels)
         self.train_ids = sorted({r.slide_id for r in self.table.of_split("train")})
         self.grid = _common_grid([self.stores[i] for i in self.train_ids])
+        self.even_stain = stain.alike(self.stores[i].is_even for i in self.train_ids)
         self.lattice: Lattice = self.method.lattice(self.grid[1], self.params)
         self.device = device(run.device)
         self.bags, notes = self._bags()
@@ -220,11 +221,6 @@ class Stage:
         how = step and (step.name, asdict(step.params), step.stride_px)
         return digest(self.digest, store.digest, self._rules(store.slide_id), how)
 
-    @property
-    def _even_stain(self) -> bool:
-        """Whether the training slides are read with their stain evened out."""
-        return self.stores[self.train_ids[0]].is_even
-
     def _compute(self, progress: Progress) -> Compute:
         return Compute(self.device, self.run.seed, progress)
 
@@ -272,7 +268,7 @@ class Stage:
             mean=self.statistics.mean,
             std=self.statistics.std,
             settings=asdict(self.params),
-            even_stain=self._even_stain,
+            even_stain=self.even_stain,
         ).save(self.folder, model)
         write_bytes(self.folder / "labels.csv", self.snapshot)
         write_json(path, {"digest": self.digest, "config": asdict(self.config), "run": asdict(self.run)})
@@ -289,7 +285,7 @@ class Stage:
         key = self._key(store)
         if store.current("labels", self.name, key, overwrite) and store.current("scores", self.name, key, overwrite):
             return "skipped"
-        store.check_like(self.grid[0], self._even_stain, "the fit")
+        store.check_like(self.grid[0], self.even_stain, "the fit")
         scores = gate(self.method.score(model, store, self.lattice, self.params, self.device), rules, store)
         sharp = scores
         if self.refinement:  # which may carry a class over the border of a box that excludes it
@@ -344,8 +340,6 @@ def _common_grid(stores: Sequence[SlideStore]) -> tuple[float, int]:
             f"training stores differ: {mpps[low]:g}..{mpps[high]:g} um/px ({low}, {high}), "
             f"patches of {sorted(patches)} px; tile them alike"
         )
-    if len({s.is_even for s in stores}) > 1:
-        raise ConfigError("some training stores were tiled with --even-stain and some were not; tile them alike")
     return float(np.mean(list(mpps.values()))), patches.pop()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from wsipipe.config import SegmentConfig, check
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.labels import slide_id_of
-from wsipipe.store import SlideStore
+from wsipipe.store import SlideStore, stain
 
 
 def training_stores(stores: Sequence[SlideStore], config: SegmentConfig) -> list[SlideStore]:
@@ -36,8 +36,7 @@ def training_stores(stores: Sequence[SlideStore], config: SegmentConfig) -> list
         raise ConfigError(f"no training slide has labels/{config.labels} and tissue; check the splits")
     if len({s.grid.patch_px for s in having}) > 1:
         raise ConfigError("the training stores have patches of different sizes; tile them alike")
-    if len({s.is_even for s in having}) > 1:
-        raise ConfigError("some training stores were tiled with --even-stain and some were not; tile them alike")
+    stain.alike(s.is_even for s in having)
     return having
 
 

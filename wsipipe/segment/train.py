@@ -47,8 +47,7 @@ def train(
     folder = Path(run.runs) / (config.name or config.architecture)
     encoder, weights = chosen_encoder(config.encoder, config.weights)
     key = digest(
-        [s.attributes("labels", config.labels)["digest"] for s in chosen],
-        *(s.digest for s in chosen if s.is_even),  # masks drawn by hand do not depend on how stain is read
+        [(s.digest, s.attributes("labels", config.labels)["digest"]) for s in chosen],
         {k: v for k, v in asdict(config).items() if k not in NOT_OF_TRAINING},
         run.seed,
         weights_digest(weights),

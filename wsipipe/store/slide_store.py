@@ -29,9 +29,6 @@ KIND = "slide-store"
 RESERVED = ("tissue", "tile", "zarr.json")
 """Names that stores and run folders use themselves: the tissue mask, the ledger of tiling, Zarr's metadata."""
 
-STAIN_MPP = 8.0
-"""um/px, at the coarsest, at which stain is measured."""
-
 GLASS = 255
 """Fill value of the pixels: white, as what was not stored is glass."""
 
@@ -77,10 +74,10 @@ class SlideStore:
             self.slide_id = str(meta["slide_id"])
             self.grid = Grid.from_dict(meta["grid"])
             self.pixel_digest = str(meta["pixel_digest"])
+            self._tables = stain.tables(meta["stain_gamma"]) if self.is_even else None
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{path}/zarr.json: damaged ({error!r}); tile this slide again") from None
         self._arrays: dict[str, ShardedArray] = {}
-        self._tables = stain.tables(meta["stain_gamma"]) if self.is_even else None
 
     @classmethod
     def create(
@@ -122,7 +119,9 @@ class SlideStore:
 
     def even_stain(self, on: bool = True) -> None:
         """Read pixels with their stain evened out from now on, or as they are stored."""
-        self.note(stain_gamma=list(self._measured_gamma()) if on else [])
+        level = max(k for k in range(self.grid.levels) if k == 0 or self.grid.mpp[0] * LEVEL_FACTOR**k <= stain.MPP)
+        measured = stain.measured(self.pixels(level), self.labels("tissue", level)) if on else ()
+        self.note(stain_gamma=list(measured))
         self._tables = stain.tables(self.meta["stain_gamma"]) if on else None
 
     def check_like(self, mpp: float, even_stain: bool, whose: str) -> None:
@@ -133,20 +132,6 @@ class SlideStore:
         if self.is_even != even_stain:
             seen, flag = ("evened out", "--even-stain") if even_stain else ("as scanned", "--no-even-stain")
             raise StoreError(f"{self.path}: {whose} saw stain {seen}; tile this slide alike, with {flag}")
-
-    def _measured_gamma(self) -> tuple[float, float, float]:
-        """Gamma of each colour, from the tissue of the coarsest level that still shows it."""
-        level = max(k for k in range(self.grid.levels) if k == 0 or self.grid.mpp[0] * LEVEL_FACTOR**k <= STAIN_MPP)
-        pixels, tissue = self.pixels(level), self.labels("tissue", level)
-        height, width = self.grid.level_shape(level)
-        total, count = np.zeros(3), 0
-        for y in range(0, height, CHUNK_PX):
-            band = Window(0, y, width, min(CHUNK_PX, height - y))
-            held = tissue.read(band) == 1
-            if held.any():
-                total += stain.density_sum(np.moveaxis(pixels.read(band), 0, -1).astype(np.uint8, copy=False), held)
-                count += int(held.sum())
-        return stain.gammas((total / count).tolist()) if count else (1.0, 1.0, 1.0)
 
     @property
     def shown_from_px0(self) -> tuple[int, int]:

@@ -7,10 +7,17 @@ which leaves glass white and the stored pixels as they are. What a class is like
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from wsipipe.errors import ConfigError
+from wsipipe.geometry import Window
+from wsipipe.store.shards import CHUNK_PX, ShardedArray
+
+MPP = 8.0
+"""um/px, at the coarsest, at which stain is measured."""
 
 REFERENCE_OD = (0.27, 0.63, 0.23)
 """Mean optical densities (R, G, B) over tissue that slides are brought to: about those of the GlaS images, 16 patients
@@ -18,6 +25,27 @@ of one hospital, so that ordinary slides are changed little. What they are matte
 
 LEAST, MOST = 0.25, 4.0
 """Gammas are held within these: beyond, it is no stain that differs."""
+
+
+def measured(pixels: ShardedArray, tissue: ShardedArray) -> tuple[float, float, float]:
+    """Gamma of each colour from one level of a store: pixels uint8 (c, y, x), tissue uint8 (y, x), 1 where it is."""
+    height, width = tissue.spec.shape
+    total, count = np.zeros(3), 0
+    for y in range(0, height, CHUNK_PX):
+        band = Window(0, y, width, min(CHUNK_PX, height - y))
+        held = tissue.read(band) == 1
+        if held.any():
+            total += density_sum(np.moveaxis(pixels.read(band), 0, -1).astype(np.uint8, copy=False), held)
+            count += int(held.sum())
+    return gammas((total / count).tolist()) if count else (1.0, 1.0, 1.0)
+
+
+def alike(even: Iterable[bool]) -> bool:
+    """Whether all training slides are read with their stain evened out; ConfigError if some are and some are not."""
+    found = set(even)
+    if len(found) > 1:
+        raise ConfigError("some training stores were tiled with --even-stain and some were not; tile them alike")
+    return found.pop()
 
 
 def density_sum(rgb: NDArray[np.uint8], tissue: NDArray[np.bool_]) -> NDArray[np.float64]:
