@@ -77,6 +77,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--method", default="vicreg", help="of pretraining")
     parser.add_argument("--steps", type=int, default=250, help="of pretraining")
     parser.add_argument("--batch", type=int, default=64, help="of pretraining")
+    parser.add_argument("--stain", type=float, default=0.4, help="strength of the stain jitter of pretraining")
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--work", type=Path, default=Path("encoders-work"), help="folder for the encoders")
     return parser.parse_args()
@@ -84,7 +85,7 @@ def _arguments() -> argparse.Namespace:
 
 def pretrained(args: argparse.Namespace, seed: int) -> Path:
     """The run folder of the encoder of a seed, pretrained on the training slides."""
-    name = f"{args.encoder}-{args.method}-{args.steps}-s{seed}"
+    name = f"{args.encoder}-{args.method}-{args.steps}-{args.stain}-s{seed}"
     command = [
         sys.executable,
         "-c",
@@ -93,7 +94,7 @@ def pretrained(args: argparse.Namespace, seed: int) -> Path:
         *map(str, args.stores.glob("*.zarr")),
     ]
     command += ["--labels", str(args.labels), "--encoder", args.encoder, "--method", args.method, "--name", name]
-    command += ["--steps", str(args.steps), "--batch", str(args.batch), "--seed", str(seed), "--device", "cpu"]
+    command += ["--steps", str(args.steps), "--batch", str(args.batch), "--stain", str(args.stain), "--seed", str(seed), "--device", "cpu"]
     subprocess.run([*command, "--runs", str(args.work), "--quiet"], check=True, stdout=subprocess.DEVNULL)
     return Path(args.work) / name
 
@@ -126,7 +127,7 @@ def page(args: argparse.Namespace, rows: Sequence[WeakLabel], errors: dict[str, 
     """The table as markdown."""
     count = {s: sum(row.split == s for row in rows) for s in ("train", "test")}
     lines = [
-        f"{args.encoder}, {args.method}, {args.steps} steps of {args.batch}; {count['train']} training slides, "
+        f"{args.encoder}, {args.method}, {args.steps} steps of {args.batch}, stain jitter {args.stain}; {count['train']} training slides, "
         f"{count['test']} test slides",
         "",
         "| seed | 1 - AUC from scratch | 1 - AUC pretrained |",

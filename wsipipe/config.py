@@ -102,6 +102,7 @@ class PretrainConfig:
     lr: float = option(0.0, "highest learning rate; 0: that of the method")
     input_px: int = option(64, "side of the encoder's input in its own px")
     shrink: int = option(2, "working px per input px")
+    stain: float = option(0.4, "strength of the stain jitter; lower where colour itself tells classes apart")
     patience: int = option(5, "stop after so many checks (of 20) without progress, once half is done; 0: never")
 
     def __post_init__(self) -> None:
@@ -112,6 +113,7 @@ class PretrainConfig:
         check(self.lr >= 0, f"pretrain.lr: {self.lr} is negative")
         check(self.input_px >= 16, f"pretrain.input_px: {self.input_px} is below 16")
         check(self.shrink >= 1, f"pretrain.shrink: {self.shrink} is below 1")
+        check(0 <= self.stain <= 1, f"pretrain.stain: {self.stain} is outside 0..1")
         check(self.patience >= 0, f"pretrain.patience: {self.patience} is negative; 0 means never to stop early")
 
 

@@ -14,7 +14,7 @@ from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import Schedule, fit, generator
 from wsipipe.pretrain.losses import dino_loss, simclr_loss
 from wsipipe.pretrain.objectives import Byol, Dino, objective
-from wsipipe.pretrain.views import view
+from wsipipe.pretrain.views import Views
 from wsipipe.runtime import Compute
 
 METHODS = ("vicreg", "simclr", "byol", "dino")
@@ -29,7 +29,8 @@ def small() -> nn.Module:
 def two_views(step: int = 0) -> tuple[Tensor, Tensor]:
     x = torch.from_numpy(pretrain_tissue.patches(24)).float() / 255
     g = generator(step)
-    return normalise(view(x, 16, g)), normalise(view(x, 16, g))
+    views = Views(16)
+    return normalise(views.draw(x, g)), normalise(views.draw(x, g))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,7 +12,7 @@ from wsipipe.geometry import Window
 from wsipipe.nn.augment import STAIN_STRENGTH, stain_jitter
 from wsipipe.nn.train import generator
 from wsipipe.pretrain import views as module
-from wsipipe.pretrain.views import Pool, patch_pool, view
+from wsipipe.pretrain.views import Pool, Views, patch_pool
 from wsipipe.store import SlideStore
 
 ROOM_FOR_16 = 16 * 3 * 24 * 24
@@ -101,12 +101,19 @@ def test_no_more_is_held_aside_than_is_of_use(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_view_has_the_size_of_the_input_and_stays_in_range():
     x = torch.rand(16, 3, 24, 24, generator=generator(1))
-    y = view(x, 16, generator(2))
+    y = Views(16).draw(x, generator(2))
     assert y.shape == (16, 3, 16, 16)
     assert float(y.min()) >= 0
     assert float(y.max()) <= 1
-    assert torch.equal(y, view(x, 16, generator(2)))
-    assert not torch.equal(y, view(x, 16, generator(3)))
+    assert torch.equal(y, Views(16).draw(x, generator(2)))
+    assert not torch.equal(y, Views(16).draw(x, generator(3)))
+
+
+def test_without_stain_jitter_a_view_keeps_the_colour():
+    colour = torch.rand(16, 3, 1, 1, generator=generator(1)) * 0.9 + 0.05
+    x = colour.expand(16, 3, 24, 24)
+    torch.testing.assert_close(Views(16, 0.0).draw(x, generator(2)), colour.expand(16, 3, 16, 16), atol=1e-3, rtol=0)
+    assert float((Views(16).draw(x, generator(2)) - colour).abs().max()) > 0.02
 
 
 @pytest.mark.parametrize("colour", [(0.85, 0.62, 0.78), (0.41, 0.24, 0.56)], ids=["pale pink", "nucleus"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from wsipipe.pretrain.objectives import objective
-from wsipipe.pretrain.views import Pool
+from wsipipe.pretrain.views import Pool, Views
 from wsipipe.pretrain.watch import Watch, effective_rank, is_flat
 from wsipipe.runtime import Compute
 
@@ -92,7 +92,7 @@ def watch(steps: int, patience: int = 2) -> tuple[Watch, nn.Module]:
     torch.manual_seed(0)
     model = objective("vicreg", nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()), 12, 10)
     pool = Pool(tissue_of.patches(20), np.zeros(20, np.int64))
-    return Watch(model, pool, 16, CPU, steps, patience), model
+    return Watch(model, pool, Views(16), CPU, steps, patience), model
 
 
 def test_a_watch_looks_every_so_often_and_stops_a_training_that_stands_still_while_the_rate_falls():
@@ -120,5 +120,5 @@ def test_features_that_say_the_same_of_every_patch_are_warned_of(caplog: pytest.
 
     torch.manual_seed(0)
     model = objective("vicreg", Same(), 12, 10)
-    Watch(model, Pool(tissue_of.patches(20), np.zeros(20, np.int64)), 16, CPU, 1, 0)(0)
+    Watch(model, Pool(tissue_of.patches(20), np.zeros(20, np.int64)), Views(16), CPU, 1, 0)(0)
     assert "nearly collapsed (effective rank 1.0)" in caplog.text

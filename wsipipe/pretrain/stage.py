@@ -18,7 +18,7 @@ from wsipipe.nn.encoders import create_encoder, normalise, statistics_of, width_
 from wsipipe.nn.keep import KEEP_S, Keep
 from wsipipe.nn.train import Around, Schedule, fit, generator, seeded
 from wsipipe.pretrain.objectives import objective
-from wsipipe.pretrain.views import Pool, patch_pool, view
+from wsipipe.pretrain.views import Pool, Views, patch_pool
 from wsipipe.pretrain.watch import Watch
 from wsipipe.runtime import Compute, Progress, Report, device, digest, silent, write_csv
 from wsipipe.store import SlideStore
@@ -112,7 +112,7 @@ def encoder_of(
     keep = Keep(folder / "training.state", key, KEEP_S)
     with seeded(torch.device("cpu"), run.seed):
         encoder = create_encoder(config.encoder)
-    watch, losses = train(encoder, pool, view_of.px, config, compute, keep)
+    watch, losses = train(encoder, pool, Views(view_of.px, config.stain), config, compute, keep)
     own, grid = statistics_of(encoder), stores[0].grid
     facts = {**asdict(config), "input_px": view_of.px, "shrink": view_of.shrink}
     facts |= {"patches": len(pool), "steps_done": len(losses)}
@@ -126,18 +126,18 @@ def encoder_of(
 
 
 def train(
-    encoder: torch.nn.Module, pool: Pool, input_px: int, config: PretrainConfig, compute: Compute, keep: Keep | None
+    encoder: torch.nn.Module, pool: Pool, views: Views, config: PretrainConfig, compute: Compute, keep: Keep | None
 ) -> tuple[Watch, list[float]]:
     """Train `encoder` in place on two random views of each drawn patch; returns the checks and the losses."""
     learn, aside = pool.split(ASIDE, compute.seed)
     with seeded(torch.device("cpu"), compute.seed):
-        model = objective(config.method, encoder, width_of(encoder, input_px), config.steps).to(compute.device)
-    watch = Watch(model, aside, input_px, compute, config.steps, config.patience)
+        model = objective(config.method, encoder, width_of(encoder, views.input_px), config.steps).to(compute.device)
+    watch = Watch(model, aside, views, compute, config.steps, config.patience)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         g = generator(compute.seed, 1, step)
         x = learn.draw(config.batch, g)
-        return view(x, input_px, g), view(x, input_px, g)
+        return views.draw(x, g), views.draw(x, g)
 
     def loss(views: tuple[Tensor, Tensor]) -> Tensor:
         a, b = (normalise(v.to(compute.device)) for v in views)

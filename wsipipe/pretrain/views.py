@@ -90,12 +90,19 @@ def _windows_of(store: SlideStore, side: int, shrink: int, most: int, rng: np.ra
     return out
 
 
-def view(x: Tensor, input_px: int, g: torch.Generator) -> Tensor:
-    """One random view: float 0..1 [B, 3, S, S] -> [B, 3, input_px, input_px].
+@dataclass(frozen=True)
+class Views:
+    """How random views of patches are made: `input_px` is their side, `stain` the strength of the stain jitter."""
 
-    A crop of 40 to 100 % of the input's area, one of the 8 symmetries of the square, stain jitter in optical density,
-    a slight blur.
-    """
-    x = random_crop(x, input_px, (0.4, 1.0), g)
-    x = dihedral(x, random_dihedral(g, len(x)))
-    return blur(stain_jitter(x, STAIN_STRENGTH, g), 0.3, g)
+    input_px: int
+    stain: float = STAIN_STRENGTH
+
+    def draw(self, x: Tensor, g: torch.Generator) -> Tensor:
+        """One view of each patch: float 0..1 [B, 3, S, S] -> [B, 3, input_px, input_px].
+
+        A crop of 40 to 100 % of the input's area, one of the 8 symmetries of the square, stain jitter in optical
+        density, a slight blur.
+        """
+        x = random_crop(x, self.input_px, (0.4, 1.0), g)
+        x = dihedral(x, random_dihedral(g, len(x)))
+        return blur(stain_jitter(x, self.stain, g), 0.3, g)

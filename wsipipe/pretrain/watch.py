@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import generator, seeded
-from wsipipe.pretrain.views import Pool, view
+from wsipipe.pretrain.views import Pool, Views
 from wsipipe.runtime import Compute, autocast
 
 log = logging.getLogger(__name__)
@@ -64,9 +64,9 @@ class Watch:
     """
 
     def __init__(
-        self, objective: nn.Module, aside: Pool, input_px: int, compute: Compute, steps: int, patience: int
+        self, objective: nn.Module, aside: Pool, views: Views, compute: Compute, steps: int, patience: int
     ) -> None:
-        self._objective, self._input_px, self._compute = objective, input_px, compute
+        self._objective, self._views, self._compute = objective, views, compute
         self._steps, self._every, self._patience = steps, max(1, steps // CHECKS), patience
         self._patches = torch.from_numpy(aside.patches)
         self.checks: list[tuple[int, float, float]] = []
@@ -94,7 +94,7 @@ class Watch:
             for i in range(0, len(self._patches), _TOGETHER):
                 x = self._patches[i : i + _TOGETHER].float() / 255
                 g = generator(self._compute.seed, 4, i)
-                a, b = (normalise(view(x, self._input_px, g).to(on)) for _ in range(2))
+                a, b = (normalise(self._views.draw(x, g).to(on)) for _ in range(2))
                 sizes.append(len(x))
                 losses.append(float(model(a, b)) * len(x))
                 features.append(model.encoder(a).float().cpu())  # type: ignore[operator]
