@@ -22,9 +22,14 @@ from wsipipe.errors import ConfigError
 T = TypeVar("T")
 
 
-def option(default: Any, help: str) -> Any:
-    """A field with the sentence that `--help` shows."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def option(default: Any, help: str, fit: bool = True) -> Any:
+    """A field with the sentence that `--help` shows; `fit` is False for what a method uses only once it is fitted."""
+    return dataclasses.field(default=default, metadata={"help": help, "fit": fit})
+
+
+def fitted_with(params: Any) -> dict[str, Any]:
+    """The parameters of a method that its fit depends on."""
+    return {f.name: getattr(params, f.name) for f in dataclasses.fields(params) if f.metadata.get("fit", True)}
 
 
 @dataclass(frozen=True)

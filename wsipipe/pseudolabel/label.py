@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from wsipipe.config import PretrainConfig, PseudolabelConfig, RunConfig, build
+from wsipipe.config import PretrainConfig, PseudolabelConfig, RunConfig, build, fitted_with
 from wsipipe.errors import CheckpointError, ConfigError, StoreError
 from wsipipe.labels import match_stores, read_labels
 from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, read_checkpoint, weights_digest
@@ -149,13 +149,13 @@ class Stage:
         return bags, notes
 
     def _digest(self) -> str:
-        """Key of the fit: labels, training stores, parameters, encoder and seed."""
+        """Key of the fit: labels, training stores, the parameters that it depends on, encoder and seed."""
         rows = [asdict(r) | {"line": 0} for r in self.table.of_split("train")]
         made_of = {
             "rows": rows,
             "classes": self.table.classes.names,
             "stores": [self.stores[i].digest for i in self.train_ids],
-            "method": (self.config.method, asdict(self.params), self.config.self_train),
+            "method": (self.config.method, fitted_with(self.params), self.config.self_train),
             "encoder": (
                 self.encoder,
                 weights_digest(self.weights),
@@ -216,10 +216,10 @@ class Stage:
             return True
 
     def _key(self, store: SlideStore) -> str:
-        """Key of what is painted into a store: the fit, its pixels, the labels that it is held to, the refinement."""
+        """Key of what is painted into a store: fit, parameters, pixels, the labels that it is held to, refinement."""
         step = self.refinement
         how = step and (step.name, asdict(step.params), step.stride_px)
-        return digest(self.digest, store.digest, self._rules(store.slide_id), how)
+        return digest(self.digest, asdict(self.params), store.digest, self._rules(store.slide_id), how)
 
     def _compute(self, progress: Progress) -> Compute:
         return Compute(self.device, self.run.seed, progress)

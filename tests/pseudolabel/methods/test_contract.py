@@ -11,6 +11,7 @@ import pytest
 import torch
 from textures import Cohort
 
+from wsipipe.config import fitted_with
 from wsipipe.labels import IGNORE, Classes, read_labels
 from wsipipe.nn.encoders import create_encoder
 from wsipipe.pseudolabel.bags import make_bags
@@ -36,18 +37,18 @@ def fit(method: Method, small_cohort: Cohort) -> Fit:
     return fitted(method, small_cohort)
 
 
-def short(method: Method) -> Any:
-    """The default parameters, with every schedule cut to two steps and one view scored."""
+def short(method: Method, **others: Any) -> Any:
+    """The default parameters but `others`, with every schedule cut to two steps and one view scored."""
     short = {"steps": 2, "views": 1}
     names = [f.name for f in dataclasses.fields(method.Params)]
-    return method.Params(**{n: short[n.split("_")[-1]] for n in names if n.split("_")[-1] in short})
+    return method.Params(**{n: short[n.split("_")[-1]] for n in names if n.split("_")[-1] in short}, **others)
 
 
 Fit = tuple[torch.nn.Module, Lattice, Any]
 
 
-def fitted(method: Method, cohort: Cohort, seed: int = 0) -> Fit:
-    params = short(method)
+def fitted(method: Method, cohort: Cohort, seed: int = 0, **others: Any) -> Fit:
+    params = short(method, **others)
     stores = {k: SlideStore(p) for k, p in cohort.stores.items()}
     lattice = method.lattice(192, params)
     table = read_labels(cohort.labels())
@@ -87,6 +88,28 @@ def test_the_default_parameters_fit_the_default_patch(method: Method):
 def test_a_fit_is_the_same_for_the_same_seed_whatever_was_drawn_before(method: Method, fit: Fit, small_cohort: Cohort):
     torch.manual_seed(2)
     again, *_ = fitted(method, small_cohort)
+    a, b = (m.state_dict() for m in (fit[0], again))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+AFTERWARDS: dict[str, dict[str, Any]] = {
+    "cam": {"threshold": 0.6},
+    "camel": {"uncertain": 0.3, "overlap": 1},
+    "drs": {"alpha": 0.5, "conflict": 1, "conflict_level": 0.5, "unexplained": "none"},
+    "histosegnet": {
+        **{"activation": "layercam", "background": "brightness", "glass": 200.0, "blur_um": 1.0, "exempt": ("blobs",)},
+        **{"other": (), "none": "absence", "other_share": 0.5, "legacy_inplace": True},
+    },
+    "irnet": {"background": 0.6},
+}
+"""Other values of all parameters that a fit is said not to depend on."""
+
+
+def test_a_fit_depends_on_no_parameter_that_is_used_afterwards_alone(method: Method, fit: Fit, small_cohort: Cohort):
+    others = AFTERWARDS[method.__name__.rpartition(".")[2]]
+    said = {f.name for f in dataclasses.fields(method.Params)} - set(fitted_with(method.Params()))
+    assert said == set(others)
+    again, *_ = fitted(method, small_cohort, **others)
     a, b = (m.state_dict() for m in (fit[0], again))
     assert all(torch.equal(a[k], b[k]) for k in a)
 

@@ -45,7 +45,9 @@ REFINEMENT = "none"
 class Params(WindowParams):
     """Parameters of plain CAM."""
 
-    threshold: float = option(0.2, "share of a map's maximum above which a class is painted; 0.2 as published")
+    threshold: float = option(
+        0.2, "share of a map's maximum above which a class is painted; 0.2 as published", fit=False
+    )
     prevalence: float = option(0.0, "share of a positive slide's windows that keep its label; 0: all, as published")
 
     def __post_init__(self) -> None:

@@ -85,8 +85,10 @@ class Params:
     zoom: float = option(1.0, "largest random enlargement in training; 1.2 as published, 1.0: none")
     max_instances: int = option(40_000, "most instances held in memory for retraining")
     confident: float = option(0.9, "score beyond which (and 1 - it below which) self-training believes an answer")
-    uncertain: float = option(0.1, "scores nearer than this to 0.5 are painted 255")
-    overlap: int = option(2, "instances that cover a place along each side, averaged when scoring; 1 as published")
+    uncertain: float = option(0.1, "scores nearer than this to 0.5 are painted 255", fit=False)
+    overlap: int = option(
+        2, "instances that cover a place along each side, averaged when scoring; 1 as published", fit=False
+    )
     views: int = option(4, "symmetric views averaged when scoring, 1..8")
 
     def __post_init__(self) -> None:

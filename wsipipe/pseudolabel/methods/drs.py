@@ -99,11 +99,13 @@ class Params(WindowParams):
     refiner_steps: int = option(600, "training steps of the refinement network")
     refiner_lr: float = option(1e-3, "highest learning rate of the refinement network")
     refiner_batch: int = option(16, "windows in a step of the refinement network")
-    alpha: float = option(0.2, "least value of a map that paints its class")
-    conflict: int = option(2, "255 where more than so many of the classes and none are beyond drs.conflict_level")
-    conflict_level: float = option(0.9, "value beyond which a class, or none, counts as certain")
+    alpha: float = option(0.2, "least value of a map that paints its class", fit=False)
+    conflict: int = option(
+        2, "255 where more than so many of the classes and none are beyond drs.conflict_level", fit=False
+    )
+    conflict_level: float = option(0.9, "value beyond which a class, or none, counts as certain", fit=False)
     unexplained: str = option(
-        "ignore", "tissue where nothing reaches drs.alpha: ignore (255, as published) or none (0)"
+        "ignore", "tissue where nothing reaches drs.alpha: ignore (255, as published) or none (0)", fit=False
     )
     batch: int = option(32, "windows in a step of the classifier")
 

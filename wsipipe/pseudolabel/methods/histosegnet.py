@@ -91,17 +91,27 @@ class Params(WindowParams):
 
     network: str = option("encoder", "encoder: maps of --encoder; x1.7: as published, untrained (wants a GPU)")
     width: int = option(64, "channels of the first block of x1.7; 64 as published")
-    activation: str = option("gradcam", "how maps are made: gradcam as published, cam, gradcam++ or layercam")
-    background: str = option("tissue", "what glass is: tissue (the mask says it), or brightness as published")
-    glass: float = option(
-        0.0, "brightness (0..255) from which on pixels are glass; 240 as published, 0: told slide by slide"
+    activation: str = option(
+        "gradcam", "how maps are made: gradcam as published, cam, gradcam++ or layercam", fit=False
     )
-    blur_um: float = option(2.4, "deviation of the blur of the background in um; 2 px of 1.2 um as published")
-    exempt: tuple[str, ...] = option((), "classes as bright as glass (fat, lumina), taken out of the background")
-    other: tuple[str, ...] = option((), "classes that count as none: learnt and seen, but never painted")
-    none: str = option("other", "evidence against all classes: other as published, or absence (Grad-CAM of -z)")
-    other_share: float = option(0.2, "evidence for none where no class is seen; 0.05 as published")
-    legacy_inplace: bool = option(False, "subtract classes one after the other, as the released code does")
+    background: str = option(
+        "tissue", "what glass is: tissue (the mask says it), or brightness as published", fit=False
+    )
+    glass: float = option(
+        0.0, "brightness (0..255) from which on pixels are glass; 240 as published, 0: told slide by slide", fit=False
+    )
+    blur_um: float = option(
+        2.4, "deviation of the blur of the background in um; 2 px of 1.2 um as published", fit=False
+    )
+    exempt: tuple[str, ...] = option(
+        (), "classes as bright as glass (fat, lumina), taken out of the background", fit=False
+    )
+    other: tuple[str, ...] = option((), "classes that count as none: learnt and seen, but never painted", fit=False)
+    none: str = option(
+        "other", "evidence against all classes: other as published, or absence (Grad-CAM of -z)", fit=False
+    )
+    other_share: float = option(0.2, "evidence for none where no class is seen; 0.05 as published", fit=False)
+    legacy_inplace: bool = option(False, "subtract classes one after the other, as the released code does", fit=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -95,7 +95,7 @@ class Params(WindowParams):
     exp_times: int = option(2, "the walk has 2 to the power of this steps; 8 as published")
     beta: float = option(BETA, "exponent of affinities in the walk")
     radius: int = option(RADIUS, "distance, in cells of 4 input px, below which cells are neighbours in the walk")
-    background: float = option(0.25, "value that a class has to exceed to be painted")
+    background: float = option(0.25, "value that a class has to exceed to be painted", fit=False)
     as_published: bool = option(
         False, "seeds by two thresholds and a CRF, no tissue mask, maps scaled window by window, all pairs alike"
     )
