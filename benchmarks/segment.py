@@ -1,6 +1,6 @@
 """How fast wsipipe trains and stitches against the bare network and its peers, and in how much memory.
 
-    python benchmarks/segment.py --out RESULTS.md [--peers-python PEERS/bin/python]
+    python benchmarks/segment.py --out SEGMENT.md [--peers-python PEERS/bin/python]
 
 Runs in the environment of wsipipe; every measurement is a process of its own, and ratios compare runs in turns. Peers
 (TIAToolbox, MONAI, LazySlide: peers/stitch-requirements.txt) live in an environment apart; one that does not run keeps

@@ -1,7 +1,7 @@
 """How fast wsipipe tiles slides and reads patches, and in how much memory, against its peers and the limits.
 
     python -m venv PEERS && PEERS/bin/pip install -r benchmarks/peers-requirements.txt
-    python benchmarks/tiling.py --peers-python PEERS/bin/python --slides SLIDES --make-slides --out RESULTS.md
+    python benchmarks/tiling.py --peers-python PEERS/bin/python --slides SLIDES --make-slides --out TILING.md
 
 Runs in the environment of wsipipe. Every measurement is a process of its own; contestants take turns, round by round,
 and a ratio compares runs of the same round. A peer that does not run keeps its rows, with the reason.
@@ -32,7 +32,7 @@ LONGEST_S = 3600
 OWN_PACKAGES = ("wsipipe", "numpy", "zarr", "imagecodecs", "pillow", "tifffile", "google-crc32c")
 COMMAND = (
     "python benchmarks/tiling.py --peers-python PEERS/bin/python --slides SLIDES --make-slides --rounds {rounds} "
-    "--out benchmarks/RESULTS.md"
+    "--out benchmarks/TILING.md"
 )
 NOTES = (
     "Every contestant is a process of its own; imports, opening the slide, starting worker processes and checking the "
