@@ -11,7 +11,8 @@
     tile, pretrain, pseudolabel, segment: {options, as in pipeline.yaml}; with pretrain, all methods start from one
         pretrained encoder a seed, but those whose own options say `pretrain: false`
     methods: {name: {method: of the product, pseudolabel: {options}, params: {of the method}}}
-    budgets: {quick: {folds: N, seeds: N, and anything above to replace}, full: {..}}
+    budgets: {quick: {folds: N, seeds: N, take: [methods that take part unless others are asked for; default: all],
+        and anything above to replace}, full: {..}}
 
 Paths, commands and options may hold {data} (the folder given with --data), {made} (where `make` draws to), {python} and
 {here} (the folder of the YAML file); commands also {fold}, {train} and {test} (patients, joined by commas) and what
@@ -146,13 +147,14 @@ def read_dataset(
     if budget not in budgets:
         raise Wrong(f"{path}: no budget {budget!r}; there are {', '.join(budgets)}")
     chosen = dict(budgets[budget])
-    most_folds, own_seeds = chosen.pop("folds", 0), chosen.pop("seeds", 1)
+    most_folds, own_seeds, own_methods = chosen.pop("folds", 0), chosen.pop("seeds", 1), chosen.pop("take", ())
     values = merged({k: v for k, v in raw.items() if k != "budgets"}, chosen)
     if strange := set(values) - KEYS:
         raise Wrong(f"{path}: unknown keys {', '.join(sorted(strange))}; known are {', '.join(sorted(KEYS))}")
     declared = {n: a or {} for n, a in values["methods"].items()}
     arms = [_arm(name, declared, path) for name in declared]
-    if missing := set(methods) - {a.name for a in arms}:
+    taking_part = methods or own_methods or declared
+    if missing := set(taking_part) - {a.name for a in arms}:
         raise Wrong(f"{path}: no method {', '.join(sorted(missing))}; there are {', '.join(a.name for a in arms)}")
     every = [Fold(i, tuple(map(str, f))) for i, f in enumerate(values.get("folds") or [()], 1)]
     kept = [f for f in every if f.number in folds] if folds else every[: most_folds or len(every)]
@@ -164,7 +166,7 @@ def read_dataset(
         path.stem,
         values,
         places,
-        tuple(a for a in arms if not methods or a.name in methods),
+        tuple(a for a in arms if a.name in taking_part),
         tuple(kept),
         seeds or own_seeds,
         {s: values.get(s) or {} for s in ("tile", "pretrain", "pseudolabel", "segment")},

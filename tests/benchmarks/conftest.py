@@ -26,6 +26,7 @@ methods: {cam: {}, other: {method: camel, pseudolabel: {self_train: false}, para
 budgets:
   quick: {folds: 1, segment: {steps: 5}, methods: {cam: {params: {steps: 3}}}}
   full: {seeds: 2, pretrain: {steps: 7}}
+  brief: {take: [other]}
 """
 
 

@@ -28,6 +28,11 @@ def test_a_budget_replaces_what_it_names_and_nothing_else(small: Path):
     assert (quick.seeds, full.seeds) == (1, 2)
 
 
+def test_a_budget_says_which_methods_take_part_unless_others_are_asked_for(small: Path):
+    assert [a.name for a in read(small, "brief").arms] == ["other"]
+    assert [a.name for a in read(small, "brief", methods=["cam"]).arms] == ["cam"]
+
+
 def test_methods_folds_and_seeds_can_be_chosen(small: Path):
     data = read(small, methods=["other"], folds=[2], seeds=4)
     assert [a.name for a in data.arms] == ["other"]
@@ -77,7 +82,7 @@ def test_the_training_patients_are_all_others_even_if_one_fold_is_run(small: Pat
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"budget": "huge"}, "no budget 'huge'; there are quick, full"),
+        ({"budget": "huge"}, "no budget 'huge'; there are quick, full, brief"),
         ({"methods": ["irnet"]}, "no method irnet; there are cam, other"),
         ({"folds": [3]}, "no such fold; there are 1..2"),
     ],
