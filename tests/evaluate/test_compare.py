@@ -118,6 +118,12 @@ def test_a_split_leaves_the_other_slides_out(stores: list[Path], run: RunConfig,
         compare(stores, (), EvaluateConfig(split="test"), run)
 
 
+def test_what_is_no_store_is_said_before_its_split(run: RunConfig, table: Callable[[str], object], tmp_path: Path):
+    labels = table("slide_id,label,split\na,stroma,train\n")
+    with pytest.raises(StoreError, match="camel: not a store"):
+        compare([tmp_path / "camel"], ("first", "second"), EvaluateConfig(split="train"), run, labels)
+
+
 def test_of_a_slide_smaller_than_a_place_all_is_shown(make_store: Callable[..., Path], tmp_path: Path):
     ones = np.ones((300, 500), np.uint8)
     half = ones.copy()

@@ -62,8 +62,8 @@ def compare(
     With `config.truth` each is judged as by `judge`. `config.split` leaves the others out everywhere. ConfigError if
     there are no two answers, or they name other classes; StoreError for a store that lacks one.
     """
-    paths = of_split(paths, config.split, labels)
-    stores = [SlideStore(p) for p in paths]
+    stores = of_split([SlideStore(p) for p in paths], config.split, labels)
+    paths = [s.path for s in stores]
     names = tuple(names) or common_names(stores)
     check(
         len(names) >= 2, f"compare: found only {', '.join(names) or 'no masks'} in every store; name two with --labels"
@@ -81,14 +81,14 @@ def compare(
     return Comparison(tuple(paths), names, agreed, evaluations, counts, {p: dice_of(m) for p, m in pairs.items()})
 
 
-def of_split(paths: Sequence[Path], split: str, labels: LabelTable | None) -> list[Path]:
+def of_split(stores: Sequence[SlideStore], split: str, labels: LabelTable | None) -> list[SlideStore]:
     """The stores whose slides are of a split (all without one); ConfigError if that cannot be told or none is."""
     if not split:
-        return list(paths)
+        return list(stores)
     check(labels is not None, f"evaluate.split: {split!r} needs a labels file with splits")
     of = {r.slide_id: r.split for r in labels.rows} if labels else {}
-    chosen = [p for p in paths if of.get(p.stem) == split]
-    check(bool(chosen), f"none of the {len(paths)} stores is in split {split!r}; its names come from the labels file")
+    chosen = [s for s in stores if of.get(s.slide_id) == split]
+    check(bool(chosen), f"none of the {len(stores)} stores is in split {split!r}; its names come from the labels file")
     return chosen
 
 
