@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -283,10 +285,16 @@ def test_an_interrupted_run_holds_its_slide_until_the_last_shard_has_ended(
     wide_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch
 ):
     held: list[bool] = []
+    number, second = itertools.count(), threading.Event()
 
     def slow(job, shard: ShardTask) -> int:
+        """The first shard ends, which interrupts the run, once another has begun, which ends later."""
+        first = next(number) == 0
         chunks = write_shard(job, shard)
-        if shard.level:
+        if first:
+            assert second.wait(60)
+        else:
+            second.set()
             time.sleep(0.3)
             held.append((Path(run.stores) / ".wide.zarr.tiling").exists())
         return chunks
