@@ -92,10 +92,10 @@ def pretrained(args: argparse.Namespace, seed: int) -> Path:
     """The run folder of the encoder of a seed, pretrained on the training slides."""
     name = f"{args.encoder}-{args.method}-{args.steps}-{args.stain}-s{seed}"
     wsipipe = [sys.executable, "-c", "from wsipipe.cli import main; main()"]
-    command = [*wsipipe, "pretrain", *map(str, args.stores.glob("*.zarr")), "--name", name, "--labels", args.labels]
+    command = [*wsipipe, "pretrain", *args.stores.glob("*.zarr"), "--name", name, "--labels", args.labels]
     for option in ("encoder", "method", "steps", "batch", "stain"):
-        command += [f"--{option}", str(getattr(args, option))]
-    command += ["--seed", str(seed), "--device", "cpu", "--runs", str(args.work), "--quiet"]
+        command += [f"--{option}", getattr(args, option)]
+    command += ["--seed", seed, "--device", "cpu", "--runs", args.work, "--quiet"]
     subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
     return Path(args.work) / name
 

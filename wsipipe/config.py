@@ -107,7 +107,7 @@ class PretrainConfig:
     lr: float = option(0.0, "highest learning rate; 0: that of the method")
     input_px: int = option(64, "side of the encoder's input in its own px")
     shrink: int = option(2, "working px per input px")
-    stain: float = option(0.4, "strength of the stain jitter; lower where colour itself tells classes apart")
+    stain: float = option(0.4, "strength of the stain jitter; 0: none")
     patience: int = option(5, "stop after so many checks (of 20) without progress, once half is done; 0: never")
 
     def __post_init__(self) -> None:

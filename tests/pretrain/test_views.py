@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsipipe.config import PretrainConfig
 from wsipipe.geometry import Window
 from wsipipe.nn.augment import STAIN_STRENGTH, stain_jitter
 from wsipipe.nn.train import generator
@@ -107,6 +108,10 @@ def test_a_view_has_the_size_of_the_input_and_stays_in_range():
     assert float(y.max()) <= 1
     assert torch.equal(y, Views(16).draw(x, generator(2)))
     assert not torch.equal(y, Views(16).draw(x, generator(3)))
+
+
+def test_pretraining_perturbs_stain_as_other_training_does():
+    assert PretrainConfig().stain == STAIN_STRENGTH
 
 
 def test_without_stain_jitter_a_view_keeps_the_colour():

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from labelled import (
-    BRIEF,
     ROWS,
     SIZE,
     STRIDE,
@@ -145,33 +144,6 @@ def test_another_name_stands_beside_the_first(stores: Stores, csv: Csv, stage: S
     assert written(stores) == before
     assert SlideStore(stores["blob"]).names("labels") == ["camel", "second", "tissue"]
     assert (Path(run.runs) / "second" / "fit.json").exists()
-
-
-def test_a_fit_of_the_same_inputs_serves_another_name(
-    stores: Stores, csv: Csv, stage: Stage, run: RunConfig, monkeypatch: pytest.MonkeyPatch
-):
-    stage(stores, csv())
-    monkeypatch.setattr(camel, "fit", lambda *a: pytest.fail("fitted twice"))
-    stage(stores, csv(), name="second", refine="none")
-    np.testing.assert_array_equal(mask_of(stores["free"], "second"), mask_of(stores["free"]))
-    first, second = ((Path(run.runs) / n / "model.safetensors").read_bytes() for n in ("camel", "second"))
-    assert first == second
-
-
-def test_what_is_used_after_the_fit_alone_is_changed_without_fitting_again(
-    stores: Stores, csv: Csv, quick: Stage, run: RunConfig, monkeypatch: pytest.MonkeyPatch
-):
-    quick(stores, csv(), BRIEF | {"uncertain": 0.0})
-    weights = (Path(run.runs) / "camel" / "model.safetensors").read_bytes()
-    sure = scores_of(stores["free"])
-    monkeypatch.setattr(camel, "fit", lambda *a: pytest.fail("fitted twice"))
-    with pytest.raises(StoreError, match="--overwrite"):
-        quick(stores, csv(), BRIEF | {"uncertain": 0.4})
-    report, _ = quick(stores, csv(), BRIEF | {"uncertain": 0.4}, overwrite=True)
-    assert statuses(report) == dict.fromkeys(stores, "done")
-    assert (Path(run.runs) / "camel" / "model.safetensors").read_bytes() == weights
-    np.testing.assert_array_equal(scores_of(stores["free"]), sure)
-    assert (mask_of(stores["free"])[tissue_of(stores["free"])] == IGNORE).any()
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "a b"])

@@ -139,8 +139,8 @@ def train(
         x = learn.draw(config.batch, g)
         return views.draw(x, g), views.draw(x, g)
 
-    def loss(views: tuple[Tensor, Tensor]) -> Tensor:
-        a, b = (normalise(v.to(compute.device)) for v in views)
+    def loss(pair: tuple[Tensor, Tensor]) -> Tensor:
+        a, b = (normalise(x.to(compute.device)) for x in pair)
         return torch.as_tensor(model(a, b))
 
     schedule = Schedule(config.steps, config.lr or RATES[config.method])
