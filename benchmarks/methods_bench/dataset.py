@@ -11,8 +11,8 @@
     tile, pretrain, pseudolabel, segment: {options, as in pipeline.yaml}; with pretrain, all methods start from one
         pretrained encoder a seed, but those whose own options say `pretrain: false`
     methods: {name: {method: of the product, pseudolabel: {options}, params: {of the method}}}
-    budgets: {quick: {folds: N, seeds: N, take: [methods that take part unless others are asked for; default: all],
-        and anything above to replace}, full: {..}}
+    take: [methods that take part unless others are asked for; default: all]
+    budgets: {quick: {folds: N, seeds: N, and anything above to replace}, full: {..}}
 
 Paths, commands and options may hold {data} (the folder given with --data), {made} (where `make` draws to), {python} and
 {here} (the folder of the YAML file); commands also {fold}, {train} and {test} (patients, joined by commas) and what
@@ -33,7 +33,7 @@ import yaml
 
 KEYS = {
     *("title", "notes", "make", "slides", "hidden", "labels", "classes", "truth", "truth_map", "folds", "draw"),
-    *("tile", "pretrain", "pseudolabel", "segment", "methods", "budgets"),
+    *("tile", "pretrain", "pseudolabel", "segment", "methods", "take", "budgets"),
 }
 COLUMNS = ("slide_id", "label", "x", "y", "width", "height", "patient_id", "split")
 
@@ -147,13 +147,13 @@ def read_dataset(
     if budget not in budgets:
         raise Wrong(f"{path}: no budget {budget!r}; there are {', '.join(budgets)}")
     chosen = dict(budgets[budget])
-    most_folds, own_seeds, own_methods = chosen.pop("folds", 0), chosen.pop("seeds", 1), chosen.pop("take", ())
+    most_folds, own_seeds = chosen.pop("folds", 0), chosen.pop("seeds", 1)
     values = merged({k: v for k, v in raw.items() if k != "budgets"}, chosen)
     if strange := set(values) - KEYS:
         raise Wrong(f"{path}: unknown keys {', '.join(sorted(strange))}; known are {', '.join(sorted(KEYS))}")
     declared = {n: a or {} for n, a in values["methods"].items()}
     arms = [_arm(name, declared, path) for name in declared]
-    taking_part = methods or own_methods or declared
+    taking_part = methods or values.get("take") or declared
     if missing := set(taking_part) - {a.name for a in arms}:
         raise Wrong(f"{path}: no method {', '.join(sorted(missing))}; there are {', '.join(a.name for a in arms)}")
     every = [Fold(i, tuple(map(str, f))) for i, f in enumerate(values.get("folds") or [()], 1)]
