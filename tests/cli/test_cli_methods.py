@@ -99,7 +99,7 @@ def test_several_methods_run_one_after_the_other_and_are_compared(here: Path):
     assert result.stdout.split() == [f"stores/{n}.zarr" for n in ("extra", "neg", "pos")]
     for path in result.stdout.split():
         assert {"camel", "cam"} <= set(SlideStore(here / path).names("labels"))
-    result = wsipipe("compare", "--labels", "camel", "--labels", "cam")
+    result = wsipipe("compare", "--labels", "camel, cam")
     assert result.exit_code == 0, result.stderr
     assert "cam" in result.stdout
     assert (here / "runs" / "compare" / "comparison.png").stat().st_size > 1000

@@ -84,7 +84,7 @@ def test_agreement_and_shares_are_counted_on_the_tissue_that_both_speak_of(store
 def test_fewer_than_two_answers_and_other_classes_are_refused(
     stores: list[Path], make_store: Callable[..., Path], run: RunConfig
 ):
-    with pytest.raises(ConfigError, match="found only one in every store; name two"):
+    with pytest.raises(ConfigError, match="two answers are wanted, not one; every store has one"):
         compare(stores, ("one",), EvaluateConfig(), run)
     other = make_store("s3", grid(1, 1), ("b",), one=grid(1, 0), two=grid(0, 1))
     with pytest.raises(ConfigError, match="name different classes"):
@@ -135,13 +135,15 @@ def test_of_a_slide_smaller_than_a_place_all_is_shown(make_store: Callable[..., 
     assert len(write_examples([path], ("one", "two"), ("a",), EvaluateConfig(), tmp_path / "p.png")) == 1
 
 
-def test_the_picture_has_a_row_for_each_place(stores: list[Path], tmp_path: Path, add_scores: Callable[..., None]):
+def test_the_picture_has_a_row_for_each_place_and_no_column_for_scores_that_no_place_has(
+    stores: list[Path], tmp_path: Path, add_scores: Callable[..., None]
+):
     add_scores(stores[0], "one", np.full((1, 128, 256), 200, np.uint8), 8, ("a",))
     places = write_examples(stores, ("one", "two"), ("a",), EvaluateConfig(), tmp_path / "p.png")
     picture = imagecodecs.png_decode((tmp_path / "p.png").read_bytes())
     assert len(places) == 4
     assert picture.shape[0] == pytest.approx(120 * (1.75 * 4 + 0.4), abs=2)
-    assert picture.shape[1] == pytest.approx(120 * 1.7 * 5, abs=2)
+    assert picture.shape[1] == pytest.approx(120 * 1.7 * 4, abs=2), "image, scores and mask of one, mask of two"
 
 
 def test_classes_are_tinted_and_none_is_not():

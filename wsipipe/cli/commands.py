@@ -157,7 +157,7 @@ def evaluate(store: tuple[Path, ...], overwrite: bool, quiet: bool, **call: Any)
 @main.command()
 @STORES
 @click.option(
-    "--labels", "names", multiple=True, help="masks or maps to compare (repeat); default: all that every store has"
+    "--labels", "names", multiple=True, help="masks or maps to compare, as a,b,c; default: all that every store has"
 )
 @options("evaluate", "labels", "detections", "nms_um")
 @common
@@ -173,7 +173,8 @@ def compare(store: tuple[Path, ...], names: tuple[str, ...], overwrite: bool, qu
     config, folder = settings.evaluate, Path(settings.run.runs) / "compare"
     with reporting(quiet) as progress:
         table, stores = _labels(config, settings), _stores(store, settings)
-        found = side_by_side.compare(stores, names, config, settings.run, table, progress)
+        wanted = [name.strip() for text in names for name in text.split(",")]
+        found = side_by_side.compare(stores, wanted, config, settings.run, table, progress)
         side_by_side.write_comparison(found, folder / "comparison.csv")
         write_examples(found.paths, found.names, found.classes, config, folder / "comparison.png")
     click.echo(side_by_side.text_table(found))

@@ -64,9 +64,12 @@ def compare(
     """
     stores = of_split([SlideStore(p) for p in paths], config.split, labels)
     paths = [s.path for s in stores]
-    names = tuple(names) or common_names(stores)
+    common = common_names(stores)
+    names = tuple(dict.fromkeys(names)) or common
     check(
-        len(names) >= 2, f"compare: found only {', '.join(names) or 'no masks'} in every store; name two with --labels"
+        len(names) >= 2,
+        f"compare: two answers are wanted, not {', '.join(names) or 'none'}; every store has "
+        f"{', '.join(common) or 'no masks'}: name two of them with --labels a,b",
     )
     classes = {tuple(s.attributes("labels", n)["classes"]) for s in stores for n in names}
     if len(classes) > 1:

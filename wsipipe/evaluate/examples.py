@@ -51,12 +51,14 @@ def write_examples(
     stores = [SlideStore(p) for p in paths]
     truths = _truths(stores, config, tuple(classes))
     places = choose(stores, names, truths)
-    heads = ["image", *(["truth"] if truths else []), *(f"{n}: {w}" for n in names for w in ("scores", "mask"))]
+    scored = {n for n in names if any(n in p.store.names("scores") for p in places)}
+    answers = [(n, what) for n in names for what in ("scores", "mask") if what == "mask" or n in scored]
+    heads = ["image", *(["truth"] if truths else []), *(f"{n}: {what}" for n, what in answers)]
     figure = Figure((1.7 * len(heads), 1.75 * max(1, len(places)) + 0.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(max(1, len(places)), len(heads), squeeze=False)
     for row, place in zip(panels, places, strict=False):
-        _draw_row(list(row), place, names, truths.get(place.store.slide_id) if truths else None, bool(truths))
+        _draw_row(list(row), place, answers, truths.get(place.store.slide_id) if truths else None, bool(truths))
     for panel, head in zip(panels[0], heads, strict=True):
         panel.set_title(head, fontsize=7)
     for panel in panels.ravel():
@@ -121,7 +123,10 @@ def _places(store: SlideStore, names: Sequence[str], truths: Mapping[str, Reader
     return out
 
 
-def _draw_row(panels: list[Axes], place: Place, names: Sequence[str], truth: Reader | None, with_truth: bool) -> None:
+def _draw_row(
+    panels: list[Axes], place: Place, answers: Sequence[tuple[str, str]], truth: Reader | None, with_truth: bool
+) -> None:
+    """Image, truth and `answers`, each (name, scores or mask), of a place; panels with nothing to show stay empty."""
     store, w = place.store, place.window
     level = min(1, store.grid.levels - 1)
     f = LEVEL_FACTOR**level
@@ -129,17 +134,18 @@ def _draw_row(panels: list[Axes], place: Place, names: Sequence[str], truth: Rea
     rgb = store.read(small, level)
     panels[0].imshow(rgb)
     panels[0].set_ylabel(f"{store.slide_id}\n{w.x_px}, {w.y_px} px", fontsize=6)
-    rest = panels[1:]
+    shown: list[NDArray[Any] | None] = []
     if with_truth:
-        if truth:
-            rest[0].imshow(tinted(rgb, truth(w)[f // 2 :: f, f // 2 :: f][: rgb.shape[0], : rgb.shape[1]]))
-        rest = rest[1:]
-    for k, name in enumerate(names):
-        scores: Any = _scores(store, name, w)
-        if scores is not None:
-            rest[2 * k].imshow(scores, vmin=0, vmax=1, cmap="magma")
+        true = truth(w)[f // 2 :: f, f // 2 :: f][: rgb.shape[0], : rgb.shape[1]] if truth else None
+        shown.append(None if true is None else tinted(rgb, true))
+    for name, what in answers:
         mask = store.labels(name, level).read(small).astype(np.uint8, copy=False)
-        rest[2 * k + 1].imshow(tinted(rgb, mask))
+        shown.append(_scores(store, name, w) if what == "scores" else tinted(rgb, mask))
+    for panel, image in zip(panels[1:], shown, strict=True):
+        if image is None:
+            panel.set_visible(False)
+        else:
+            panel.imshow(image, vmin=0, vmax=1, cmap="magma")  # for scores; an RGB image stays as it is
 
 
 def _scores(store: SlideStore, name: str, w: Window) -> NDArray[np.float64] | None:

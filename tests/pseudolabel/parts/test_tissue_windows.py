@@ -23,6 +23,7 @@ from wsipipe.pseudolabel.parts.windows import (
     Windows,
     WindowTraining,
     draw_windows,
+    hat,
     likeliest,
     read_tissue,
     slide_maps,
@@ -159,8 +160,21 @@ def test_the_windows_are_sifted_after_half_of_the_steps(
     assert calls == expected, "one of four positives is trusted"
 
 
+@pytest.mark.parametrize("side", [2, 8, 16])
+def test_windows_that_overlap_by_half_weigh_the_same_together_everywhere(side: int):
+    total = np.zeros((4 * side, 4 * side))
+    for r, c in itertools.product(range(0, 3 * side + 1, side // 2), repeat=2):
+        total[r : r + side, c : c + side] += hat(side)
+    inner = total[side // 2 : -side // 2, side // 2 : -side // 2]
+    np.testing.assert_array_equal(inner, (side // 2 + 1) ** 2)
+    assert hat(side).min() == 1
+    assert hat(3).tolist() == [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_map_of_a_slide_is_the_average_of_the_maps_of_its_windows_written_out(slide: SlideStore, channels: int):
+def test_the_map_of_a_slide_is_the_weighted_mean_of_the_maps_of_its_windows_written_out(
+    slide: SlideStore, channels: int
+):
     def maps_of(rgb: torch.Tensor, tissue: torch.Tensor) -> torch.Tensor:
         coarse = F.avg_pool2d(rgb.float() / 255 * tissue[:, None], 8)
         return coarse[:, :channels] + torch.arange(len(rgb)).view(-1, 1, 1, 1) * 0
@@ -168,16 +182,19 @@ def test_the_map_of_a_slide_is_the_average_of_the_maps_of_its_windows_written_ou
     got = slide_maps(slide, LATTICE, 0.5, channels, maps_of)
     known = {tuple(c) for c in LATTICE.cells(slide, 0.5).tolist()}
     values: dict[tuple[int, int], list[np.ndarray]] = {}
+    weights: dict[tuple[int, int], list[int]] = {}
+    fading = [1, 2, 3, 4, 4, 3, 2, 1]
     for top, left in itertools.product((0, 32), (0, 32, 64, 96)):
         xy = np.array([(left + 28, top + 28)], np.int32)
         maps = maps_of(*(torch.from_numpy(f(slide, xy, LATTICE)) for f in (read_crops, read_tissue)))
         large = F.interpolate(maps, size=(8, 8), mode="bilinear")[0].numpy()
         for i, j in np.ndindex(8, 8):
             values.setdefault((top // 8 + i, left // 8 + j), []).append(large[:, i, j])
+            weights.setdefault((top // 8 + i, left // 8 + j), []).append(fading[i] * fading[j])
     assert got.shape == (channels, 12, 20)
     for r, c in np.ndindex(12, 20):
         if (r, c) in known:
-            np.testing.assert_allclose(got[:, r, c], np.mean(values[r, c], axis=0), rtol=1e-5)
+            np.testing.assert_allclose(got[:, r, c], np.average(values[r, c], 0, weights[r, c]), rtol=1e-5)
         else:
             assert np.isnan(got[:, r, c]).all()
     assert 0 < len(known) < 240

@@ -8,8 +8,8 @@ and w_k^c the weights of the linear layer behind the pooling,
     M_c(x, y) = sum_k w_k^c f_k(x, y)              (eq. 2)   the map of where it comes from.
 
 Maps of windows are enlarged bilinearly, as published. A window whose S_c denies class c has no map of it; the maps of
-the windows, which overlap by half, are averaged, negative evidence is cut off, and each class is divided by its
-maximum over the slide.
+the windows, which overlap by half and count less towards their edges, are averaged, negative evidence is cut off, and
+each class is divided by its maximum over the slide.
 
 Deviations, with their reason: independent sigmoids with a bias in place of the softmax without, since several classes
 or none may hold; the mean over x, y in place of the sum, which is the same up to a factor; the map is the deepest of

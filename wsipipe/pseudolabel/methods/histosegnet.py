@@ -28,8 +28,8 @@ px at 1 um/px, so that a patch label is of one window (published: 224 at 1.2, pa
 Deviations without a parameter: AdamW on a cosine with classes drawn evenly (published: SGD in steps, weighted
 classes); X1.7 starts untrained, and its batch norms get their statistics from the training windows at the end; thetas
 are of the training windows; averages are over all windows that cover a place, where the released code leaves out those
-that deny the class, so that one window of four decides; windows overlap by half (published: a quarter); maps are
-stored at the size of the cells.
+that deny the class, so that one window of four decides; windows overlap by half (published: a quarter) and count less
+towards their edges, so that none ends in a step; maps are stored at the size of the cells.
 """
 
 from __future__ import annotations

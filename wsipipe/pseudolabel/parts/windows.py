@@ -176,7 +176,8 @@ def slide_maps(
     """The maps of a whole slide, one value a cell of the lattice: float32 [channels, rows, cols], nan where not scored.
 
     Windows start at the slide's top left and overlap by half. Their maps are enlarged bilinearly to their cells and
-    averaged over the windows that cover a cell. Cells with less than `min_tissue` of tissue are not scored.
+    averaged over the windows that cover a cell, each with the weight of `hat`, so that no window ends in a step. Cells
+    with less than `min_tissue` of tissue are not scored.
     """
     m, n = lattice.instance_px, lattice.seen_px // lattice.instance_px
     rows, cols = (-(-size // m) for size in (store.grid.size_px[1], store.grid.size_px[0]))
@@ -184,14 +185,24 @@ def slide_maps(
     cells = lattice.cells(store, min_tissue)
     known[cells[:, 0], cells[:, 1]] = True
     total = np.zeros((channels, rows, cols), np.float32)
-    count = np.zeros((rows, cols), np.float32)
+    weights, hats = np.zeros((rows, cols), np.float32), hat(n)
     corners = window_corners(known, n)
     for first in range(0, len(corners), TOGETHER):
         some = corners[first : first + TOGETHER]
         for (r, c), values in zip(some.tolist(), _maps_at(store, some * m, lattice, maps_of), strict=True):
-            total[:, r : r + n, c : c + n] += values[:, : rows - r, : cols - c]
-            count[r : r + n, c : c + n] += 1
-    return np.where(known, total / np.maximum(count, 1), np.nan).astype(np.float32)
+            total[:, r : r + n, c : c + n] += (values * hats)[:, : rows - r, : cols - c]
+            weights[r : r + n, c : c + n] += hats[: rows - r, : cols - c]
+    return np.where(known, total / np.where(known, weights, 1), np.nan).astype(np.float32)
+
+
+def hat(side: int) -> NDArray[np.float32]:
+    """Weights of a window of side x side cells, float32 [side, side] above 0: 1, 2, .., 2, 1 along rows and columns.
+
+    Those of windows that overlap by half have the same sum everywhere, and the weight of a window fades towards its
+    edges, where its network has seen least.
+    """
+    along = np.minimum(np.arange(1, side + 1), np.arange(side, 0, -1)).astype(np.float32)
+    return np.outer(along, along)
 
 
 def window_corners(known: NDArray[np.bool_], side: int) -> NDArray[np.int64]:
