@@ -26,7 +26,8 @@ from wsipipe.pseudolabel.bags import Bag, make_bags
 from wsipipe.pseudolabel.embed import embed
 from wsipipe.pseudolabel.lattice import Lattice
 from wsipipe.pseudolabel.method import Fitting, Method
-from wsipipe.pseudolabel.paint import Rule, gate, mask_values, painted
+from wsipipe.pseudolabel.objects import Objects
+from wsipipe.pseudolabel.paint import Rule, denied_cells, gate, mask_values, painted
 from wsipipe.pseudolabel.refined import Step, refined
 from wsipipe.pseudolabel.registry import chosen, load, load_refinement, names, refinements
 from wsipipe.runtime import Compute, Progress, Report, device, digest, read_ledger, silent, write_bytes, write_json
@@ -118,7 +119,8 @@ class Stage:
         self.name = config.name or config.method
         check_name(self.name)
         self.encoder, self.weights = chosen_encoder(config.encoder, config.weights)
-        self.statistics = statistics_of(create_encoder(self.encoder, self.weights))
+        encoder = create_encoder(self.encoder, self.weights)
+        self.statistics = statistics_of(encoder)
         self.pretraining = replace(pretraining, encoder=self.encoder)
         self.folder = Path(run.runs) / self.name
         self.targets = [SlideStore(p) for p in store_paths]
@@ -133,7 +135,9 @@ class Stage:
         self.grid = _common_grid([self.stores[i] for i in self.train_ids])
         self.even_stain = stain.alike(self.stores[i].is_even for i in self.train_ids)
         self.lattice: Lattice = self.method.lattice(self.grid[1], self.params)
+        self.method.build(self.table.classes, encoder, self.lattice, self.params)  # what cannot be is found now
         self.device = device(run.device)
+        self.objects = Objects(self.method, self.params, self.lattice, self.device, self.name, self.folder)
         self.bags, notes = self._bags()
         for note in notes:
             log.warning("%s", note)
@@ -283,10 +287,13 @@ class Stage:
         """Score one store and paint its mask; returns done or skipped."""
         rules = self._rules(store.slide_id)
         key = self._key(store)
-        if store.current("labels", self.name, key, overwrite) and store.current("scores", self.name, key, overwrite):
+        there = (store.current(kind, self.name, key, overwrite) for kind in ("labels", "scores"))
+        if all(there) and self.objects.current(store, key, overwrite):
             return "skipped"
         store.check_like(self.grid[0], self.even_stain, "the fit")
-        scores = gate(self.method.score(model, store, self.lattice, self.params, self.device), rules, store)
+        denied = denied_cells(rules, len(self.table.classes), store, self.lattice.instance_px)
+        scores = self.method.score(model, store, self.lattice, self.params, self.device, denied)
+        scores = gate(scores, rules, store)
         sharp = scores
         if self.refinement:  # which may carry a class over the border of a box that excludes it
             sharp = gate(refined(scores, store, self.refinement, self.device), rules, store)
@@ -305,6 +312,7 @@ class Stage:
         stored = np.nan_to_num(np.rint(scores.values * 255), nan=0).astype(np.uint8)
         store.write_scores(self.name, scores.stride_px, meta, _as_shards(stored))
         store.write_labels(self.name, mask_values(classes), meta, painted(mask, sharp.stride_px, store, rules))
+        self.objects.write(model, store, meta)
         return "done"
 
     def _rules(self, slide_id: str) -> list[Rule]:

@@ -37,10 +37,12 @@ class ScoreMap:
         """A map of independent probabilities; what speaks against all classes is the complement of the likeliest."""
         return cls(values, 1 - np.fmax.reduce(values, axis=0), stride_px, complement=True)
 
-    def without(self, excluded: NDArray[np.bool_]) -> ScoreMap:
-        """The map with the values of `excluded`, bool [K, rows, cols], set to 0."""
-        values = np.where(excluded & self.known, np.float32(0), self.values)
-        return self.of_probabilities(values, self.stride_px) if self.complement else replace(self, values=values)
+    def without(self, denied: NDArray[np.bool_]) -> ScoreMap:
+        """The map with the values of `denied`, bool [K, rows, cols], set to 0; none is certain where all are denied."""
+        values = np.where(denied & self.known, np.float32(0), self.values)
+        if self.complement:
+            return self.of_probabilities(values, self.stride_px)
+        return replace(self, values=values, none=np.where(denied.all(0) & self.known, np.float32(1), self.none))
 
     @property
     def known(self) -> NDArray[np.bool_]:
@@ -92,8 +94,20 @@ class Method(Protocol):
         """Learn a scoring network from bags."""
         ...
 
-    def score(self, model: nn.Module, store: SlideStore, lattice: Lattice, params: Any, on: torch.device) -> ScoreMap:
-        """Scores of a whole slide."""
+    def score(
+        self,
+        model: nn.Module,
+        store: SlideStore,
+        lattice: Lattice,
+        params: Any,
+        on: torch.device,
+        denied: NDArray[np.bool_] | None = None,
+    ) -> ScoreMap:
+        """Scores of a whole slide.
+
+        denied: bool [K, rows, cols], one a cell of `lattice.instance_px`: where labels say that a class is absent. A
+        method in which classes compete takes it into account; what is denied is taken out of its scores in any case.
+        """
         ...
 
     def mask(self, scores: ScoreMap, params: Any) -> NDArray[np.uint8]:

@@ -18,14 +18,14 @@ Rule = tuple[tuple[int, ...], tuple[float, float, float, float] | None]
 """What a training row says of a slide: 0 or 1 for each class, in a box of level-0 px or (None) everywhere."""
 
 
-def gate(scores: ScoreMap, rules: Sequence[Rule], store: SlideStore) -> ScoreMap:
-    """Scores with a class set to 0 wherever a training label says that it is absent.
+def denied_cells(rules: Sequence[Rule], classes: int, store: SlideStore, stride_px: int) -> NDArray[np.bool_]:
+    """Where a training label says that a class is absent: bool [classes, rows, cols], a cell every `stride_px` px.
 
-    A row of the whole slide gates all of it, a region or patch row only the cells whose centre lies in its box.
+    A row of the whole slide speaks of all of it, a region or patch row only of the cells whose centre lies in its box.
     """
-    excluded = np.zeros(scores.values.shape, bool)
-    rows, cols = scores.none.shape
-    centre = (np.arange(max(rows, cols)) + 0.5) * scores.stride_px
+    rows, cols = (-(-size // stride_px) for size in store.grid.size_px[::-1])
+    denied = np.zeros((classes, rows, cols), bool)
+    centre = (np.arange(max(rows, cols)) + 0.5) * stride_px
     for label, box in rules:
         inside = np.ones((rows, cols), bool)
         if box is not None:
@@ -33,8 +33,13 @@ def gate(scores: ScoreMap, rules: Sequence[Rule], store: SlideStore) -> ScoreMap
             in_y = (centre[:rows] >= w.y_px) & (centre[:rows] < w.y_px + w.height_px)
             in_x = (centre[:cols] >= w.x_px) & (centre[:cols] < w.x_px + w.width_px)
             inside = in_y[:, None] & in_x[None, :]
-        excluded[[k for k, present in enumerate(label) if not present]] |= inside
-    return scores.without(excluded)
+        denied[[k for k, present in enumerate(label) if not present]] |= inside
+    return denied
+
+
+def gate(scores: ScoreMap, rules: Sequence[Rule], store: SlideStore) -> ScoreMap:
+    """Scores with a class set to 0 wherever a training label says that it is absent."""
+    return scores.without(denied_cells(rules, len(scores.values), store, scores.stride_px))
 
 
 def painted(

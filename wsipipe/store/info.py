@@ -80,12 +80,13 @@ def _patches(store: SlideStore) -> Iterator[str]:
 
 def _maps(store: SlideStore) -> Iterator[str]:
     """Masks and maps, with their classes."""
-    for kind in ("labels", "scores"):
+    for kind in ("labels", "objects", "scores"):
         for name in store.names(kind):
             meta: dict[str, Any] = store.attributes(kind, name)
             classes = ", ".join(meta.get("classes", ["glass / tissue"]))
-            stride = f", every {meta['stride_px']} px" if "stride_px" in meta else ""
-            yield f"{kind:<10} {name}: {classes}{stride}"
+            more = f", every {meta['stride_px']} px" if "stride_px" in meta else ""
+            more += f", {meta['objects']} objects in labels/{name}-objects" if "objects" in meta else ""
+            yield f"{kind:<10} {name}: {classes}{more}"
     for encoder, grid in feature_names(store):
         used = sum(f.stat().st_size for f in (store.path / "features" / encoder / grid).rglob("*") if f.is_file())
         yield f"features   {encoder}: cells {grid} (instance, seen, shrink), {used / 1e6:,.1f} MB"

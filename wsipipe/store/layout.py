@@ -192,18 +192,18 @@ def image_attributes(slide_id: str, grid: Grid, wsipipe: Mapping[str, Any]) -> d
 
 
 def label_attributes(name: str, grid: Grid, values: Mapping[int, str], wsipipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes of `labels/<name>`: an OME-Zarr label image; `values` names its mask values."""
+    """Attributes of `labels/<name>`: an OME-Zarr label image; `values` names its mask values.
+
+    Where it names none, readers colour the values as they see fit (OME-Zarr has no empty lists of colours).
+    """
     colours = []
     for value in values:
         rgb = (128, 128, 128) if value == 255 else COLOURS[(value - 1) % len(COLOURS)]
         colours.append({"label-value": value, "rgba": [*rgb, 0 if value in (0, 255) else 255]})
+    named = {"colors": colours, "properties": [{"label-value": v, "name": n} for v, n in values.items()]}
     ome = {
         "version": "0.5",
         "multiscales": [multiscales(name, grid, "yx")],
-        "image-label": {
-            "colors": colours,
-            "properties": [{"label-value": v, "name": n} for v, n in values.items()],
-            "source": {"image": "../../"},
-        },
+        "image-label": {**(named if values else {}), "source": {"image": "../../"}},
     }
     return {"ome": ome, "wsipipe": dict(wsipipe)}

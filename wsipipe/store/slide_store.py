@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ from wsipipe.store.tissue_levels import TISSUE_VALUES, TissueLevels
 KIND = "slide-store"
 RESERVED = ("tissue", "tile", "zarr.json")
 """Names that stores and run folders use themselves: the tissue mask, the ledger of tiling, Zarr's metadata."""
+
+OBJECTS = "-objects"
+"""What follows the name of a mask in that of the image that numbers its objects; no mask has a name that ends so."""
 
 GLASS = 255
 """Fill value of the pixels: white, as what was not stored is glass."""
@@ -200,21 +203,35 @@ class SlideStore:
         return dict(layout.read_attributes(path).get("wsipipe", {})) if path.exists() else {}
 
     def names(self, kind: str) -> list[str]:
-        """Complete `labels` or `scores` of this store."""
-        folder = self.path / kind
-        return sorted(p.parent.name for p in folder.glob("[!.]*/zarr.json"))
+        """Complete `labels` (masks of classes), `scores`, or `objects` (the masks whose objects are numbered)."""
+        folder = self.path / ("labels" if kind == "objects" else kind)
+        there = sorted(p.parent.name for p in folder.glob("[!.]*/zarr.json"))
+        if kind == "objects":
+            return [name.removesuffix(OBJECTS) for name in there if name.endswith(OBJECTS)]
+        return [name for name in there if not name.endswith(OBJECTS)]
 
     def attributes(self, kind: str, name: str) -> dict[str, Any]:
-        """The wsipipe attributes of `labels/<name>` or `scores/<name>`; StoreError names what there is."""
+        """The wsipipe attributes of `labels/<name>`, `scores/<name>` or the objects of mask `name`.
+
+        StoreError names what there is.
+        """
         if name not in self.names(kind):
+            if kind == "labels" and name.removesuffix(OBJECTS) in self.names("objects"):
+                mask = name.removesuffix(OBJECTS)
+                raise StoreError(f"{self.path}: labels/{name} numbers objects, it is no mask of classes; name {mask}")
             there = ", ".join(self.names(kind)) or "none"
-            raise StoreError(f"{self.path}: no {kind}/{name}; found {there}")
-        return dict(layout.read_attributes(self.path / kind / name).get("wsipipe", {}))
+            raise StoreError(f"{self.path}: no {_place(kind, name)}; found {there}")
+        return dict(layout.read_attributes(self.path / _place(kind, name)).get("wsipipe", {}))
 
     def labels(self, name: str, level: int = 0) -> ShardedArray:
         """The mask array `labels/<name>`: uint8 (y, x)."""
         self.attributes("labels", name)
         return self._array(f"labels/{name}/{level}")
+
+    def objects(self, name: str, level: int = 0) -> ShardedArray:
+        """The array `labels/<name>-objects`: uint32 (y, x), the number of the object that a pixel is of, 0 of none."""
+        self.attributes("objects", name)
+        return self._array(f"{_place('objects', name)}/{level}")
 
     def scores(self, name: str) -> ShardedArray:
         """The score array `scores/<name>`: uint8 (class, y, x), 255 = 1.0; its stride is in the attributes."""
@@ -255,7 +272,7 @@ class SlideStore:
         if overwrite:
             return False
         raise StoreError(
-            f"{self.path}: {kind}/{name} was made from other inputs; "
+            f"{self.path}: {_place(kind, name)} was made from other inputs; "
             "choose another --name, or replace it with --overwrite"
         )
 
@@ -269,12 +286,36 @@ class SlideStore:
         """Write `labels/<name>` aside, coarser levels included, then rename.
 
         `values` names the mask values; `shards` yields (shard, uint8 [h, w] of that shard). Absent shards are 255.
+        The objects of the mask that was there go with it.
         """
         with self._replacing("labels", name) as path:
-            specs = label_specs(self.grid, self.mask_spec)
-            arrays = [layout.create_array(path / str(level), spec, "yx") for level, spec in enumerate(specs)]
-            stored = {"0": {shard_key(shard): arrays[0].write_region(shard, pixels) for shard, pixels in shards}}
-            finish_labels(path, name, self.grid, values, {**meta, "stored": stored}, arrays)
+            self._write_image(path, name, self.mask_spec, values, meta, shards)
+
+    def write_objects(
+        self, name: str, meta: Mapping[str, Any], shards: Iterable[tuple[Cell, NDArray[np.uint32]]]
+    ) -> None:
+        """Write `labels/<name>-objects`, the objects of `labels/<name>`, as `write_labels`.
+
+        `shards` yields (shard, uint32 [h, w] of that shard): 0 for no object, 1.. for one each. Absent shards are 0.
+        """
+        spec = replace(self.mask_spec, dtype="uint32", fill=0)
+        with self._replacing("objects", name) as path:
+            self._write_image(path, name + OBJECTS, spec, {}, {**meta, "kind": "objects"}, shards)
+
+    def _write_image(
+        self,
+        path: Path,
+        name: str,
+        spec: ArraySpec,
+        values: Mapping[int, str],
+        meta: Mapping[str, Any],
+        shards: Iterable[tuple[Cell, NDArray[Any]]],
+    ) -> None:
+        """A label image in the folder `path`: `spec` is its finest level, of which the coarser ones are made."""
+        specs = label_specs(self.grid, spec)
+        arrays = [layout.create_array(path / str(level), each, "yx") for level, each in enumerate(specs)]
+        stored = {"0": {shard_key(shard): arrays[0].write_region(shard, pixels) for shard, pixels in shards}}
+        finish_labels(path, name, self.grid, values, {**meta, "stored": stored}, arrays)
 
     def write_tissue(self, tissue: TissueLevels, meta: Mapping[str, Any]) -> None:
         """Write `labels/tissue`; chunks that are all glass are left out."""
@@ -304,7 +345,7 @@ class SlideStore:
 
     @contextmanager
     def _replacing(self, kind: str, name: str) -> Iterator[Path]:
-        """A folder beside the store that becomes `<kind>/<name>` when the block ends well."""
+        """A folder beside the store that takes the place of `<kind>/<name>` when the block ends well."""
         if name != "tissue":
             check_name(name)
         aside = self.path.with_name(f".{self.path.name}.{kind}.{name}.partial")
@@ -317,13 +358,37 @@ class SlideStore:
         self.put(kind, name, aside)
 
     def put(self, kind: str, name: str, aside: Path) -> None:
-        """Make the complete folder `aside` to `<kind>/<name>`, in the place of what may be there."""
+        """Make the complete folder `aside` to `<kind>/<name>`, in the place of what may be there.
+
+        Objects are cut to a mask: where another takes its place, they go.
+        """
         with FileLock(lock_file(self.path)):
-            swap(aside, self.path / kind / name)
-            if kind == "labels":
-                listed = {"version": "0.5", "labels": self.names("labels")}
-                layout.write_group(self.path / "labels", {"ome": listed})
-        for key in [k for k in self._arrays if k.startswith(f"{kind}/{name}/")]:
+            if kind == "labels" and name in self.names("objects"):
+                self._drop_objects(name)
+            swap(aside, self.path / _place(kind, name))
+            if kind != "scores":
+                self._list_labels()
+        self._forget(_place(kind, name))
+
+    def _drop_objects(self, name: str) -> None:
+        """Take the objects of a mask out of the store: first off its list, then out of sight, then from the disk."""
+        place = self.path / _place("objects", name)
+        self._list_labels(without=place.name)
+        gone = place.with_name(f".{place.name}.old")
+        shutil.rmtree(gone, ignore_errors=True)
+        os.replace(place, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+        self._forget(_place("objects", name))
+
+    def _list_labels(self, without: str = "") -> None:
+        """Write the list of the label images, masks and objects, by which readers of OME-Zarr find them."""
+        there = [*self.names("labels"), *(name + OBJECTS for name in self.names("objects"))]
+        listed = {"version": "0.5", "labels": sorted(n for n in there if n != without)}
+        layout.write_group(self.path / "labels", {"ome": listed})
+
+    def _forget(self, place: str) -> None:
+        """Close the arrays of what was replaced."""
+        for key in [k for k in self._arrays if k.startswith(f"{place}/")]:
             del self._arrays[key]
 
     def _array(self, key: str) -> ShardedArray:
@@ -332,9 +397,14 @@ class SlideStore:
         return self._arrays[key]
 
 
+def _place(kind: str, name: str) -> str:
+    """Where something lies in the store."""
+    return f"labels/{name}{OBJECTS}" if kind == "objects" else f"{kind}/{name}"
+
+
 def label_specs(grid: Grid, finest: ArraySpec) -> list[ArraySpec]:
-    """What the levels of a mask are like, the finest first."""
-    coarser = [ArraySpec(grid.level_shape(level), "uint8", IGNORE) for level in range(1, grid.levels)]
+    """What the levels of a label image are like, the finest first."""
+    coarser = [ArraySpec(grid.level_shape(level), finest.dtype, finest.fill) for level in range(1, grid.levels)]
     return [finest, *coarser]
 
 
@@ -346,7 +416,7 @@ def finish_labels(
     meta: Mapping[str, Any],
     arrays: Sequence[ShardedArray],
 ) -> None:
-    """Make the coarser levels of a mask of its finest (`meta` tells what that stores), then the group's metadata."""
+    """Make the coarser levels of a label image of its finest (`meta` says what that stores), then its metadata."""
     stored = dict(meta["stored"])
     for level, (fine, coarse) in enumerate(pairwise(arrays), 1):
         stored[str(level)] = _decimate(fine, coarse)
@@ -381,6 +451,8 @@ def check_name(name: str) -> None:
     """ConfigError unless `name` is a plain file name that a user may give to masks, maps and their run folder."""
     if name in RESERVED:
         raise ConfigError(f"name {name!r}: it belongs to wsipipe itself; choose another --name")
+    if name.endswith(OBJECTS):
+        raise ConfigError(f"name {name!r}: names that end in {OBJECTS} are those of objects; choose another --name")
     plain = name and name[0].isalnum() and all(c.isalnum() or c in "._-" for c in name) and name.isascii()
     if not plain:
         raise ConfigError(f"name {name!r}: use letters, digits, '.', '_' and '-', starting with a letter or digit")

@@ -1,14 +1,15 @@
-"""Instances by common centre: displacements followed by hand, two discs told apart, and fragments without a score."""
+"""Objects by common centre: displacements followed by hand, two discs told apart, and cells that hang together."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor
 
-from wsipipe.pseudolabel.parts.centres import clusters, followed, instances
-from wsipipe.pseudolabel.parts.walk import Walk
+from wsipipe.pseudolabel.parts import centres
+from wsipipe.pseudolabel.parts.centres import clusters, connected, followed
 
 
 def discs(h: int, w: int, centres: list[tuple[int, int]], radius: int) -> tuple[Tensor, np.ndarray]:
@@ -57,23 +58,45 @@ def test_cells_of_one_disc_point_to_one_cluster():
     assert 0 not in names[0] | names[1]
 
 
-def test_two_objects_of_one_class_are_two_instances_and_a_fragment_has_no_score():
-    d, which = discs(24, 40, [(11, 10), (12, 26)], 8)
-    maps = torch.zeros(2, 24, 40)
-    maps[1] = torch.from_numpy(np.where(which == 1, 1.0, np.where(which == 2, 0.8, 0.0)))
-    boundary = torch.from_numpy((which == 0).astype(np.float32))
-    found = instances(maps, boundary, clusters(d), Walk(4))
-    assert [f.kind for f in found] == [1, 1]
-    assert [f.score for f in found] == pytest.approx([1.0, 0.8], abs=1e-3)
-    for f, i in zip(found, (1, 2), strict=True):
-        np.testing.assert_array_equal(f.mask, which == i)
-    maps[0, 11, 10] = 5.0
-    lone = boundary.clone()
-    lone[10:13, 9:12] = 1
-    lone[11, 10] = 0
-    small = [f for f in instances(maps, lone, clusters(d), Walk(4)) if f.kind == 0]
-    assert [(f.score, int(f.mask.sum())) for f in small] == [(0.0, 1)]
+def test_cells_that_are_chosen_go_where_they_go_among_all():
+    d = torch.randn(2, 9, 7, generator=torch.Generator().manual_seed(1)) * 3
+    y, x = np.nonzero(np.random.default_rng(0).random((9, 7)) < 0.4)
+    torch.testing.assert_close(followed(d, 5, torch.from_numpy(np.stack([y, x]))), followed(d, 5)[:, y, x])
 
 
-def test_no_centre_no_instance():
-    assert instances(torch.ones(1, 6, 6), torch.zeros(6, 6), clusters(torch.full((2, 6, 6), 9.0)), Walk()) == []
+@pytest.mark.parametrize("block", [1, 40, 97, 1 << 20])
+def test_clusters_do_not_depend_on_how_many_cells_are_followed_at_a_time(block: int, monkeypatch: pytest.MonkeyPatch):
+    d, which = discs(24, 40, [(11, 10), (12, 29)], 7)
+    d += torch.randn(d.shape, generator=torch.Generator().manual_seed(2))
+    expected = clusters(d)
+    monkeypatch.setattr(centres, "BLOCK", block)
+    np.testing.assert_array_equal(clusters(d), expected)
+    np.testing.assert_array_equal(clusters(d, wanted=which > 0), np.where(which > 0, expected, 0))
+
+
+def test_no_centre_lies_where_nothing_is_known():
+    d, which = discs(24, 40, [(11, 10), (12, 29)], 7)
+    d[:, which == 0] = 0
+    found = clusters(d, known=which > 0)
+    assert len(set(found[which == 1].tolist())) == len(set(found[which == 2].tolist())) == 1
+    assert (found[which > 0] > 0).all()
+    assert not found[ndimage.distance_transform_edt(which == 0) > 2].any()
+
+
+def test_no_short_displacement_no_centre():
+    assert not clusters(torch.full((2, 6, 6), 9.0)).any()
+
+
+def test_connected_cells_are_numbered_row_by_row_as_each_cluster_by_itself_would_be():
+    rng = np.random.default_rng(3)
+    present, cluster = rng.random((30, 40)) < 0.7, rng.integers(0, 4, (30, 40)).astype(np.int32)
+    numbers, count = connected(present, cluster)
+    slow = np.zeros(present.shape, int)
+    for c in range(4):
+        parts = ndimage.label(present & (cluster == c), np.ones((3, 3)))[0]
+        slow[parts > 0] = parts[parts > 0] + slow.max()
+    pairs = set(zip(numbers.ravel().tolist(), slow.ravel().tolist(), strict=True))
+    assert len(pairs) == slow.max() + 1 == count + 1
+    first = np.unique(numbers, return_index=True)
+    assert first[0].tolist() == list(range(count + 1))
+    assert (np.diff(first[1][1:]) > 0).all()

@@ -73,8 +73,15 @@ def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> 
     return model
 
 
-def score(model: nn.Module, store: SlideStore, lattice: Lattice, params: Params, on: torch.device) -> ScoreMap:
-    """Class maps of the whole slide, every class divided by its maximum over the slide's tissue.
+def score(
+    model: nn.Module,
+    store: SlideStore,
+    lattice: Lattice,
+    params: Params,
+    on: torch.device,
+    denied: NDArray[np.bool_] | None = None,
+) -> ScoreMap:
+    """Class maps of the whole slide, every class divided by its maximum over the tissue where no label denies it.
 
     Where the classifier finds a class in no window, its map is 0.
     """
@@ -88,6 +95,8 @@ def score(model: nn.Module, store: SlideStore, lattice: Lattice, params: Params,
             return maps * (model.evidence(maps) >= 0)[:, :, None, None]
 
     values = np.maximum(slide_maps(store, lattice, params.min_tissue, model.linear.out_features, maps_of), 0)
+    if denied is not None:
+        values[denied & ~np.isnan(values)] = 0
     top = np.nanmax(values, axis=(1, 2), keepdims=True, initial=0)
     values = np.divide(values, top, out=values, where=top > 0)
     return ScoreMap(values, np.where(np.isnan(values[0]), np.nan, np.float32(params.threshold)), lattice.instance_px)

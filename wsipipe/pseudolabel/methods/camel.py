@@ -281,7 +281,14 @@ class _Camel:
         train_classifier(model, crops, targets, Schedule(steps, lr), task, compute, p.batch, how)
 
 
-def score(model: nn.Module, store: SlideStore, lattice: Lattice, params: Params, on: torch.device) -> ScoreMap:
+def score(
+    model: nn.Module,
+    store: SlideStore,
+    lattice: Lattice,
+    params: Params,
+    on: torch.device,
+    denied: NDArray[np.bool_] | None = None,
+) -> ScoreMap:
     """Mean score of the instances that cover each place; they begin every 1/`overlap` of an instance."""
     k = params.overlap
     step = lattice.instance_px // k

@@ -19,10 +19,10 @@ it there is), and w the largest w_c, by the law of total probability
     M_c <- w_c M_c,      P_0 = (1 - w) + w absence       (`absence: false`: glass alone; `weigh: false`: w_c = y_c).
 Labels are known of training windows alone; elsewhere y_c = 1, and the stage excludes what a label excludes. Textures
 need less spreading than objects: on planted ones suppression in every layer spilt over whole windows, so that only the
-last stages and the head suppress (`suppress_from: 1`). The mean over sizes of the input replaces the maximum, which
-inflates noise (`fusion: max`); maps are of the package's encoders (`network: vgg16`); only the best windows of a
-positive slide keep its label (`prevalence: 0`); and the refinement network goes on from the classifier, as encoders are
-seldom trained on more than this (`refiner_from: encoder`).
+last stages and the head suppress (`suppress_from: 1`); with an encoder without ReLU, the head alone. The mean over
+sizes of the input replaces the maximum, which inflates noise (`fusion: max`); maps are of the package's encoders
+(`network: vgg16`); only the best windows of a positive slide keep its label (`prevalence: 0`); and the refinement
+network goes on from the classifier, as encoders are seldom trained on more than this (`refiner_from: encoder`).
 
 Deviations that have no parameter: AdamW on one rate and a cosine (published: SGD, faster for new layers, in steps, and
 Adam for the refinement); the eight symmetries and stain jitter as views; maps are resized with cells as areas
@@ -49,7 +49,7 @@ from wsipipe.config import check, option
 from wsipipe.errors import ConfigError
 from wsipipe.labels import IGNORE, Classes
 from wsipipe.nn.encoders import expect, normalise, statistics_of, tokens
-from wsipipe.nn.suppress import FIXED, MODES, Suppression, suppressed
+from wsipipe.nn.suppress import FIXED, MODES, Suppression, Suppressor, suppressed
 from wsipipe.nn.train import fresh
 from wsipipe.nn.vgg import WIDTH, map_head, pooled, start, take_convolutions, vgg16_trunk
 from wsipipe.pseudolabel.bags import Bag
@@ -294,6 +294,8 @@ def _network(encoder: nn.Module, channels: int, params: Params) -> nn.Sequential
 def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> nn.Module:
     """Train the classifier on windows, take its maps of them, held to the labels of their bags, and learn these."""
     model = cast(Drs, fresh(lambda: _built(lattice, params, run), run.compute.seed))
+    if not any(isinstance(m, Suppressor) for m in cast(nn.Sequential, model.classifier)[0].modules()):
+        log.warning("drs: only its head suppresses, as --encoder has no ReLU; a ResNet, RegNet, DenseNet or VGG has")
     windows = draw_windows(bags, lattice, params.windows, params.max_windows, run.compute.seed)
     train_windows(Pooled(model.classifier), windows, params.training, run.compute)
     model.to(run.compute.device).eval()
@@ -353,7 +355,14 @@ def window_maps(model: Drs, windows: Windows) -> NDArray[np.uint8]:
     return np.concatenate(parts)
 
 
-def score(model: nn.Module, store: SlideStore, lattice: Lattice, params: Params, on: torch.device) -> ScoreMap:
+def score(
+    model: nn.Module,
+    store: SlideStore,
+    lattice: Lattice,
+    params: Params,
+    on: torch.device,
+    denied: NDArray[np.bool_] | None = None,
+) -> ScoreMap:
     """Maps of the classes and P_0 for the whole slide, averaged over windows that overlap by half."""
     assert isinstance(model, Drs)
     model.to(on).eval()

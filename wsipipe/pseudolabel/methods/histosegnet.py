@@ -238,8 +238,18 @@ def thresholds(scores: Tensor, labels: Tensor) -> Tensor:
     return torch.tensor(thetas)
 
 
-def score(model: nn.Module, store: SlideStore, lattice: Lattice, params: Params, on: torch.device) -> ScoreMap:
-    """The adjusted maps of the whole slide; none is the stronger of background and other."""
+def score(
+    model: nn.Module,
+    store: SlideStore,
+    lattice: Lattice,
+    params: Params,
+    on: torch.device,
+    denied: NDArray[np.bool_] | None = None,
+) -> ScoreMap:
+    """The adjusted maps of the whole slide; none is the stronger of background and other.
+
+    A class that a label denies does not hold back those that the label leaves.
+    """
     assert isinstance(model, HistoSegNet)
     model.to(on).eval()
     adjust = Adjustment(
@@ -248,10 +258,10 @@ def score(model: nn.Module, store: SlideStore, lattice: Lattice, params: Params,
         centre=(params.glass or glass_centre(store)) if params.background == "brightness" else None,
     )
 
-    def maps_of(rgb: Tensor, tissue: Tensor) -> Tensor:
-        return adjusted(model, rgb.to(on), tissue.to(on), adjust, params)
+    def maps_of(rgb: Tensor, tissue: Tensor, *denied: Tensor) -> Tensor:
+        return adjusted(model, rgb.to(on), tissue.to(on), adjust, params, *(d.to(on) for d in denied))
 
-    maps = slide_maps(store, lattice, params.min_tissue, 2 + len(model.theta), maps_of)
+    maps = slide_maps(store, lattice, params.min_tissue, 2 + len(model.theta), maps_of, denied)
     return ScoreMap(maps[2:], maps[:2].max(0), lattice.instance_px)
 
 
@@ -265,14 +275,22 @@ class Adjustment:
 
 
 @torch.no_grad()
-def adjusted(model: HistoSegNet, rgb: Tensor, tissue: Tensor, adjust: Adjustment, params: Params) -> Tensor:
+def adjusted(
+    model: HistoSegNet,
+    rgb: Tensor,
+    tissue: Tensor,
+    adjust: Adjustment,
+    params: Params,
+    denied: Tensor | None = None,
+) -> Tensor:
     """Steps 1 to 6 for windows uint8 [B, 3, s, s], bool [B, s, s] -> float32 [B, 2 + K, n, n] in 0..1.
 
-    Channels: background, other, then the classes. The model and the windows are on one device.
+    Channels: background, other, then the classes. denied: bool [B, K, n, n], where the score of a class is 0 whatever
+    the network says. Everything is on one device.
     """
     with autocast(rgb.device):
         features = model.features(normalise(rgb))
-    g, none = class_evidence(model, features.float(), adjust.cells)
+    g, none = class_evidence(model, features.float(), adjust.cells, denied)
     if adjust.centre is None:
         background = tissue_background(tissue, adjust.sigma_px)
     else:
@@ -289,9 +307,13 @@ def adjusted(model: HistoSegNet, rgb: Tensor, tissue: Tensor, adjust: Adjustment
     return subtracted(maps, () if params.none == "absence" else (1,), params.legacy_inplace)
 
 
-def class_evidence(model: HistoSegNet, activations: Tensor, cells: int) -> tuple[Tensor, Tensor]:
+def class_evidence(
+    model: HistoSegNet, activations: Tensor, cells: int, denied: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """G of steps 2 and 3, float [B, K, n, n], and N, the evidence of absence, float [B, n, n]; A float [B, D, h, w]."""
     s = model.scores(activations).sigmoid()[:, :, None, None]
+    if denied is not None:
+        s = s.expand(denied.shape).masked_fill(denied, 0)
     own, against = (_resized(m, cells).clamp(min=0) for m in model.maps(activations))
     most_own, most_against = (m.amax((2, 3), keepdim=True).clamp(min=EPSILON) for m in (own, against))
     present = s >= model.theta.view(1, -1, 1, 1)

@@ -6,6 +6,8 @@
    between those that agree (see `parts.affinity`); it sees pairs less than `pair_radius` cells apart.
 4. Maps walk, M* = (M (1 - B)) T^t with t = 2^exp_times steps (see `parts.walk`), and the strongest class is painted
    where it exceeds a constant, `background`.
+5. If asked for, the network learns displacements D to the centres of objects too, and what was painted is cut into
+   objects by the centre that its cells point to (see `parts.centres`, also for what is not as published).
 
 Adaptations to tissue, each with its reason; `as_published` takes back those marked *:
 * glass is told by the tissue mask instead of by low class maps; it is background 0 of the seeds and no walk enters it;
@@ -54,6 +56,7 @@ from wsipipe.pseudolabel.lattice import Lattice
 from wsipipe.pseudolabel.method import Fitting, ScoreMap, strongest
 from wsipipe.pseudolabel.parts.affinity import affinities, boundary_loss, displacement_losses, padded, pair_sets
 from wsipipe.pseudolabel.parts.cam_classifier import CamClassifier
+from wsipipe.pseudolabel.parts.centres import slide_displacements
 from wsipipe.pseudolabel.parts.mil import draw_evenly
 from wsipipe.pseudolabel.parts.seeds import published_seeds, tissue_seeds
 from wsipipe.pseudolabel.parts.walk import BETA, RADIUS, Walk, random_walk
@@ -91,7 +94,9 @@ class Params(WindowParams):
     boundary_lr: float = option(5e-3, "highest learning rate of the boundary network")
     boundary_batch: int = option(16, "windows in a step of the boundary network")
     pair_radius: int = option(10, "distance, in cells of 4 input px, below which cells are training pairs")
-    displacement: bool = option(False, "learn displacements to object centres too, for instances")
+    displacement: bool = option(
+        False, "learn displacements to object centres too, and cut masks into objects: labels/<name>-objects, a table"
+    )
     exp_times: int = option(2, "the walk has 2 to the power of this steps; 8 as published")
     beta: float = option(BETA, "exponent of affinities in the walk")
     radius: int = option(RADIUS, "distance, in cells of 4 input px, below which cells are neighbours in the walk")
@@ -305,7 +310,14 @@ def highest(model: IrNet, windows: Windows, params: Params) -> Tensor:
     return torch.where(count > 0, total / count.clamp_min(1) + EPS, torch.inf)
 
 
-def score(model: nn.Module, store: SlideStore, lattice: Lattice, params: Params, on: torch.device) -> ScoreMap:
+def score(
+    model: nn.Module,
+    store: SlideStore,
+    lattice: Lattice,
+    params: Params,
+    on: torch.device,
+    denied: NDArray[np.bool_] | None = None,
+) -> ScoreMap:
     """Walked maps of the whole slide, averaged over windows; `background` speaks against all classes."""
     assert isinstance(model, IrNet)
     model.to(on).eval()
@@ -324,6 +336,24 @@ def score(model: nn.Module, store: SlideStore, lattice: Lattice, params: Params,
     values = np.minimum(slide_maps(store, lattice, params.min_tissue, len(model.top), maps_of), 1)
     none = np.where(np.isnan(values[0]), np.nan, np.float32(params.background)).astype(np.float32)
     return ScoreMap(values, none, lattice.instance_px)
+
+
+def displacements(
+    model: nn.Module, store: SlideStore, lattice: Lattice, wanted: NDArray[np.bool_], on: torch.device
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Step 8: where the cells of the slide say that their objects' centres are, as far as needed for `wanted` cells.
+
+    Displacements (y, x) float32 [2, rows, cols] and where there are any, bool [rows, cols], as `wanted` in cells of 4
+    input px.
+    """
+    assert isinstance(model, IrNet)
+    net = model.to(on).eval().boundary
+
+    def displacements_of(rgb: Tensor) -> Tensor:
+        with torch.inference_mode(), autocast(on):
+            return cast(Tensor, net(normalise(rgb.to(on)))[1])
+
+    return slide_displacements(store, lattice, wanted, displacements_of)
 
 
 def mask(scores: ScoreMap, params: Params) -> NDArray[np.uint8]:

@@ -1,23 +1,33 @@
-"""Instances by common centre (IRNet, Ahn, Cho & Kwak, CVPR 2019): pixels of one object point to the same place.
+"""Objects by common centre (IRNet, Ahn, Cho & Kwak, CVPR 2019): cells of one object point to the same place.
 
 A displacement map D says of each cell x where its object's centre is. Following it, c <- clip(c + D(c)) from c = x,
 brings cells to their centres; where |D| is small, a centre lies, and each connected group of such cells is one
-cluster. The maps of the classes, cut to each cluster and walked by themselves, give one mask an object; objects are
-split into connected parts at last.
+cluster. An object is a connected part of the cells that one class is painted in and that point to one cluster.
+
+Deviations: as published, the map of each class is cut to each cluster, each of these parts walks by itself, and the
+strongest part takes a cell where it exceeds a threshold. Here the maps have walked already, uncut, before the mask was
+painted, and a painted cell belongs to the cluster that it points to: a slide has thousands of clusters, walks of which
+would cost as many times the walk of the slide and would move no more than the seams between them; and objects are the
+mask, cut into pieces, whatever refined it. Cells that point to no centre are therefore not lost either: each connected
+rest of a class is an object of its own. Displacements of a slide are means over windows, as its class maps are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
+from skimage import measure
 from torch import Tensor
 
-from wsipipe.pseudolabel.parts.walk import Walk, random_walk
+from wsipipe.nn.boundary import STRIDE
+from wsipipe.pseudolabel.lattice import Lattice, read_crops
+from wsipipe.pseudolabel.parts.windows import TOGETHER, hat, window_corners
+from wsipipe.store import SlideStore
 
 FOLLOWED = 300
 """Times that displacements are followed, as published."""
@@ -25,66 +35,97 @@ FOLLOWED = 300
 CENTRE = 2.5
 """Length of a displacement, in cells, below which a cell belongs to a centre."""
 
-BACKGROUND = 0.25
-"""Share of the highest value that a class has to exceed, as published."""
-
-FRAGMENT = 0.01
-"""Parts of an object below this share of the map's cells have no score."""
+BLOCK = 1 << 20
+"""Cells that are followed at a time."""
 
 
-@dataclass(frozen=True)
-class Instance:
-    """One object: its class (0..), its score 0..1 (0: a fragment), and where it is, bool [h, w]."""
-
-    kind: int
-    score: float
-    mask: NDArray[np.bool_]
-
-
-def followed(displacement: Tensor, times: int = FOLLOWED) -> Tensor:
+def followed(displacement: Tensor, times: int = FOLLOWED, start: Tensor | None = None) -> Tensor:
     """Where each cell ends: displacements float [2, h, w] in cells (y, x) -> cells int64 [2, h, w].
 
-    D is read bilinearly between cells, and no step leaves the map.
+    D is read bilinearly between cells, and no step leaves the map. With `start`, int64 [2, n], only these cells are
+    followed: int64 [2, n].
     """
     _, h, w = displacement.shape
-    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-    c = torch.stack([y, x]).to(displacement)
-    last = torch.tensor([h - 1, w - 1]).to(displacement).view(2, 1, 1)
+    if start is None:
+        start = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
+    c = start.to(displacement).flatten(1)
+    last = torch.tensor([[h - 1], [w - 1]]).to(displacement)
     for _ in range(times):
-        grid = (2 * c / last.clamp_min(1) - 1).flip(0).movedim(0, -1)
-        moved = F.grid_sample(displacement[None], grid[None], align_corners=True, padding_mode="border")[0]
+        grid = (2 * c / last.clamp_min(1) - 1).flip(0).T
+        moved = F.grid_sample(displacement[None], grid[None, None], align_corners=True, padding_mode="border")[0, :, 0]
         c = (c + moved).clamp(min=torch.zeros_like(last), max=last)
-    return c.round().long()
+    return c.round().long().reshape(start.shape)
 
 
-def clusters(displacement: Tensor, times: int = FOLLOWED) -> NDArray[np.int64]:
-    """The cluster that each cell points to: displacements float [2, h, w] -> int64 [h, w], 1.., 0 for none."""
-    centres, _ = ndimage.label((displacement.norm(dim=0) < CENTRE).cpu().numpy(), np.ones((3, 3)))
-    y, x = followed(displacement, times).cpu().numpy()
-    return np.asarray(centres[y, x], np.int64)
+def clusters(
+    displacement: Tensor,
+    times: int = FOLLOWED,
+    known: NDArray[np.bool_] | None = None,
+    wanted: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int32]:
+    """The cluster that each cell points to: displacements float [2, h, w] -> int32 [h, w], 1.., 0 for none.
 
-
-def instances(maps: Tensor, boundary: Tensor, of_cluster: NDArray[np.int64], how: Walk) -> list[Instance]:
-    """The objects of class maps float32 [K, h, w] with boundary float32 [h, w] and clusters int [h, w].
-
-    Every cluster's share of every map walks alone; the strongest of them has a cell where it exceeds `BACKGROUND` of
-    the highest value. Objects come by falling score, the highest value in them.
+    known: bool [h, w], where there is a displacement (default: everywhere); elsewhere it has to be 0 and no centre
+    lies there. wanted: bool [h, w], the cells that are followed (default: all); others get 0. All are followed through
+    the whole map, `BLOCK` of them at a time, so that the map may be that of a slide.
     """
-    names = np.unique(of_cluster[of_cluster > 0]).tolist()
-    if not names:
-        return []
-    member = torch.stack([torch.from_numpy(of_cluster == n).to(maps.device) for n in names])
-    parts = (maps[:, None] * member).flatten(0, 1)
-    walked = random_walk(parts[None], boundary[None], how)[0]
-    walked = walked / walked.max().clamp_min(1e-5)
-    top, winner = walked.max(0)
-    value, owner = top.cpu().numpy(), winner.cpu().numpy()
-    owner = np.where(value > BACKGROUND, owner, -1)
-    found = []
-    for i in np.unique(owner[owner >= 0]).tolist():
-        pieces, count = ndimage.label(owner == i, np.ones((3, 3)))
-        for piece in range(1, count + 1):
-            mask = pieces == piece
-            score = float(value[mask].max()) if mask.mean() >= FRAGMENT else 0.0
-            found.append(Instance(i // len(names), score, mask))
-    return sorted(found, key=lambda f: -f.score)
+    near = (displacement.norm(dim=0) < CENTRE).cpu().numpy()
+    centres, _ = ndimage.label(near if known is None else near & known, np.ones((3, 3)))
+    out = np.zeros(near.shape, np.int32)
+    rows = max(1, BLOCK // near.shape[1])
+    for first in range(0, len(near), rows):
+        some = np.ones_like(near[first : first + rows]) if wanted is None else wanted[first : first + rows]
+        y, x = np.nonzero(some)
+        if len(y):
+            ends = followed(displacement, times, torch.from_numpy(np.stack([y + first, x]))).cpu().numpy()
+            out[y + first, x] = centres[ends[0], ends[1]]
+    return out
+
+
+def side_px(lattice: Lattice) -> int:
+    """Working px along a side of a cell of displacements."""
+    return STRIDE * lattice.shrink
+
+
+def slide_displacements(
+    store: SlideStore,
+    lattice: Lattice,
+    wanted: NDArray[np.bool_],
+    displacements_of: Callable[[Tensor], Tensor],
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Displacements (y, x) of a slide, in cells, float32 [2, rows, cols], and where there are any: bool [rows, cols].
+
+    Windows that hold a `wanted` cell, bool [rows, cols], overlap by half and are averaged as those of class maps are
+    (see `windows.slide_maps`); elsewhere displacements are 0. A cell has a side of `side_px`. displacements_of: windows
+    uint8 [B, 3, s, s] -> their displacements float [B, 2, s / 4, s / 4].
+    """
+    whole = Lattice(lattice.seen_px, lattice.seen_px, lattice.shrink)
+    rows, cols = wanted.shape
+    total, weights = np.zeros((2, rows, cols), np.float32), np.zeros((rows, cols), np.float32)
+    cell_px = side_px(lattice)
+    n = lattice.seen_px // cell_px
+    hats, corners = hat(n), window_corners(wanted, n)
+    for first in range(0, len(corners), TOGETHER):
+        some = corners[first : first + TOGETHER]
+        rgb = read_crops(store, (some[:, ::-1] * cell_px).astype(np.int32), whole)
+        maps = displacements_of(torch.from_numpy(rgb)).float().cpu().numpy()
+        for (r, c), values in zip(some.tolist(), maps, strict=True):
+            total[:, r : r + n, c : c + n] += (values * hats)[:, : rows - r, : cols - c]
+            weights[r : r + n, c : c + n] += hats[: rows - r, : cols - c]
+    known = weights > 0
+    return np.divide(total, weights, out=total, where=known), known
+
+
+def connected(present: NDArray[np.bool_], cluster: NDArray[np.int32]) -> tuple[NDArray[np.uint32], int]:
+    """Number the connected cells (of 8 neighbours) that are present and of one cluster, row by row; and count them.
+
+    present bool [h, w], cluster int32 [h, w] (0, of none, being like any other) -> uint32 [h, w], 0 where not present.
+    """
+    out = np.zeros(present.shape, np.uint32)
+    boxes = ndimage.find_objects(present.view(np.uint8))
+    if not boxes:
+        return out, 0
+    box = boxes[0]  # around all that is present, which on a slide is much less than everything
+    values = np.where(present[box], cluster[box] + 1, 0)
+    out[box], count = measure.label(values, background=0, connectivity=2, return_num=True)
+    return out, int(count)

@@ -166,18 +166,26 @@ def likeliest(windows: Windows, logits: Tensor, prevalence: float) -> Tensor:
     return labels
 
 
-MapsOf = Callable[[Tensor, Tensor], Tensor]
-"""rgb uint8 [B, 3, s, s] and tissue bool [B, s, s] of windows -> their maps, float [B, channels, h, w]."""
+MapsOf = Callable[..., Tensor]
+"""rgb uint8 [B, 3, s, s] and tissue bool [B, s, s] of windows -> their maps, float [B, channels, h, w].
+
+Where `slide_maps` is given denied classes, a third argument are those of the windows, bool [B, K, n, n].
+"""
 
 
 def slide_maps(
-    store: SlideStore, lattice: Lattice, min_tissue: float, channels: int, maps_of: MapsOf
+    store: SlideStore,
+    lattice: Lattice,
+    min_tissue: float,
+    channels: int,
+    maps_of: MapsOf,
+    denied: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
     """The maps of a whole slide, one value a cell of the lattice: float32 [channels, rows, cols], nan where not scored.
 
     Windows start at the slide's top left and overlap by half. Their maps are enlarged bilinearly to their cells and
     averaged over the windows that cover a cell, each with the weight of `hat`, so that no window ends in a step. Cells
-    with less than `min_tissue` of tissue are not scored.
+    with less than `min_tissue` of tissue are not scored. denied: bool [K, rows, cols], for `maps_of`.
     """
     m, n = lattice.instance_px, lattice.seen_px // lattice.instance_px
     rows, cols = (-(-size // m) for size in (store.grid.size_px[1], store.grid.size_px[0]))
@@ -189,7 +197,8 @@ def slide_maps(
     corners = window_corners(known, n)
     for first in range(0, len(corners), TOGETHER):
         some = corners[first : first + TOGETHER]
-        for (r, c), values in zip(some.tolist(), _maps_at(store, some * m, lattice, maps_of), strict=True):
+        beside = () if denied is None else (cut(denied, some, n),)
+        for (r, c), values in zip(some.tolist(), _maps_at(store, some * m, lattice, maps_of, *beside), strict=True):
             total[:, r : r + n, c : c + n] += (values * hats)[:, : rows - r, : cols - c]
             weights[r : r + n, c : c + n] += hats[: rows - r, : cols - c]
     return np.where(known, total / np.where(known, weights, 1), np.nan).astype(np.float32)
@@ -203,6 +212,12 @@ def hat(side: int) -> NDArray[np.float32]:
     """
     along = np.minimum(np.arange(1, side + 1), np.arange(side, 0, -1)).astype(np.float32)
     return np.outer(along, along)
+
+
+def cut(denied: NDArray[np.bool_], corners: NDArray[np.int64], side: int) -> Tensor:
+    """Windows of side x side cells, top left at `corners` int [M, 2]: bool [K, rows, cols] -> [M, K, side, side]."""
+    padded = np.pad(denied, ((0, 0), (0, side), (0, side)))
+    return torch.from_numpy(np.stack([padded[:, r : r + side, c : c + side] for r, c in corners.tolist()]))
 
 
 def window_corners(known: NDArray[np.bool_], side: int) -> NDArray[np.int64]:
@@ -220,11 +235,11 @@ def window_corners(known: NDArray[np.bool_], side: int) -> NDArray[np.int64]:
 
 
 def _maps_at(
-    store: SlideStore, corner_px: NDArray[np.int64], lattice: Lattice, maps_of: MapsOf
+    store: SlideStore, corner_px: NDArray[np.int64], lattice: Lattice, maps_of: MapsOf, *beside: Tensor
 ) -> Iterator[NDArray[np.float32]]:
     """The maps of every window, top left (y, x) at int [M, 2], enlarged to its cells: float32 [channels, n, n] each."""
     n = lattice.seen_px // lattice.instance_px
     instance_px = (corner_px[:, ::-1] + (lattice.seen_px - lattice.instance_px) // 2).astype(np.int32)
     rgb = torch.from_numpy(read_crops(store, instance_px, lattice))
-    maps = maps_of(rgb, torch.from_numpy(read_tissue(store, instance_px, lattice))).float()
+    maps = maps_of(rgb, torch.from_numpy(read_tissue(store, instance_px, lattice)), *beside).float()
     yield from F.interpolate(maps, size=(n, n), mode="bilinear", align_corners=False).cpu().numpy()
