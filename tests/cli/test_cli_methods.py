@@ -12,7 +12,7 @@ import pytest
 from tiny_chain import PIPELINE, assert_refused, wsipipe
 
 from wsipipe.geometry import Window
-from wsipipe.pseudolabel.registry import names, refinements
+from wsipipe.pseudolabel.registry import chosen, names, refinements
 from wsipipe.store import SlideStore
 
 FIFTH = '''"""Redness: paints what is red."""
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from wsipipe.config import option
+from wsipipe.nn.train import fresh
 from wsipipe.pseudolabel.lattice import Lattice, read_crops
 from wsipipe.pseudolabel.method import ScoreMap, strongest
 
@@ -36,7 +37,7 @@ class Params:
     """Parameters of redness."""
 
     cell_px: int = option(32, "side of a cell")
-    border: float = option(0.5, "redness (0..1) above which a cell is painted")
+    border: float = option(0.5, "redness (0..1) above which a cell is painted", fit=False)
 
 
 def lattice(patch_px, params):
@@ -48,10 +49,10 @@ def build(classes, encoder, lattice, params):
 
 
 def fit(bags, lattice, params, run):
-    return build(run.classes, None, lattice, params)
+    return fresh(lambda: build(run.classes, None, lattice, params), run.compute.seed)
 
 
-def score(model, store, lattice, params, on):
+def score(model, store, lattice, params, on, denied=None):
     n = lattice.instance_px
     cells = lattice.cells(store, 0.1)
     cols, rows = (-(-size // n) for size in store.grid.size_px)
@@ -65,10 +66,8 @@ def mask(scores, params):
     return strongest(scores)
 '''
 
-WITH_FIFTH = (
-    "import sys, wsipipe.pseudolabel.methods as m; m.__path__.append(sys.argv.pop(1)); "
-    "from wsipipe.cli import main; main()"
-)
+WITH_FIFTH = "import sys, wsipipe.pseudolabel.methods as m; m.__path__.append(sys.argv.pop(1)); "
+CONTRACT = Path(__file__).parents[1] / "pseudolabel" / "methods" / "test_contract.py"
 
 
 def test_a_method_is_one_file(here: Path, tmp_path: Path):
@@ -77,8 +76,8 @@ def test_a_method_is_one_file(here: Path, tmp_path: Path):
     (folder / "redness.py").write_text(FIFTH)
     (here / "pipeline.yaml").write_text(PIPELINE.replace("  camel:", "  redness: {border: 0.1}\n  camel:"))
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", WITH_FIFTH, str(folder), *arguments]
+    def run(*arguments: str, main: str = "from wsipipe.cli import main; main()") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", WITH_FIFTH + main, str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert "redness" in run("pseudolabel", "--help").stdout
@@ -86,10 +85,17 @@ def test_a_method_is_one_file(here: Path, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     store = SlideStore(here / "stores" / "pos.zarr")
     assert store.attributes("scores", "redness")["stride_px"] == 64
+    whole = Window(0, 0, *store.grid.size_px)
+    mask, tissue = (store.labels(n).read(whole) for n in ("redness", "tissue"))
+    assert (mask[tissue == 1] == 1).any(), "nothing is red enough for the default border, all for that of the file"
     assert done.stdout.split() == [f"stores/{n}.zarr" for n in ("extra", "neg", "pos")]
     config = run("config").stdout
     assert "  redness: # Redness" in config
     assert "    border: 0.5 # redness (0..1) above which a cell is painted" in config
+    options = ["-p", "no:cacheprovider", "-k", "redness", f"--basetemp={tmp_path / 'inner'}"]
+    tested = run(*options, str(CONTRACT), main="import pytest; sys.exit(pytest.main(sys.argv[1:]))")
+    assert tested.returncode == 0, tested.stdout
+    assert "passed" in tested.stdout
 
 
 def test_several_methods_run_one_after_the_other_and_are_compared(here: Path):
@@ -140,5 +146,7 @@ def test_unclear_wishes_are_refused(here: Path, arguments: list[str], said: str)
 
 
 def test_all_means_every_method():
-    assert len(names()) >= 2
+    assert len(names()) >= 5
+    assert chosen("all") == names()
+    assert chosen("drs, cam,drs") == ["drs", "cam"]
     assert "all" in wsipipe("pseudolabel", "--help").stdout

@@ -10,14 +10,17 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from wsipipe.config import EvaluateConfig, RunConfig
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.evaluate.compare import compare, rows_of, text_table, write_comparison
-from wsipipe.evaluate.examples import SIDE_PX, choose, tinted, write_examples
+from wsipipe.evaluate.examples import SIDE_PX, choose, coloured, tinted, write_examples
 from wsipipe.evaluate.judge import judge
+from wsipipe.geometry import Window
 from wsipipe.store import SlideStore
+from wsipipe.store.layout import COLOURS
 
 SIZE = (2048, 1024)
 
@@ -66,6 +69,22 @@ def test_each_answer_is_judged_as_it_is_alone(
     assert [r["slide_auc"] for r in written] == ["", ""], "there are no scores"
     text = text_table(found)
     assert "1.000" in text.splitlines()[2]
+
+
+def test_each_class_has_the_slide_auc_of_its_own_scores(
+    make_store: Callable[..., Path], make_truth: Callable[..., Path], add_scores: Callable[..., None], run: RunConfig
+):
+    paths = []
+    for i, value in enumerate((1, 1, 2, 2)):
+        truth = np.full((64, 64), value, np.uint8)
+        paths.append(make_store(f"s{i}", np.ones_like(truth), ("a", "b"), one=truth, two=truth))
+        folder = make_truth(f"s{i}", truth)
+        for name, of_classes in (("one", (200 - 10 * i, 200 - 10 * i)), ("two", (99, (10, 30, 20, 40)[i]))):
+            values = np.broadcast_to(np.array(of_classes, np.uint8)[:, None, None], (2, 8, 8))
+            add_scores(paths[-1], name, values, 8, ("a", "b"))
+    rows = rows_of(compare(paths, (), EvaluateConfig(truth=str(folder)), run))
+    expected = {("one", "a"): 1, ("one", "b"): 0, ("two", "a"): 0.5, ("two", "b"): 0.75}
+    assert {(r["labels"], r["class"]): r["slide_auc"] for r in rows} == expected
 
 
 def test_agreement_and_shares_are_counted_on_the_tissue_that_both_speak_of(stores: list[Path], run: RunConfig):
@@ -144,6 +163,54 @@ def test_the_picture_has_a_row_for_each_place_and_no_column_for_scores_that_no_p
     assert len(places) == 4
     assert picture.shape[0] == pytest.approx(120 * (1.75 * 4 + 0.4), abs=2)
     assert picture.shape[1] == pytest.approx(120 * 1.7 * 4, abs=2), "image, scores and mask of one, mask of two"
+
+
+@pytest.mark.parametrize("classes", [("a",), ("a", "b")], ids=len)
+def test_every_panel_shows_what_its_head_says_at_its_place(
+    classes: tuple[str, ...],
+    make_store: Callable[..., Path],
+    make_truth: Callable[..., Path],
+    add_scores: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+):
+    rng = np.random.default_rng(0)
+    truth, one, two = (np.kron(rng.integers(0, len(classes) + 1, (4, 8)), np.ones((256, 256))) for _ in range(3))
+    masks = {"truth": truth.astype(np.uint8), "one": one.astype(np.uint8), "two": two.astype(np.uint8)}
+    scores = {n: rng.integers(0, 256, (len(classes), 128, 256)).astype(np.uint8) for n in ("one", "two")}
+    path = make_store("s", grid(1, 1), classes, one=masks["one"], two=masks["two"])
+    for name, values in scores.items():
+        add_scores(path, name, values, 8, classes)
+    drawn: list[tuple[Axes, NDArray[np.generic]]] = []
+    monkeypatch.setattr(Axes, "imshow", lambda self, image, **how: drawn.append((self, image)))
+    config = EvaluateConfig(truth=str(make_truth("s", masks["truth"])))
+    places = write_examples([path], ("one", "two"), classes, config, tmp_path / "p.png")
+    assert sorted(p.window.x_px for p in places) == [0, 1024]
+    at = [(a.get_subplotspec().rowspan.start, a.get_subplotspec().colspan.start) for a, _ in drawn]
+    heads = {col: a.get_title() for (row, col), (a, _) in zip(at, drawn, strict=True) if row == 0}
+    assert [*heads.values()] == ["image", "truth", "one: scores", "one: mask", "two: scores", "two: mask"]
+    shown = {(row, heads[col]): image for (row, col), (_, image) in zip(at, drawn, strict=True)}
+    assert len(shown) == 12
+    for row, place in enumerate(places):
+        x = place.window.x_px
+        rgb = SlideStore(path).read(Window(x // 4, 0, 256, 256), 1)
+        np.testing.assert_array_equal(shown[row, "image"], rgb)
+        for head, name in (("truth", "truth"), ("one: mask", "one"), ("two: mask", "two")):
+            np.testing.assert_array_equal(shown[row, head], tinted(rgb, masks[name][2::4, x + 2 : x + 1024 : 4]))
+        for name, values in scores.items():
+            here = values[:, :, x // 8 : x // 8 + 128]
+            expected = coloured(here) if len(classes) > 1 else here[0] / 255
+            np.testing.assert_array_equal(shown[row, f"{name}: scores"], expected)
+
+
+def test_scores_of_several_classes_have_the_colour_of_the_strongest_and_are_as_bright_as_it():
+    scores = np.array([[0, 255, 51, 10, 0], [0, 200, 102, 10, 0], [0, 0, 0, 0, 255]], np.uint8)[:, None]
+    got = coloured(scores)
+    assert got.shape == (1, 5, 3)
+    assert got[0, 0].tolist() == [0, 0, 0], "nothing is black"
+    assert got[0, [1, 4]].tolist() == [list(COLOURS[0]), list(COLOURS[2])]
+    np.testing.assert_allclose(got[0, 2], np.array(COLOURS[1]) * 0.4, atol=1)
+    np.testing.assert_allclose(got[0, 3], np.array(COLOURS[0]) * 10 / 255, atol=1, err_msg="the first of two alike")
 
 
 def test_classes_are_tinted_and_none_is_not():

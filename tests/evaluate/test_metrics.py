@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -121,13 +123,48 @@ def test_binary_table_of_the_papers() -> None:
     assert confusion.names == ("a",)
 
 
-def test_inverse_log_weights() -> None:
-    # only the rarest of three classes is right: the score is its weight, as worked out for (1e6, 1e5, 1e4)
-    counts = np.zeros((3, 4), np.int64)
-    counts[0, 1], counts[1, 0], counts[2, 2] = 10**6, 10**5, 10**4
-    assert Confusion(NAMES, counts).inverse_log_weighted_iou == pytest.approx(0.405, abs=5e-4)
+def inverse_log_weights(truth_px: Sequence[int]) -> NDArray[np.float64]:
+    """The weight of every class of a truth: the score where only its pixels are right, all others going to one more
+    class, which the truth has nothing of."""
+    nowhere = len(truth_px)
+    scores = []
+    for right in range(nowhere):
+        counts = np.zeros((nowhere + 1, nowhere + 2), np.int64)
+        for k, n in enumerate(truth_px):
+            counts[k, k if k == right else nowhere] = n
+        scores.append(Confusion(tuple(f"c{k}" for k in range(nowhere)), counts).inverse_log_weighted_iou)
+    return np.array(scores)
+
+
+@pytest.mark.parametrize(
+    ("truth_px", "weights"),
+    [
+        ((10**6, 10**5, 10**4), (0.270, 0.324, 0.405)),
+        ((10**6, 10**3, 10**2), (1 / 6, 1 / 3, 1 / 2)),  # logarithms of 6, 3 and 2
+        ((2, 16, 4), (4 / 7, 1 / 7, 2 / 7)),
+        ((10**4, 10**2, 10**4), (1 / 4, 1 / 2, 1 / 4)),
+        ((0, 10**5, 1, 10**5), (0, 0.5, 0, 0.5)),  # ln 1 = 0 and no ln 0: no weight, and no division by zero
+        ((7, 7), (0.5, 0.5)),
+        ((500,), (1,)),
+    ],
+)
+def test_weights_of_classes_are_the_inverse_logarithms_of_their_pixels(
+    truth_px: tuple[int, ...], weights: tuple[float, ...]
+) -> None:
+    assert inverse_log_weights(truth_px) == pytest.approx(weights, abs=5e-4)
+
+
+@given(st.lists(st.integers(2, 10**9), min_size=1, max_size=6))
+def test_inverse_log_weights_sum_to_one_and_fall_with_the_frequency(truth_px: list[int]) -> None:
+    weights = inverse_log_weights(truth_px)
+    assert weights.sum() == pytest.approx(1)
+    for (n, weight), (m, other) in itertools.product(zip(truth_px, weights, strict=True), repeat=2):
+        assert (weight > other) == (n < m)
+
+
+def test_without_two_pixels_of_a_class_there_is_no_inverse_log_weighted_score() -> None:
     lone = np.zeros((3, 4), np.int64)
-    lone[1, 1] = 1  # ln 1 = 0: no weight, and no division by zero
+    lone[1, 1] = 1
     assert math.isnan(Confusion(NAMES, lone).inverse_log_weighted_iou)
 
 

@@ -84,7 +84,7 @@ def small_cohort(plant_cohort: Callable[..., Cohort]) -> Cohort:
 
 @pytest.fixture
 def quick(run: RunConfig) -> Callable[..., tuple[Report, list[Path]]]:
-    """`quick(stores, labels, method={...}, run=run, overwrite=False, **config)`: the stage with a tiny network."""
+    """`quick(stores, labels, method={...}, sections={refinement: {...}}, ..)`: the stage with a tiny network."""
     from wsipipe.pseudolabel.label import pseudolabel
 
     def go(
@@ -94,11 +94,12 @@ def quick(run: RunConfig) -> Callable[..., tuple[Report, list[Path]]]:
         run: RunConfig = run,
         overwrite: bool = False,
         pretraining: PretrainConfig | None = None,
+        sections: Mapping[str, Mapping[str, Any]] | None = None,
         **config: Any,
     ) -> tuple[Report, list[Path]]:
         settings = {"encoder": "resnet18_quarter", "pretrain": False, "self_train": False} | config
         options = PseudolabelConfig(labels=str(labels), **settings)
-        values = {"camel": QUICK | dict(method or {})}
+        values = {"camel": QUICK | dict(method or {}), **(sections or {})}
         return pseudolabel(list(stores.values()), options, values, run, overwrite=overwrite, pretraining=pretraining)
 
     return go

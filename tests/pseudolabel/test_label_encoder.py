@@ -18,7 +18,7 @@ from labelled import (
 )
 
 from wsipipe.config import PretrainConfig, PseudolabelConfig, RunConfig
-from wsipipe.errors import CheckpointError, StoreError
+from wsipipe.errors import CheckpointError, ConfigError, StoreError
 from wsipipe.geometry import Window
 from wsipipe.nn.checkpoint import Checkpoint, read_checkpoint, save_weights
 from wsipipe.nn.encoders import Statistics, create_encoder
@@ -34,6 +34,15 @@ FEW = PretrainConfig(steps=2, batch=8)
 def pretrained(run: RunConfig) -> list[Path]:
     """The checkpoints of encoders that fits pretrained."""
     return sorted(Path(run.runs).glob("pretrain-*/model.json"))
+
+
+def test_what_a_method_refuses_is_found_before_an_encoder_is_pretrained(stores: Stores, csv: Csv, run: RunConfig):
+    def progress(what: str, *rest: object) -> None:
+        pytest.fail(f"{what} began")
+
+    config = PseudolabelConfig(labels=str(csv()), method="camel,histosegnet", encoder="resnet18_quarter")
+    with pytest.raises(ConfigError, match=r"histosegnet\.exempt: fat is no class; there are a, b"):
+        pseudolabel(list(stores.values()), config, {"histosegnet": {"cells": 8, "exempt": ["fat"]}}, run, progress)
 
 
 def test_a_pretrained_encoder_is_shared_by_fits_and_not_made_again_after_a_stop(

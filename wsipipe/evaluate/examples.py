@@ -1,4 +1,7 @@
-"""A picture that shows several answers at the same places: image, truth, and the scores and mask of each."""
+"""A picture that shows several answers at the same places: image, truth, and the scores and mask of each.
+
+Scores are those of the method, before any refinement; masks are as they are stored, after it. The two may differ.
+"""
 
 from __future__ import annotations
 
@@ -145,22 +148,39 @@ def _draw_row(
         if image is None:
             panel.set_visible(False)
         else:
-            panel.imshow(image, vmin=0, vmax=1, cmap="magma")  # for scores; an RGB image stays as it is
+            panel.imshow(image, vmin=0, vmax=1, cmap="magma")  # for scores of one class; an RGB image stays as it is
 
 
-def _scores(store: SlideStore, name: str, w: Window) -> NDArray[np.float64] | None:
-    """The highest score of any class: float64 [h, w] 0..1, one a cell; None if the store has none of this name."""
+def _scores(store: SlideStore, name: str, w: Window) -> NDArray[Any] | None:
+    """The scores in a window, one a cell: of one class float64 [h, w] 0..1, of several an RGB image uint8 [h, w, 3].
+
+    None if the store has no scores of this name.
+    """
     if name not in store.names("scores"):
         return None
     n = int(store.attributes("scores", name)["stride_px"])
     cells = Window(w.x_px // n, w.y_px // n, max(1, w.width_px // n), max(1, w.height_px // n))
-    return np.asarray(store.scores(name).read(cells).max(0) / 255)
+    values = np.asarray(store.scores(name).read(cells), np.uint8)
+    return values[0] / 255 if len(values) == 1 else coloured(values)
+
+
+def coloured(scores: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Every cell in the colour of its strongest class, as bright as its score: uint8 [K, h, w] -> uint8 [h, w, 3].
+
+    Black is 0. Among classes that are as strong as each other, the first counts.
+    """
+    return np.asarray(_colours()[scores.argmax(0) + 1] * (scores.max(0) / 255)[..., None], np.uint8)
 
 
 def tinted(rgb: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Classes in their colours over the image, 255 in grey: uint8 [h, w, 3] and uint8 [h, w] -> uint8 [h, w, 3]."""
+    share = np.where(mask > 0, 0.55, 0.0)[..., None]
+    return np.asarray(rgb * (1 - share) + _colours()[mask] * share, np.uint8)
+
+
+def _colours() -> NDArray[np.float64]:
+    """The colour of every mask value: float64 [256, 3] 0..255."""
     colours = np.zeros((256, 3))
     colours[1:IGNORE] = [COLOURS[(v - 1) % len(COLOURS)] for v in range(1, IGNORE)]
     colours[IGNORE] = 128
-    share = np.where(mask > 0, 0.55, 0.0)[..., None]
-    return np.asarray(rgb * (1 - share) + colours[mask] * share, np.uint8)
+    return colours

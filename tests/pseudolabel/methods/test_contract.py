@@ -18,7 +18,8 @@ from wsipipe.pseudolabel.bags import make_bags
 from wsipipe.pseudolabel.embed import embed
 from wsipipe.pseudolabel.lattice import Lattice
 from wsipipe.pseudolabel.method import Fitting, Method, ScoreMap
-from wsipipe.pseudolabel.registry import load, names
+from wsipipe.pseudolabel.refined import Step, refined
+from wsipipe.pseudolabel.registry import load, load_refinement, names, refinements
 from wsipipe.runtime import Compute
 from wsipipe.store import SlideStore
 
@@ -92,24 +93,26 @@ def test_a_fit_is_the_same_for_the_same_seed_whatever_was_drawn_before(method: M
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-AFTERWARDS: dict[str, dict[str, Any]] = {
-    "cam": {"threshold": 0.6},
-    "camel": {"uncertain": 0.3, "overlap": 1},
-    "drs": {"alpha": 0.5, "conflict": 1, "conflict_level": 0.5, "unexplained": "none"},
-    "histosegnet": {
-        **{"activation": "layercam", "background": "brightness", "glass": 200.0, "blur_um": 1.0, "exempt": ("blobs",)},
-        **{"other": (), "none": "absence", "other_share": 0.5, "legacy_inplace": True},
-    },
-    "irnet": {"background": 0.6},
+WORDS: dict[str, Any] = {
+    **{"unexplained": "none", "activation": "layercam", "background": "brightness", "none": "absence"},
+    **{"exempt": ("blobs",), "other": ()},
 }
-"""Other values of all parameters that a fit is said not to depend on."""
+"""Other values of the parameters that are words."""
+
+
+def another(name: str, value: Any) -> Any:
+    """A value that a parameter does not have by default."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value - 1 if value > 1 else value + 1
+    return value / 2 + 0.01 if isinstance(value, float) else WORDS[name]
 
 
 def test_a_fit_depends_on_no_parameter_that_is_used_afterwards_alone(method: Method, fit: Fit, small_cohort: Cohort):
-    others = AFTERWARDS[method.__name__.rpartition(".")[2]]
-    said = {f.name for f in dataclasses.fields(method.Params)} - set(fitted_with(method.Params()))
-    assert said == set(others)
-    again, *_ = fitted(method, small_cohort, **others)
+    params = method.Params()
+    said = {f.name for f in dataclasses.fields(params)} - set(fitted_with(params))
+    again, *_ = fitted(method, small_cohort, **{n: another(n, getattr(params, n)) for n in said})
     a, b = (m.state_dict() for m in (fit[0], again))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
@@ -131,6 +134,25 @@ def test_scores_are_shares_or_unknown_and_the_same_each_time(method: Method, fit
     assert known.min() >= 0
     assert known.max() <= 1
     np.testing.assert_array_equal(scores.values, again.values)
+
+
+@pytest.mark.parametrize("refine", refinements())
+def test_any_refinement_follows_and_its_masks_hold_what_is_known(
+    method: Method, fit: Fit, small_cohort: Cohort, refine: str
+):
+    model, lattice, params = fit
+    store = SlideStore(small_cohort.stores["s0"])
+    scores = method.score(model, store, lattice, params, CPU)
+    module = load_refinement(refine)
+    assert module is not None
+    sharp = refined(scores, store, Step(refine, module, module.Params(), 4), CPU)
+    assert sharp.stride_px == 4
+    factor = scores.stride_px // sharp.stride_px
+    np.testing.assert_array_equal(sharp.known, scores.known.repeat(factor, 0).repeat(factor, 1))
+    mask = method.mask(sharp, params)
+    assert mask.shape == sharp.none.shape
+    assert set(np.unique(mask)) <= {0, 1, IGNORE}
+    assert (mask[~sharp.known] == IGNORE).all()
 
 
 def test_the_weights_of_a_fit_load_into_a_fresh_network(method: Method, fit: Fit, small_cohort: Cohort):

@@ -17,6 +17,7 @@ from wsipipe.nn.suppress import Suppressor
 from wsipipe.pseudolabel.lattice import Lattice
 from wsipipe.pseudolabel.methods import drs
 from wsipipe.pseudolabel.methods.drs import Drs, Params, feature_level
+from wsipipe.runtime import Compute
 
 LATTICE = Lattice(8, 64, 2)
 PUBLISHED: dict[str, Any] = {"absence": False, "suppress_from": 1, "refiner_from": "encoder"}
@@ -115,6 +116,25 @@ def test_the_published_network_starts_from_the_convolutions_of_its_encoder():
     for network in (model.classifier, model.refiner):
         assert all((m.weight == 0.125).all() for m in network[0] if isinstance(m, nn.Conv2d))
     assert float(model.refiner[1][0].weight.detach().std()) == pytest.approx(0.01, rel=0.05)
+
+
+@pytest.mark.parametrize(("encoder", "said"), [("convnext_atto", 1), ("resnet18_quarter", 0)])
+def test_an_encoder_that_cannot_suppress_is_spoken_of(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, encoder: str, said: int
+):
+    class Enough(Exception):
+        pass
+
+    def stop(*given: object) -> None:
+        raise Enough
+
+    monkeypatch.setattr(drs, "draw_windows", stop)
+    run = SimpleNamespace(
+        classes=Classes(("a",)), encoder=lambda: create_encoder(encoder), compute=Compute(torch.device("cpu"), 0)
+    )
+    with caplog.at_level(logging.WARNING), pytest.raises(Enough):
+        drs.fit([], LATTICE, Params(), run)
+    assert sum("only its head suppresses" in m for m in caplog.messages) == said
 
 
 def test_a_published_network_without_weights_says_so(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):

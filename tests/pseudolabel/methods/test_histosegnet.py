@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ from wsipipe.pseudolabel.parts.activation import RULES, class_maps
 from wsipipe.pseudolabel.parts.background import glass_centre
 from wsipipe.pseudolabel.parts.blur import blurred
 from wsipipe.pseudolabel.parts.cam_classifier import CamClassifier
+from wsipipe.pseudolabel.parts.windows import Windows, draw_windows
 from wsipipe.runtime import Compute
 from wsipipe.store import SlideStore
 
@@ -230,7 +232,7 @@ LATTICE = Lattice(8, 64, 2)
     [{"other_share": 0.05}, {"background": "brightness"}, {"background": "brightness", "glass": 200.0}],
     ids=str,
 )
-def test_scores_are_averages_of_the_adjusted_maps_over_all_windows_that_cover_a_cell(
+def test_scores_are_weighted_means_of_the_adjusted_maps_over_all_windows_that_cover_a_cell(
     slide: SlideStore, values: dict[str, object], bias: float
 ):
     params = Params(**values)
@@ -240,14 +242,15 @@ def test_scores_are_averages_of_the_adjusted_maps_over_all_windows_that_cover_a_
     centre = params.glass or glass_centre(slide)
     adjust = Adjustment(8, 2.4, centre if params.background == "brightness" else None)
     total, count = np.zeros((5, 12, 20)), np.zeros((12, 20))
+    fading = np.outer([1, 2, 3, 4, 4, 3, 2, 1], [1, 2, 3, 4, 4, 3, 2, 1])
     mask = slide.labels("tissue").read(Window(0, 0, 160, 96)) == 1
     for top, left in itertools.product((0, 32), (0, 32, 64, 96)):
         rgb = slide.read(Window(left, top, 64, 64)).astype(float).reshape(32, 2, 32, 2, 3).mean((1, 3))
         known = mask[top : top + 64, left : left + 64].reshape(32, 2, 32, 2).mean((1, 3)) >= 0.5
         x = torch.from_numpy(np.floor(rgb + 0.5).astype(np.uint8).transpose(2, 0, 1)[None].copy())
         maps = adjusted(model, x, torch.from_numpy(known)[None], adjust, params)[0]
-        total[:, top // 8 : top // 8 + 8, left // 8 : left // 8 + 8] += maps.numpy()
-        count[top // 8 : top // 8 + 8, left // 8 : left // 8 + 8] += 1
+        total[:, top // 8 : top // 8 + 8, left // 8 : left // 8 + 8] += fading * maps.numpy()
+        count[top // 8 : top // 8 + 8, left // 8 : left // 8 + 8] += fading
     tissue_cells = scores.known
     assert 100 < tissue_cells.sum() < 240
     np.testing.assert_allclose(scores.values[:, tissue_cells], (total / count)[2:, tissue_cells], atol=1e-5)
@@ -323,16 +326,46 @@ def test_a_fit_carries_its_thresholds_and_loads_again(slide: SlideStore, network
 
 def test_thresholds_are_of_the_windows_whose_label_is_believed(slide: SlideStore, monkeypatch: pytest.MonkeyPatch):
     logits = torch.linspace(-3, 3, 20)[:, None]
-    seen: list[Tensor] = []
+    seen: list[tuple[Tensor, Tensor]] = []
     monkeypatch.setattr(histosegnet, "train_windows", lambda *a: None)
     monkeypatch.setattr(histosegnet, "apply_in_batches", lambda *a: logits)
-    monkeypatch.setattr(histosegnet, "thresholds", lambda s, y: seen.append(y) or torch.tensor([0.7]))
+    monkeypatch.setattr(histosegnet, "thresholds", lambda *given: seen.append(given) or torch.tensor([0.7]))
     bags = [whole(slide, (0,)), whole(slide, (1,))]
     for prevalence, positive in ((0.5, 4), (0.0, 10)):
         model = histosegnet.fit(bags, LATTICE, Params(windows=10, prevalence=prevalence), fitting(Classes(("a",))))
         assert float(model.theta) == pytest.approx(0.7)
-        assert int((seen[-1] == 1).sum()) == positive
-        assert int((seen[-1] == 0).sum()) == 10
+        scores, labels = seen[-1]
+        torch.testing.assert_close(
+            scores, 1 / (1 + torch.exp(-logits)), msg="probabilities, as thetas are compared with"
+        )
+        assert int((labels == 1).sum()) == positive
+        assert int((labels == 0).sum()) == 10
+
+
+def test_a_fit_gives_the_batch_norms_of_x17_the_statistics_of_all_training_windows(
+    slide: SlideStore, monkeypatch: pytest.MonkeyPatch
+):
+    drawn: list[Windows] = []
+
+    def draw(*how: Any) -> Windows:
+        drawn.append(draw_windows(*how))
+        return drawn[-1]
+
+    monkeypatch.setattr(histosegnet, "draw_windows", draw)
+    monkeypatch.setattr(histosegnet, "train_windows", lambda *a: None)
+    monkeypatch.setattr(histosegnet, "TOGETHER", 4)  # three calls of the network, of as many windows each
+    params = Params(network="x1.7", width=2, windows=12, prevalence=0.0)
+    net = histosegnet.fit([whole(slide, (1,))], LATTICE, params, fitting(Classes(("a",)))).network
+    assert isinstance(net, X17)
+    assert not net.training
+    x = normalise(torch.from_numpy(drawn[0].rgb))
+    assert len(x) == 12
+    with torch.no_grad():
+        first = net.layers[:2](x * net.scale + net.offset)
+        last = net.features(x)
+    torch.testing.assert_close(net.layers[2].running_mean, first.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(last.mean((0, 2, 3)), torch.zeros(8), atol=1e-2)
+    torch.testing.assert_close(net.norm.running_mean, last.mean((0, 2, 3)), rtol=0.2, atol=0.05)
 
 
 def overlap(method: Method, model: torch.nn.Module, params: object, cohort: Cohort) -> float:

@@ -25,6 +25,10 @@ from wsipipe.pseudolabel.lattice import Lattice
 from wsipipe.pseudolabel.method import ScoreMap
 from wsipipe.pseudolabel.methods import irnet
 from wsipipe.pseudolabel.methods.irnet import IrNet, Params, granted, highest, seed_pools, train_boundary, window_seeds
+from wsipipe.pseudolabel.parts.affinity import Pairs, boundary_loss
+from wsipipe.pseudolabel.parts.cam_classifier import CamClassifier
+from wsipipe.pseudolabel.parts.mil import draw_evenly
+from wsipipe.pseudolabel.parts.seeds import published_seeds
 from wsipipe.pseudolabel.parts.walk import Walk, random_walk
 from wsipipe.pseudolabel.parts.windows import Windows
 from wsipipe.runtime import Compute
@@ -45,6 +49,8 @@ def network(classes: int = 2, bias: float | None = None, **params: Any) -> IrNet
     torch.manual_seed(1)
     model = irnet.build(names, encoder(), LATTICE, Params(**params))
     assert isinstance(model, IrNet)
+    # untrained, it says about 0.5 everywhere, and nothing walks
+    torch.nn.init.constant_(model.boundary.boundary_branch.last.bias, -3.0)
     if bias is not None:
         torch.nn.init.constant_(model.classifier.linear.bias, bias)
     return model.eval()
@@ -119,6 +125,20 @@ def test_published_seeds_know_no_tissue():
     assert (seeds[1] == 0).all()
 
 
+def test_published_seeds_are_those_of_the_full_size_at_the_centres_of_cells():
+    model, w = network(), windows(2, [[1, 0], [1, 1]])
+    got = window_seeds(model, w, Params(as_published=True))
+    with torch.inference_mode():
+        maps = model.class_maps(normalise(torch.from_numpy(w.rgb)))[0] * w.labels[:, :, None, None]
+    shares = [m / m.amax((1, 2), keepdim=True).clamp_min(1e-9) for m in maps]
+    for found, share, rgb in zip(got, shares, w.rgb, strict=True):
+        fine = F.interpolate(share[None], size=(32, 32), mode="bilinear", align_corners=False)[0]
+        full = published_seeds(fine, torch.from_numpy(rgb), 0.7, 0.05)
+        assert torch.equal(found, full[2::4, 2::4])
+        assert not torch.equal(found, full[::4, ::4])
+        assert not torch.equal(found, full[3::4, 3::4])
+
+
 def test_half_of_what_is_drawn_holds_two_kinds_of_seeds(caplog: pytest.LogCaptureFixture):
     seeds = torch.full((6, 4, 4), IGNORE, dtype=torch.uint8)
     seeds[1, 0], seeds[2, 0], seeds[2, 1], seeds[4] = 1, 1, 3, 0
@@ -160,6 +180,38 @@ def test_the_boundary_is_learnt_between_seeds_that_differ_and_the_loss_falls():
     torch.testing.assert_close(shift, torch.zeros(2), atol=1e-3, rtol=0)
 
 
+def test_half_of_every_step_shows_two_kinds_of_seeds(monkeypatch: pytest.MonkeyPatch):
+    """Of twelve windows one is mixed: without a pool of its own it would be one of eight, or none."""
+    rgb, seeds = two_sided(12)
+    seeds[torch.arange(12) != 7] = 1
+    drawn: list[Tensor] = []
+
+    def draw(*how: Any) -> Tensor:
+        drawn.append(draw_evenly(*how))
+        return drawn[-1]
+
+    monkeypatch.setattr(irnet, "draw_evenly", draw)
+    params = Params(boundary_steps=3, boundary_batch=8, pair_radius=2)
+    train_boundary(BoundaryNet(encoder()), rgb, seeds, params, Compute(CPU, 0))
+    assert [len(d) for d in drawn] == [8, 8, 8]
+    assert all((d == 7).sum() >= 4 for d in drawn)
+    assert len(torch.cat(drawn).unique()) > 4, "the others take part"
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+def test_pairs_of_seeds_count_by_class_except_as_published(as_published: bool, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def loss(a: Tensor, pairs: Pairs, by_class: bool) -> Tensor:
+        asked.append(by_class)
+        return boundary_loss(a, pairs, by_class)
+
+    monkeypatch.setattr(irnet, "boundary_loss", loss)
+    params = Params(boundary_steps=2, boundary_batch=2, pair_radius=2, as_published=as_published)
+    train_boundary(BoundaryNet(encoder()), *two_sided(2), params, Compute(CPU, 0))
+    assert asked == [not as_published] * 2
+
+
 def test_maps_are_scaled_by_the_mean_of_their_maxima_in_windows_of_their_class():
     model, params = network(bias=5.0), Params()
     w = windows(4, [[1, 0], [1, NAN], [0, 1], [0, 0]])
@@ -180,41 +232,61 @@ def test_a_class_that_is_denied_of_all_its_windows_is_never_painted(caplog: pyte
 
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
-    """One patch of 64 px of changing colour."""
+    """One patch of 64 px of changing colour, its right quarter being glass."""
     rgb = tissue((64, 64))
     rgb[:, 30:50, 0] //= 2
     rgb[20:40, :, 2] //= 2
+    rgb[:, 48:] = 244
     return SlideStore(tiled_pictures(tmp_path_factory.mktemp("slide"), {"slide": rgb}, patch_px=64)["slide"])
 
 
-def by_hand(model: IrNet, store: SlideStore, walk: Walk) -> Tensor:
-    """M* of the slide's one window, [K, 8, 8]."""
+def by_hand(model: IrNet, store: SlideStore, walk: Walk, glass: bool) -> Tensor:
+    """M* of the slide's one window, [K, 8, 8]; no walk enters its glass, if `glass` says so."""
     rgb = store.read(Window(0, 0, 64, 64)).astype(float).reshape(32, 2, 32, 2, 3).mean((1, 3))
     x = normalise(torch.from_numpy((rgb + 0.5).astype(np.uint8).transpose(2, 0, 1)[None].copy()))
+    fine = (store.labels("tissue").read(Window(0, 0, 64, 64)) == 1).reshape(32, 2, 32, 2).mean((1, 3)) >= 0.5
+    cells = fine.reshape(8, 4, 8, 4).mean((1, 3)) >= 0.5
+    assert 8 <= (~cells).sum() <= 24
     with torch.inference_mode():
-        return random_walk(model.class_maps(x)[0], model.boundary.boundary(x), walk)[0]
+        boundary = model.boundary.boundary(x)
+        if glass:
+            boundary[0, torch.from_numpy(~cells)] = 1
+        return random_walk(model.class_maps(x)[0], boundary, walk)[0]
 
 
-@pytest.mark.parametrize("exp_times", [0, 2, 3])
-def test_scores_are_walked_maps_over_the_scale_of_the_fit(slide: SlideStore, exp_times: int):
-    model, params = network(bias=5.0), Params(cells=8, exp_times=exp_times, background=0.3)
-    expected = by_hand(model, slide, Walk(2**exp_times, 10.0, 5))
+@pytest.mark.parametrize(("exp_times", "beta", "radius"), [(0, 10.0, 5), (2, 10.0, 5), (3, 2.0, 3)])
+def test_scores_are_walked_maps_over_the_scale_of_the_fit(slide: SlideStore, exp_times: int, beta: float, radius: int):
+    params = Params(cells=8, exp_times=exp_times, beta=beta, radius=radius, background=0.3)
+    model, walk = network(bias=5.0), Walk(2**exp_times, beta, radius)
+    expected = by_hand(model, slide, walk, glass=True)
     model.top.copy_(expected.amax((1, 2)) * torch.tensor([0.8, 2.0]))
     scores = irnet.score(model, slide, LATTICE, params, CPU)
     assert scores.stride_px == 8
-    np.testing.assert_allclose(scores.values, (expected / model.top.view(2, 1, 1)).clamp(max=1).numpy(), atol=1e-3)
-    assert (scores.none == np.float32(0.3)).all()
+    assert 40 <= scores.known.sum() < 64
+    found, unmasked = scores.values[:, scores.known], by_hand(model, slide, walk, glass=False)
+    scaled, wrong = ((m / model.top.view(2, 1, 1)).clamp(max=1).numpy()[:, scores.known] for m in (expected, unmasked))
+    np.testing.assert_allclose(found, scaled, atol=1e-3)
+    assert np.abs(found - wrong).max() > 0.02, "the glass makes a difference"
+    assert (scores.none[scores.known] == np.float32(0.3)).all()
 
 
-def test_published_scores_are_divided_by_the_highest_of_all_classes(slide: SlideStore):
-    model, params = network(bias=5.0), Params(cells=8, exp_times=3, as_published=True)
-    expected = by_hand(model, slide, Walk(8, 10.0, 5))
+def test_published_scores_are_divided_by_the_highest_of_all_classes_and_know_no_tissue(slide: SlideStore):
+    model, params = network(bias=5.0), Params(cells=8, exp_times=1, as_published=True)
+    expected, masked = (by_hand(model, slide, Walk(2, 10.0, 5), glass) for glass in (False, True))
     scores = irnet.score(model, slide, LATTICE, params, CPU)
-    np.testing.assert_allclose(scores.values, (expected / expected.max()).numpy(), atol=1e-3)
+    found = scores.values[:, scores.known]
+    np.testing.assert_allclose(found, (expected / expected.max()).numpy()[:, scores.known], atol=1e-3)
+    assert np.abs(found - (masked / masked.max()).numpy()[:, scores.known]).max() > 0.01, "the glass makes a difference"
+
+
+def test_the_walk_has_the_steps_exponent_and_radius_of_the_parameters():
+    assert Params(exp_times=3, beta=4.0, radius=7).walk == Walk(8, 4.0, 7)
+    assert Params().walk == Walk(4, 10.0, 5)
 
 
 def test_a_class_that_is_denied_of_a_window_has_no_map(slide: SlideStore):
-    assert (irnet.score(network(bias=-50.0), slide, LATTICE, Params(cells=8), CPU).values == 0).all()
+    scores = irnet.score(network(bias=-50.0), slide, LATTICE, Params(cells=8), CPU)
+    assert (scores.values[:, scores.known] == 0).all()
 
 
 def test_the_strongest_class_is_painted_where_it_exceeds_the_background():
@@ -239,6 +311,37 @@ def test_the_frozen_backbone_is_the_trained_classifiers_or_as_it_came(backbone: 
     wanted = model.classifier.encoder if backbone == "classifier" else encoder()
     own = model.boundary.backbone.encoder.state_dict()
     assert all(torch.equal(v, own[k]) for k, v in wanted.state_dict().items())
+
+
+def test_a_fit_learns_boundaries_from_the_seeds_of_its_windows_and_then_measures_the_scale(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    w, params = windows(3, [[1, 0], [0, 1], [0, 0]]), Params()
+    given: list[tuple[torch.nn.Module, np.ndarray, Tensor]] = []
+
+    def trained(model: CamClassifier, *rest: object) -> None:
+        torch.nn.init.constant_(model.linear.bias, 5.0)
+
+    def learnt(net: BoundaryNet, rgb: np.ndarray, seeds: Tensor, *rest: object) -> list[float]:
+        given.append((net, rgb, seeds))
+        with torch.no_grad():
+            for p in net.boundary_branch.parameters():
+                p.sub_(0.5)
+        return []
+
+    monkeypatch.setattr(irnet, "draw_windows", lambda *a: w)
+    monkeypatch.setattr(irnet, "train_windows", trained)
+    monkeypatch.setattr(irnet, "train_boundary", learnt)
+    run = SimpleNamespace(classes=Classes(("a", "b")), encoder=encoder, compute=Compute(CPU, 0))
+    model = irnet.fit([], LATTICE, params, run)
+    ((net, rgb, seeds),) = given
+    assert net is model.boundary
+    assert rgb is w.rgb
+    assert torch.equal(seeds, window_seeds(model, w, params))
+    torch.testing.assert_close(model.top, highest(model, w, params))
+    assert (model.top != 1).all()
+    learnt(model.boundary, rgb, seeds)
+    assert not torch.allclose(model.top, highest(model, w, params)), "the boundaries are in the scale"
 
 
 def test_the_lattice_scores_cells_and_needs_whole_cells_of_four_input_px():

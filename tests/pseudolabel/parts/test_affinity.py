@@ -222,6 +222,19 @@ def test_the_displacement_losses_equal_their_formulas(seed: int):
     assert [float(v) for v in got] == pytest.approx(slow_displacement(d, seeds, 3), rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("seed", "empty"), [(IGNORE, (True, True)), (0, (True, False)), (2, (False, True))], ids=["unsure", "none", "class"]
+)
+def test_displacement_losses_of_no_pairs_are_zero_with_a_finite_gradient(seed: int, empty: tuple[bool, bool]):
+    d = torch.randn(1, 2, 6, 9, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    losses = displacement_losses(d, pair_sets(torch.full((1, 6, 9), seed), 3), 3)
+    sum(losses).backward()
+    for loss, none in zip(losses, empty, strict=True):
+        assert torch.isfinite(loss)
+        assert (float(loss.detach()) == 0) == none
+    assert torch.isfinite(d.grad).all()
+
+
 @given(st.floats(-50, 50), st.floats(-50, 50))
 def test_pointing_to_the_centre_costs_nothing_and_a_common_shift_changes_nothing(dy: float, dx: float):
     y, x = torch.meshgrid(torch.arange(8.0), torch.arange(12.0), indexing="ij")

@@ -63,15 +63,11 @@ def noisy_map(c: int, h: int, w: int, seed: int = 0) -> Tensor:
 
 def kernel(h: int, w: int, width_px: float, colours: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
     """k(i, j) of all pairs, as it is written: float64 [h w, h w]."""
-    k = np.empty((h * w, h * w))
-    cells = [(y, x) for y in range(h) for x in range(w)]
-    for i, (y, x) in enumerate(cells):
-        for j, (v, u) in enumerate(cells[: i + 1]):
-            squared = ((x - u) / width_px) ** 2 + ((y - v) / width_px) ** 2
-            if colours is not None:
-                squared += float(((colours[:, y, x] - colours[:, v, u]) ** 2).sum())
-            k[i, j] = k[j, i] = math.exp(-squared / 2)
-    return k
+    y, x = np.mgrid[:h, :w].reshape(2, -1)
+    squared = ((x - x[:, None]) / width_px) ** 2 + ((y - y[:, None]) / width_px) ** 2
+    for colour in () if colours is None else colours.reshape(len(colours), -1):
+        squared = squared + (colour - colour[:, None]) ** 2
+    return np.exp(-squared / 2)
 
 
 def dense_mean_field(
@@ -99,22 +95,21 @@ def dense_mean_field(
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_mean_field_agrees_with_the_sum_over_all_pairs_in_every_published_setting(name: str):
+    """On a map that is larger than most kernels: in a small one a wide kernel is nearly constant."""
     kernels, iterations = PUBLISHED[name]
-    p, rgb = noisy_map(3, 12, 16), tissue(12, 16)
+    p, rgb = noisy_map(3, 48, 56), tissue(48, 56)
     unary = unary_of_labels(p.argmax(0), 3, 0.7) if name == "IRNet" else unary_of_map(p)
     expected = dense_mean_field(unary, rgb, kernels, iterations)
     q = mean_field(unary, rgb, kernels, iterations).numpy()
     exact = kernels.bilateral_px <= WINDOWED_PX
-    assert np.abs(q - expected).mean() < (1e-4 if exact else 0.005)
-    assert (q.argmax(0) != expected.argmax(0)).mean() <= (0 if exact else 0.01)
+    assert np.abs(q - expected).mean() < (5e-4 if exact else 0.02)
+    assert (q.argmax(0) != expected.argmax(0)).mean() <= (0.001 if exact else 0.025)
+    assert (expected.argmax(0) != p.numpy().argmax(0)).mean() > (0.01 if exact else 0.05), "the kernels do something"
 
 
 def dense_filter(rgb: Tensor, width_px: float, colour: float, p: Tensor) -> Tensor:
-    """K~ p of the bilateral kernel by a matrix of all pairs, made by broadcasting: float64."""
-    h, w = p.shape[1:]
-    y, x = np.mgrid[:h, :w]
-    f = np.stack([x / width_px, y / width_px, *(rgb.double().numpy() / colour)]).reshape(5, -1).T
-    k = np.exp(-0.5 * (((f**2).sum(1) + (f**2).sum(1)[:, None] - 2 * f @ f.T).clip(0)))
+    """K~ p of the bilateral kernel by a matrix of all pairs: float64."""
+    k = kernel(*p.shape[1:], width_px, rgb.double().numpy() / colour)
     root = 1 / np.sqrt(k.sum(1))
     return torch.from_numpy(root * (root * p.double().numpy().reshape(len(p), -1) @ k)).view(p.shape)
 
@@ -122,14 +117,15 @@ def dense_filter(rgb: Tensor, width_px: float, colour: float, p: Tensor) -> Tens
 @pytest.mark.parametrize(
     ("summed", "width_px", "colour", "mean", "most"),
     [
-        (Windows, 1.667, 13, 0.0003, 0.003),
-        (Windows, 5, 4, 0.0003, 0.003),
-        (Windows, 5, 20, 0.0003, 0.003),
-        (PermutohedralLattice, 10, 4, 0.006, 0.08),
-        (PermutohedralLattice, 10, 20, 0.006, 0.06),
-        (PermutohedralLattice, 10, 40, 0.006, 0.06),
-        (PermutohedralLattice, 50, 5, 0.006, 0.08),
-        (PermutohedralLattice, 80, 13, 0.006, 0.06),
+        (Windows, 1.667, 13, 0.0002, 0.003),
+        (Windows, 5, 4, 0.0002, 0.003),
+        (Windows, 5, 20, 0.0002, 0.003),
+        (PermutohedralLattice, 10, 4, 0.005, 0.05),
+        (PermutohedralLattice, 10, 20, 0.005, 0.04),
+        (PermutohedralLattice, 10, 40, 0.005, 0.03),
+        (PermutohedralLattice, 50, 5, 0.005, 0.04),
+        (PermutohedralLattice, 67, 3, 0.005, 0.04),
+        (PermutohedralLattice, 80, 13, 0.005, 0.04),
     ],
 )
 def test_the_error_of_a_filter_is_what_the_module_states(

@@ -176,8 +176,7 @@ def test_the_map_of_a_slide_is_the_weighted_mean_of_the_maps_of_its_windows_writ
     slide: SlideStore, channels: int
 ):
     def maps_of(rgb: torch.Tensor, tissue: torch.Tensor) -> torch.Tensor:
-        coarse = F.avg_pool2d(rgb.float() / 255 * tissue[:, None], 8)
-        return coarse[:, :channels] + torch.arange(len(rgb)).view(-1, 1, 1, 1) * 0
+        return F.avg_pool2d(rgb.float() / 255 * tissue[:, None], 8)[:, :channels]
 
     got = slide_maps(slide, LATTICE, 0.5, channels, maps_of)
     known = {tuple(c) for c in LATTICE.cells(slide, 0.5).tolist()}
@@ -198,3 +197,36 @@ def test_the_map_of_a_slide_is_the_weighted_mean_of_the_maps_of_its_windows_writ
         else:
             assert np.isnan(got[:, r, c]).all()
     assert 0 < len(known) < 240
+
+
+def test_neither_the_order_of_windows_nor_how_many_go_together_changes_the_map_of_a_slide(
+    slide: SlideStore, monkeypatch: pytest.MonkeyPatch
+):
+    together = []
+
+    def maps_of(rgb: torch.Tensor, tissue: torch.Tensor) -> torch.Tensor:
+        together.append(len(rgb))
+        return F.avg_pool2d(rgb.float() / 255, 8)
+
+    at_once = slide_maps(slide, LATTICE, 0.5, 3, maps_of)
+    (count,) = together
+    monkeypatch.setattr(module, "TOGETHER", 3)
+    in_threes = slide_maps(slide, LATTICE, 0.5, 3, maps_of)
+    assert together[1:] == [3] * (count // 3) + [count % 3] * (count % 3 > 0)
+    monkeypatch.setattr(module, "window_corners", lambda known, side: window_corners(known, side)[::-1])
+    backwards = slide_maps(slide, LATTICE, 0.5, 3, maps_of)
+    assert len(together) > 4, "neither is one call"
+    np.testing.assert_allclose(in_threes, at_once, rtol=1e-6)
+    np.testing.assert_allclose(backwards, at_once, rtol=1e-5)
+
+
+def test_maps_that_are_all_alike_are_the_map_of_the_slide_however_windows_overlap(
+    slide: SlideStore, monkeypatch: pytest.MonkeyPatch
+):
+    alike = torch.tensor([0.25, -3.0]).view(1, 2, 1, 1)
+    monkeypatch.setattr(module, "TOGETHER", 3)
+    got = slide_maps(slide, LATTICE, 0.5, 2, lambda rgb, tissue: alike.expand(len(rgb), 2, 4, 4))
+    known = np.zeros((12, 20), bool)
+    known[tuple(LATTICE.cells(slide, 0.5).T)] = True
+    np.testing.assert_allclose(got[:, known].T, np.broadcast_to([0.25, -3.0], (known.sum(), 2)), rtol=1e-6)
+    assert np.isnan(got[:, ~known]).all()
