@@ -15,8 +15,7 @@ Adaptations to tissue, each with its reason; `as_published` takes back those mar
   learn no boundary of a class against other tissue. There is one pass of thresholds, without a CRF;
 * P+_fg counts by class, so that the commonest tissue does not own the loss;
 * maps have one scale, the mean of their highest value over training windows of the class: of a window by itself
-  (published: the highest of all classes in it) the faintest map would be as sure as any. A class that the classifier
-  denies of a window has no map in it;
+  (published: the highest of all classes in it) the faintest map would be as sure as any;
 - the walk has 4 steps (published: exp_times 8, 256 steps), which smear mosaics of tissue less; maps come from one scale
   (published: 0.5, 1, 1.5, 2); seeds begin at 0.7, for those of a lower share reach over the edges of coarse maps and
   put boundaries outside of them (published: seed_fg 0.3); and only the best windows of a positive slide keep its label
@@ -27,7 +26,9 @@ Deviations: AdamW with warm-up and cosine, on one rate for both branches, in pla
 tenfold rate for displacement. (The released optimiser is given weight decay in the place of its momentum, so what was
 published is SGD with momentum 1e-4, whose rate of 0.1 does not carry over to an SGD with momentum.) Training windows
 are seen in their 8 symmetries with stain jitter, not rescaled, since um a pixel are known. The frozen backbone is that
-of the classifier after its training; `backbone: start` takes the encoder as it came, as published.
+of the classifier after its training; `backbone: start` takes the encoder as it came, as published. All layers of the
+classifier learn (published: early stages and batch norms are frozen), it has a bias, and its map is the deepest at a
+stride of 16 at most (published: a last stage that is made so); what it denies of a window has no map there.
 """
 
 from __future__ import annotations
