@@ -225,7 +225,11 @@ def fitted(slide: SlideStore, monkeypatch: pytest.MonkeyPatch, **values: Any) ->
     """A fit whose networks are given but not trained, and what they were given."""
     seen: dict[str, Any] = {}
     monkeypatch.setattr(drs, "train_windows", lambda m, w, how, c: seen.update(classifier=m, windows=w, how=how))
-    monkeypatch.setattr(drs, "train_refiner", lambda m, x, maps, how, c: seen.update(refiner=m, maps=maps, learn=how))
+
+    def learn(network: object, rgb: object, maps: object, how: object, compute: object, none: bool) -> None:
+        seen.update(refiner=network, maps=maps, learn=how, none=none)
+
+    monkeypatch.setattr(drs, "train_refiner", learn)
     run = SimpleNamespace(
         classes=Classes(("a", "b")), encoder=lambda: create_encoder("resnet18_quarter"), compute=Compute(CPU, 3)
     )
@@ -244,6 +248,7 @@ def test_the_classifier_learns_windows_and_the_refinement_network_its_maps_held_
     assert seen["windows"].labels.tolist() == [[1, 0], [0, 0], [1, 1]]
     assert seen["refiner"] is model.refiner
     assert seen["learn"].steps == 9
+    assert seen["none"] is True
     assert seen["maps"].shape == (3, 3, 8, 8)
     assert (seen["maps"][1, 0] == 255).all(), "a window without any class is none of them everywhere"
     assert not seen["maps"][1, 1:].any()
@@ -257,6 +262,7 @@ def test_as_published_the_refinement_network_has_the_maps_of_the_classes_alone(
 ):
     model, seen = fitted(slide, monkeypatch, **PUBLISHED)
     assert seen["maps"].shape == (3, 2, 8, 8)
+    assert seen["none"] is False
     assert seen["maps"].max((2, 3)).tolist() == [[pytest.approx(255, abs=1), 0], [0, 0], [255, 255]]
     assert model.absent == torch.inf
 
@@ -267,19 +273,20 @@ def test_the_refinement_network_may_be_left_out(slide: SlideStore, monkeypatch: 
     assert "maps" not in seen
 
 
-def test_scores_of_a_slide_are_the_means_of_the_maps_of_its_windows(slide: SlideStore):
+def test_scores_of_a_slide_are_the_weighted_means_of_the_maps_of_its_windows(slide: SlideStore):
     model = Drs((ColourMaps(-0.4), None), 2, 8, Params(cells=8, scales=(1.0,)))
     model.absent.fill_(0.7)
     scores = drs.score(model, slide, LATTICE, Params(cells=8), CPU)
     assert scores.stride_px == 8
     assert scores.values.shape == (2, 12, 20)
     total, number = np.zeros((3, 12, 20)), np.zeros((12, 20))
+    fading = np.outer([1, 2, 3, 4, 4, 3, 2, 1], [1, 2, 3, 4, 4, 3, 2, 1])
     for top in (0, 4):
         for left in (0, 4, 8, 12):
             rgb = shrunk(slide.read(Window(left * 8, top * 8, 64, 64)), 2).transpose(2, 0, 1)[None]
             maps = model.evidence(torch.from_numpy(rgb.copy()), torch.ones(1, 32, 32))[0].numpy()
-            total[:, top : top + 8, left : left + 8] += maps
-            number[top : top + 8, left : left + 8] += 1
+            total[:, top : top + 8, left : left + 8] += maps * fading
+            number[top : top + 8, left : left + 8] += fading
     np.testing.assert_allclose(np.concatenate([scores.none[None], scores.values]), total / number, atol=1e-5)
 
 

@@ -16,6 +16,7 @@ from wsipipe.pseudolabel.parts.refiner import (
     RefinerTraining,
     as_bytes,
     enlarged,
+    pools_of,
     strongest_only,
     train_refiner,
 )
@@ -72,6 +73,33 @@ def test_the_loss_is_the_mean_square_over_channels_and_pixels_absent_ones_as_zer
     network = Fixed(torch.tensor([-0.5, 0.25, 1.5]))
     losses = train_refiner(network, rgb, maps, RefinerTraining(1, 1e-3, batch=2), CPU)
     assert losses == [pytest.approx((0.5**2 + 0.75**2 + 1.5**2) / 3)]
+
+
+@settings(max_examples=50)
+@given(arrays(np.uint8, (6, 3, 2, 2), elements=st.integers(0, 3)), st.booleans())
+def test_a_window_is_of_the_class_that_is_strongest_in_most_of_its_cells(maps: np.ndarray, none: bool):
+    of = {}
+    for m in range(6):
+        counts = [0] * (3 - none)
+        for i, j in np.ndindex(2, 2):
+            against, classes = (maps[m, 0, i, j], maps[m, 1:, i, j]) if none else (0, maps[m, :, i, j])
+            if classes.max() > against:
+                counts[int(classes.argmax())] += 1
+        of[m] = counts.index(max(counts)) if any(counts) else 9
+    expected = [[m for m in of if of[m] == kind] for kind in sorted(set(of.values()))]
+    assert [pool.tolist() for pool in pools_of(maps, none)] == expected
+
+
+def test_the_few_windows_that_show_a_class_are_seen_as_often_as_all_others():
+    rgb = np.zeros((40, 3, 8, 8), np.uint8)
+    maps = np.zeros((40, 2, 2, 2), np.uint8)
+    maps[:, 0] = 100
+    rgb[7], maps[7, 1, 0, 0] = 255, 200
+    network = Fixed(torch.zeros(2))
+    train_refiner(network, rgb, maps, RefinerTraining(5, 1e-3, batch=8, stain=0.0), CPU, none=True)
+    white = torch.cat(network.seen).mean((1, 2, 3)) > 0
+    assert len(white) == 40
+    assert int(white.sum()) == 20
 
 
 def test_the_highest_channel_is_told_after_enlargement():

@@ -306,7 +306,7 @@ def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> 
         if params.refiner_from == "classifier":
             take_weights(model.refiner, model.classifier)
         learning = RefinerTraining(params.refiner_steps, params.refiner_lr, params.refiner_batch, params.stain)
-        train_refiner(model.refiner, windows.rgb, maps, learning, run.compute)
+        train_refiner(model.refiner, windows.rgb, maps, learning, run.compute, params.absence)
     return model
 
 
