@@ -11,6 +11,7 @@ from labelled import BRIEF, Csv, Stage, Stores, mask_of, scores_of, statuses, ti
 from wsipipe.config import RunConfig
 from wsipipe.errors import StoreError
 from wsipipe.labels import IGNORE
+from wsipipe.pseudolabel import label
 from wsipipe.pseudolabel.methods import camel
 
 
@@ -39,3 +40,14 @@ def test_what_is_used_after_the_fit_alone_is_changed_without_fitting_again(
     assert (Path(run.runs) / "camel" / "model.safetensors").read_bytes() == weights
     np.testing.assert_array_equal(scores_of(stores["free"]), sure)
     assert (mask_of(stores["free"])[tissue_of(stores["free"])] == IGNORE).any()
+
+
+def test_a_fit_of_an_older_edition_counts_as_made_from_other_inputs(
+    stores: Stores, csv: Csv, stage: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    stage(stores, csv())
+    monkeypatch.setattr(label, "EDITION", label.EDITION + 1)
+    with pytest.raises(StoreError, match="holds a fit of other inputs"):
+        stage(stores, csv())
+    report, _ = stage(stores, csv(), overwrite=True)
+    assert statuses(report) == dict.fromkeys(stores, "done")
