@@ -111,7 +111,8 @@ def slow_scores(store: SlideStore, model: CamClassifier) -> np.ndarray:
     known = np.zeros((rows, cols), bool)
     for r, c in LATTICE.cells(store, 0.5):
         known[r, c] = True
-    values: dict[tuple[int, int, int], list[float]] = {}
+    values: dict[tuple[int, int, int], list[tuple[float, int]]] = {}
+    fading = (1, 2, 3, 4, 4, 3, 2, 1)
     for top, left in itertools.product((0, 32), (0, 32, 64, 96)):
         rgb = store.read(Window(left, top, 64, 64)).astype(float).reshape(32, 2, 32, 2, 3).mean((1, 3))
         x = normalise(torch.from_numpy(np.rint(rgb).astype(np.uint8).transpose(2, 0, 1)[None].copy()))
@@ -119,18 +120,18 @@ def slow_scores(store: SlideStore, model: CamClassifier) -> np.ndarray:
         large = F.interpolate(model.maps(x), size=(8, 8), mode="bilinear")[0]
         for k, i, j in itertools.product(range(2), range(8), range(8)):
             v = float(large[k, i, j]) if logits[k] >= 0 else 0.0
-            values.setdefault((k, top // 8 + i, left // 8 + j), []).append(v)
+            values.setdefault((k, top // 8 + i, left // 8 + j), []).append((v, fading[i] * fading[j]))
     out = np.full((2, rows, cols), NAN)
     for (k, r, c), parts in values.items():
         if known[r, c]:
-            out[k, r, c] = max(0.0, sum(parts) / len(parts))
+            out[k, r, c] = max(0.0, sum(v * w for v, w in parts) / sum(w for _, w in parts))
     highest = np.nanmax(out, axis=(1, 2), keepdims=True)
     return out / np.where(highest > 0, highest, 1)
 
 
 @pytest.mark.parametrize("bias", [0.0, -0.3])
 @torch.inference_mode()
-def test_scores_equal_the_average_of_window_maps_written_out(slide: SlideStore, bias: float):
+def test_scores_equal_the_weighted_mean_of_window_maps_written_out(slide: SlideStore, bias: float):
     model = colour_model(bias)
     scores = cam.score(model, slide, LATTICE, Params(), CPU)
     assert scores.stride_px == 8
