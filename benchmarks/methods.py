@@ -71,7 +71,7 @@ def _arguments() -> argparse.Namespace:
     known = sorted(p.stem for p in SETS.glob("*.yaml"))
     parser.add_argument("--data", type=Path, required=True, help="folder of the real data: glas/, ebhi/")
     parser.add_argument("--sets", nargs="+", default=["glas"], help=f"{', '.join(known)}, or a YAML file")
-    parser.add_argument("--budget", default="quick", help="as the data set defines them: quick or full")
+    parser.add_argument("--budget", default="quick", help="as the data set defines them: quick, hour, full, ..")
     parser.add_argument("--methods", nargs="+", default=(), help="default: all that the data set names")
     parser.add_argument("--folds", nargs="+", type=int, default=(), help="numbers; default: what the budget says")
     parser.add_argument("--seeds", type=int, default=0, help="how many; default: what the budget says")

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from wsipipe.nn.boundary import STRIDE
 from wsipipe.pseudolabel.lattice import Lattice, read_crops
-from wsipipe.pseudolabel.parts.windows import TOGETHER, hat, window_corners
+from wsipipe.pseudolabel.parts.windows import TOGETHER, add_faded, hat, window_corners
 from wsipipe.store import SlideStore
 
 FOLLOWED = 300
@@ -110,8 +110,7 @@ def slide_displacements(
         rgb = read_crops(store, (some[:, ::-1] * cell_px).astype(np.int32), whole)
         maps = displacements_of(torch.from_numpy(rgb)).float().cpu().numpy()
         for (r, c), values in zip(some.tolist(), maps, strict=True):
-            total[:, r : r + n, c : c + n] += (values * hats)[:, : rows - r, : cols - c]
-            weights[r : r + n, c : c + n] += hats[: rows - r, : cols - c]
+            add_faded(total, weights, (r, c), values, hats)
     known = weights > 0
     return np.divide(total, weights, out=total, where=known), known
 

@@ -7,8 +7,8 @@ Kim, Han, Kim, AAAI 2021 (the second stage of DRS). For every image the maps M o
 and the loss is the mean of (f_c(x, y) - T_c(x, y))^2 over all channels, absent ones included as zeros, and pixels. The
 network f has no output activation: its values may be negative or exceed 1.
 
-Deviations: a step holds as many windows of each class as of none, whichever they show most of beside none (published:
-all alike, but there every image shows a class; where few windows do, the network learns to give little everywhere);
+Deviations: a step holds as many windows of each class, by what they show most of, as windows that show none (published:
+drawn alike, but there every image shows a class; where few windows do, the network learns to give little everywhere);
 the views of training are the eight symmetries with stain jitter (published: flips, and colour jitter of
 natural images); optimiser and schedule are the package's; targets are stored in 8 bits, as published, but at the size
 of the maps, and enlarged for each step.

@@ -199,8 +199,7 @@ def slide_maps(
         some = corners[first : first + TOGETHER]
         beside = () if denied is None else (cut(denied, some, n),)
         for (r, c), values in zip(some.tolist(), _maps_at(store, some * m, lattice, maps_of, *beside), strict=True):
-            total[:, r : r + n, c : c + n] += (values * hats)[:, : rows - r, : cols - c]
-            weights[r : r + n, c : c + n] += hats[: rows - r, : cols - c]
+            add_faded(total, weights, (r, c), values, hats)
     return np.where(known, total / np.where(known, weights, 1), np.nan).astype(np.float32)
 
 
@@ -212,6 +211,22 @@ def hat(side: int) -> NDArray[np.float32]:
     """
     along = np.minimum(np.arange(1, side + 1), np.arange(side, 0, -1)).astype(np.float32)
     return np.outer(along, along)
+
+
+def add_faded(
+    total: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    corner: tuple[int, int],
+    values: NDArray[np.float32],
+    hats: NDArray[np.float32],
+) -> None:
+    """Add a window, float32 [C, n, n] with its top left cell at `corner`, to the weighted sums of a slide.
+
+    total: float32 [C, rows, cols] and weights: float32 [rows, cols], whose quotient is the mean; hats: `hat(n)`.
+    """
+    (r, c), (rows, cols), n = corner, weights.shape, len(hats)
+    total[:, r : r + n, c : c + n] += (values * hats)[:, : rows - r, : cols - c]
+    weights[r : r + n, c : c + n] += hats[: rows - r, : cols - c]
 
 
 def cut(denied: NDArray[np.bool_], corners: NDArray[np.int64], side: int) -> Tensor:
