@@ -165,6 +165,13 @@ def test_levels_halve_twice_until_the_overview_is_small(width: int, height: int)
     assert all(max(s) > COARSEST_PX for s in shapes[:-1])
 
 
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 300))
+def test_cells_cover_the_slide_and_none_lies_beyond_it(width: int, height: int, cell_px: int):
+    rows, cols = Grid((width, height), (0.5, 0.5), (1.0, 1.0), 256, 256).cells(cell_px)
+    assert (rows - 1) * cell_px < height <= rows * cell_px
+    assert (cols - 1) * cell_px < width <= cols * cell_px
+
+
 def test_a_slide_smaller_than_a_pixel_of_the_grid_still_has_one():
     assert Grid((3, 2), (16.0, 16.0), (64.0, 64.0), 16, 16).size_px == (1, 1)
 

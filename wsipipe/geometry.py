@@ -112,6 +112,11 @@ class Grid:
         f = LEVEL_FACTOR**level
         return math.ceil(h / f), math.ceil(w / f)
 
+    def cells(self, cell_px: int) -> tuple[int, int]:
+        """(rows, columns) of squares of `cell_px` that cover the slide from its top left corner."""
+        w, h = self.size_px
+        return math.ceil(h / cell_px), math.ceil(w / cell_px)
+
     def window(self, row: int, col: int) -> Window:
         """The patch at (row, col), in working pixels."""
         return Window(col * self.stride_px, row * self.stride_px, self.patch_px, self.patch_px)

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from labelled import STRIDE, Csv, Stage, Stores, mask_of, scores_of, tissue_of
+from textures import tiled_pictures, tissue
 from torch import Tensor
 
 from wsipipe.config import PseudolabelConfig, option
 from wsipipe.errors import ConfigError
+from wsipipe.geometry import Window
 from wsipipe.pseudolabel import label as module
 from wsipipe.pseudolabel.label import chosen_refinement
 from wsipipe.pseudolabel.method import ScoreMap
 from wsipipe.pseudolabel.methods import camel
 from wsipipe.pseudolabel.registry import NONE, load, names, refinements
+from wsipipe.store import SlideStore
+
+ODD = (203, 133)
+"""Width and height in px of a slide that neither cells of scores nor those of a refinement divide."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,8 @@ def wilful(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A method that finds nothing anywhere."""
 
-    def score(*given: object) -> ScoreMap:
-        values = np.zeros((2, -(-256 // STRIDE), -(-320 // STRIDE)), np.float32)
+    def score(model: object, store: SlideStore, *rest: object) -> ScoreMap:
+        values = np.zeros((2, *store.grid.cells(STRIDE)), np.float32)
         return ScoreMap(values, np.full(values.shape[1:], 0.5, np.float32), STRIDE)
 
     monkeypatch.setattr(camel, "score", score)
@@ -89,3 +96,12 @@ def test_published_refinements():
 def test_wrong_parameters_of_a_refinement_are_named_by_their_section():
     with pytest.raises(ConfigError, match=r"pseudolabel\.crf"):
         chosen_refinement(PseudolabelConfig(refine="crf"), load("camel"), {"crf": {"nonsense": 1}})
+
+
+@pytest.mark.usefixtures("nothing", "wilful")
+def test_slides_that_cells_do_not_divide_are_refined_to_their_last_pixel(tmp_path: Path, csv: Csv, stage: Stage):
+    stores = tiled_pictures(tmp_path / "odd", {n: tissue(ODD, i) for i, n in enumerate(("blob", "none"))}, patch_px=64)
+    rows = csv("blob,a;b,", "none,,")
+    stage(stores, rows, refine="slic", sections={"slic": {"share": 0.9}})
+    masks = {n: SlideStore(p).labels("camel").read(Window(0, 0, *ODD)) for n, p in stores.items()}
+    assert {n: set(np.unique(m)) for n, m in masks.items()} == {"blob": {1}, "none": {0}}

@@ -65,9 +65,8 @@ def _fill(
 
 def _open(store: SlideStore, folder: str, lattice: Lattice, width: int, made_of: str) -> Features:
     m = lattice.instance_px
-    cols, rows = (-(-n // m) for n in store.grid.size_px)
     grid = f"{m}_{lattice.seen_px}_{lattice.shrink}"
-    return open_features(store, folder, grid, (rows, cols, width), digest(made_of, store.pixel_digest))
+    return open_features(store, folder, grid, (*store.grid.cells(m), width), digest(made_of, store.pixel_digest))
 
 
 def _kept(bag: Bag, lattice: Lattice) -> NDArray[np.bool_]:

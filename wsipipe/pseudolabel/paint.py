@@ -23,7 +23,7 @@ def denied_cells(rules: Sequence[Rule], classes: int, store: SlideStore, stride_
 
     A row of the whole slide speaks of all of it, a region or patch row only of the cells whose centre lies in its box.
     """
-    rows, cols = (-(-size // stride_px) for size in store.grid.size_px[::-1])
+    rows, cols = store.grid.cells(stride_px)
     denied = np.zeros((classes, rows, cols), bool)
     centre = (np.arange(max(rows, cols)) + 0.5) * stride_px
     for label, box in rules:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,7 +55,7 @@ def refined(scores: ScoreMap, store: SlideStore, step: Step, on: torch.device) -
 
     ConfigError if cells of the scores do not divide into those.
     """
-    scores = enlarged(scores, step.stride_px)
+    scores = within(enlarged(scores, step.stride_px), store)
     out = np.concatenate([scores.none[None], scores.values])
     known = scores.known
     cell_um = sum(store.grid.mpp) / 2 * scores.stride_px
@@ -85,6 +85,12 @@ def enlarged(scores: ScoreMap, stride_px: int) -> ScoreMap:
     known = scores.known.repeat(factor, 0).repeat(factor, 1)
     fine = np.where(known, total / np.where(known, weight, 1), np.nan).astype(np.float32)
     return ScoreMap(fine[1:], fine[0], stride_px, scores.complement)
+
+
+def within(scores: ScoreMap, store: SlideStore) -> ScoreMap:
+    """The score map without cells that lie wholly beyond the slide's right or lower edge."""
+    rows, cols = store.grid.cells(scores.stride_px)
+    return replace(scores, values=scores.values[:, :rows, :cols], none=scores.none[:rows, :cols])
 
 
 def _bilinear(values: NDArray[np.float32], factor: int) -> NDArray[np.float32]:

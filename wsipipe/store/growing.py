@@ -48,7 +48,7 @@ class GrowingMaps:
         self.folder = _folder(store, name)
         width, height = store.grid.size_px
         self.spec = ArraySpec((height, width), "uint8", IGNORE, shard_px=shard_px)
-        self.scores_shape = (classes, -(-height // stride_px), -(-width // stride_px))
+        self.scores_shape = (classes, *store.grid.cells(stride_px))
         hold = store.path.with_name(f".{store.path.name}.maps.{name}.hold")
         self._hold = Hold(hold, f"{store.path}: labels/{name}")
         self._written: dict[Cell, int] = {}

@@ -243,7 +243,7 @@ class SlideStore:
         level = max(k for k in range(self.grid.levels) if k == 0 or LEVEL_FACTOR**k * 4 <= cell_px)
         side = cell_px / LEVEL_FACTOR**level
         height, width = self.grid.level_shape(level)
-        rows, cols = -(-self.grid.size_px[1] // cell_px), -(-self.grid.size_px[0] // cell_px)
+        rows, cols = self.grid.cells(cell_px)
         out = np.zeros((rows, cols), np.float32)
         array = self.labels("tissue", level)
         edges_y, edges_x = (
@@ -335,10 +335,9 @@ class SlideStore:
         self, name: str, stride_px: int, meta: Mapping[str, Any], shards: Iterable[tuple[Cell, NDArray[np.uint8]]]
     ) -> None:
         """Write `scores/<name>` aside, then rename; `shards` yields (shard, uint8 [class, h, w]), 255 = 1.0."""
-        width, height = (-(-n // stride_px) for n in self.grid.size_px)
         classes = meta["classes"]
         with self._replacing("scores", name) as path:
-            array = layout.create_array(path / "0", ArraySpec((len(classes), height, width), "uint8", 0), "cyx")
+            array = layout.create_array(path / "0", ArraySpec((len(classes), *self.grid.cells(stride_px)), "uint8", 0), "cyx")
             stored = {"0": {shard_key(shard): array.write_region(shard, values) for shard, values in shards}}
             attributes = {**meta, "stored": stored}
             layout.write_group(path, score_attributes(name, self.grid, stride_px, attributes))

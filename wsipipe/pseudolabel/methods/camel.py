@@ -293,7 +293,7 @@ def score(
     k = params.overlap
     step = lattice.instance_px // k
     at = lattice.overlapping(store, params.min_tissue, k)
-    rows, cols = (-(-n // step) for n in (store.grid.size_px[1], store.grid.size_px[0]))
+    rows, cols = store.grid.cells(step)
     assert isinstance(model, InstanceClassifier)
     total = np.zeros((model.head.linear.out_features, rows + k, cols + k), np.float32)
     count = np.zeros((rows + k, cols + k), np.float32)

@@ -188,7 +188,7 @@ def slide_maps(
     with less than `min_tissue` of tissue are not scored. denied: bool [K, rows, cols], for `maps_of`.
     """
     m, n = lattice.instance_px, lattice.seen_px // lattice.instance_px
-    rows, cols = (-(-size // m) for size in (store.grid.size_px[1], store.grid.size_px[0]))
+    rows, cols = store.grid.cells(m)
     known = np.zeros((rows, cols), bool)
     cells = lattice.cells(store, min_tissue)
     known[cells[:, 0], cells[:, 1]] = True
