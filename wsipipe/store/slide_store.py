@@ -337,7 +337,9 @@ class SlideStore:
         """Write `scores/<name>` aside, then rename; `shards` yields (shard, uint8 [class, h, w]), 255 = 1.0."""
         classes = meta["classes"]
         with self._replacing("scores", name) as path:
-            array = layout.create_array(path / "0", ArraySpec((len(classes), *self.grid.cells(stride_px)), "uint8", 0), "cyx")
+            array = layout.create_array(
+                path / "0", ArraySpec((len(classes), *self.grid.cells(stride_px)), "uint8", 0), "cyx"
+            )
             stored = {"0": {shard_key(shard): array.write_region(shard, values) for shard, values in shards}}
             attributes = {**meta, "stored": stored}
             layout.write_group(path, score_attributes(name, self.grid, stride_px, attributes))
