@@ -23,7 +23,7 @@ tile: {patch_px: 128}
 pretrain: {steps: 2, batch: 8}
 pseudolabel:
   encoder: resnet18_quarter
-  camel: {selector_steps: 2, retrain_steps: 2, self_train_steps: 2, batch: 8, views: 1}
+  camel: {warm_steps: 2, selector_steps: 2, retrain_steps: 2, self_train_steps: 2, batch: 8, views: 1}
 segment: {encoder: resnet18_quarter, steps: 2, batch: 2}
 """
 

@@ -25,7 +25,7 @@ pretrain: {steps: 2, batch: 8}
 pseudolabel:
   labels: labels.csv
   encoder: resnet18_quarter
-  camel: {selector_steps: 2, retrain_steps: 2, self_train_steps: 2, batch: 8, views: 1}
+  camel: {warm_steps: 2, selector_steps: 2, retrain_steps: 2, self_train_steps: 2, batch: 8, views: 1}
 segment: {encoder: resnet18_quarter, steps: 2, batch: 2}
 """
 

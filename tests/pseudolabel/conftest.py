@@ -19,6 +19,7 @@ from wsipipe.runtime import Report
 QUICK: dict[str, Any] = {
     "context": 1.0,
     "shrink": 1,
+    "warm_steps": 0,
     "selector_steps": 60,
     "selector_lr": 1e-2,
     "retrain_steps": 40,

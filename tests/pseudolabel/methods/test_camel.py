@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,16 @@ def test_without_a_band_only_what_was_not_scored_is_ignored():
 
 
 class Red(nn.Module):
-    """As an encoder: how red a crop is."""
+    """As an encoder: how red a crop is, times a gain."""
+
+    gain: Tensor
+
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        self.register_buffer("gain", torch.tensor(gain), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x[:, :1].mean((2, 3))
+        return self.gain * x[:, :1].mean((2, 3))
 
 
 def red_model() -> InstanceClassifier:
@@ -205,7 +212,7 @@ def test_slide_and_region_bags_follow_the_prevalence_rule_and_patches_the_max_ru
     monkeypatch.setattr(camel, "train_selector", spy)
     bags = [strip_bag(strip, 0, 1), strip_bag(strip, 1, 0, patch=False)]
     with pytest.raises(Seen):
-        camel.fit(bags, Lattice(16, 16, 1), Params(prevalence=0.3, calibrate=False), stub_run())
+        camel.fit(bags, Lattice(16, 16, 1), Params(prevalence=0.3, calibrate=False, warm_steps=0), stub_run())
     assert [r[0] for r in seen] == [max_max, max_min]
     for _, rule in seen:
         assert rule(torch.arange(20.0), 1).tolist() == [19, 18, 17, 16, 15]
@@ -237,6 +244,38 @@ def test_each_half_is_scored_by_what_learned_from_the_other_alone(strip: SlideSt
     assert learned[2:] == [[0, 1, 2, 3]], "one part is scored by what learned from itself"
 
 
+def test_the_encoder_learns_bags_before_selectors_see_its_features_and_retraining_goes_on_from_it(
+    strip: SlideStore, monkeypatch: pytest.MonkeyPatch
+):
+    bags = [strip_bag(strip, c, c % 2) for c in range(4)]
+    trained: list[tuple[str, Tensor, Tensor]] = []
+    seen: list[list[Tensor]] = []
+
+    def learn(
+        model: InstanceClassifier, crops: object, targets: Tensor, plan: object, task: str, *rest: object
+    ) -> None:
+        assert isinstance(model.encoder, Red)
+        trained.append((task, targets, model.encoder.gain.clone()))
+        model.encoder.gain.add_(1)
+
+    def select(features: list[Tensor], *rest: object) -> Head:
+        seen.append(features)
+        return Head(1, 1)
+
+    monkeypatch.setattr(camel, "train_classifier", learn)
+    monkeypatch.setattr(camel, "train_selector", select)
+    params = Params(warm_steps=5, views=1)
+    camel._Camel(bags, Lattice(16, 16, 1), params, replace(stub_run(), encoder=Red)).learned([1, 2])
+    (first, targets, start), (second, _, end) = trained
+    assert (first, second) == ("warm up", "retrain")
+    assert targets.tolist() == [[1.0]] * len(bags[1].xy_px) + [[0.0]] * len(bags[2].xy_px)
+    assert end == start + 1, "retraining goes on from the encoder that learned the bags"
+    lattice = Lattice(16, 16, 1)
+    for features, bag in zip(seen[0], (bags[1], bags[2]), strict=True):
+        crops = read_crops(bag.store, bag.xy_px, lattice, bag.bounds)
+        torch.testing.assert_close(features, Red(float(end))(normalise(torch.from_numpy(crops))))
+
+
 @pytest.mark.parametrize(
     "method",
     [
@@ -245,27 +284,28 @@ def test_each_half_is_scored_by_what_learned_from_the_other_alone(strip: SlideSt
         {"selectors": "networks"},
         {"veto": False},
         {"calibrate": True},
+        {"warm_steps": 2},
     ],
     ids=str,
 )
 def test_every_option_gives_another_fit_than_the_plain_one(strip: SlideStore, method: dict[str, Any]):
     bags = [strip_bag(strip, c, c % 2) for c in range(4)]
     g = torch.Generator().manual_seed(0)
-    features = [torch.randn(16, 8, generator=g) for _ in bags]
+    features = {id(b): torch.randn(16, 8, generator=g) for b in bags}
     compute = Compute(torch.device("cpu"), 0)
 
     def encoder() -> nn.Module:
         return create_encoder("resnet18_quarter")
 
     def embed(of: list[Bag], lattice: Lattice) -> list[Tensor]:
-        return [f[: len(b.xy_px)] for f, b in zip(features, of, strict=True)]
+        return [features[id(b)] if id(b) in features else torch.zeros(len(b.xy_px), 8) for b in of]
 
     run = Fitting(Classes(("a",)), encoder, False, compute, embed)
     short = {"context": 1.0, "shrink": 1, "overlap": 1, "selector_steps": 8, "selector_lr": 0.1, "retrain_steps": 2}
     fits = []
     for more in ({}, method):
         torch.manual_seed(0)
-        params = Params(**{"calibrate": False, "batch": 8, "views": 1} | short | more)
+        params = Params(**{"calibrate": False, "batch": 8, "views": 1, "warm_steps": 0} | short | more)
         fits.append(camel.fit(bags, Lattice(16, 16, 1), params, run).state_dict())
     assert not all(torch.equal(v, fits[1][k]) for k, v in fits[0].items())
 
@@ -289,7 +329,7 @@ def test_the_cascade_adds_instances_of_the_crops_that_it_labelled(small_cohort: 
     run = Fitting(table.classes, Red, False, Compute(torch.device("cpu"), 0), embed)
     problem = camel._Camel(bags, lattice, params, run)
     of = list(range(len(bags)))
-    a, b = problem._route_a(of), problem._route_b(of)
+    a, b = problem._route_a(of, None), problem._route_b(of, None)
     assert b
     assert len(a) <= 2 * len(bags)
     assert len(b) <= 8 * len(bags), "two crops a patch and two instances a crop, by two selectors each"

@@ -7,6 +7,9 @@ Slide and region bags follow CAMEL2's prevalence rule (Xu et al., Advanced Intel
 Deviations, with their reason. By default:
 * the selectors are linear heads on the frozen (pretrained) encoder, so that they see every instance of a bag at every
   step at no cost; `selectors: networks` trains two whole networks as published, normalisation statistics fixed.
+* `warm_steps`: before anything is selected the encoder learns the bags' labels, every instance taking that of its bag.
+  That is wrong of many instances of positive bags but of none of negative ones, so what it ranks first is right; by
+  features that know nothing of the tissue selectors pick any instance. 0 as published.
 * `veto`: anything that varies satisfies Max-Min, so what it picks of a positive bag may be any instance; such a pick is
   dropped where Max-Max takes it for negative.
 * `context` lets the classifier see beyond its instance, of which alone a small square tells little; 1.0 as published.
@@ -25,8 +28,9 @@ first did. The optimiser, schedules and the encoder are those of the package (pu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -70,7 +74,8 @@ class Params:
     shrink: int = option(2, "working pixels per input pixel of the classifier; 2 at 0.5 um/px is 1 um/px")
     prevalence: float = option(0.1, "share of instances of a positive slide or region that are surely positive")
     min_tissue: float = option(0.5, "least share of tissue in an instance (the tissue gate)")
-    selectors: str = option("heads", "heads on the frozen encoder, or networks of their own as published (slow)")
+    warm_steps: int = option(300, "training steps in which the encoder first learns the labels of bags; 0 as published")
+    selectors: str = option("heads", "heads on features of that encoder, or networks of their own as published (slow)")
     selector_steps: int = option(400, "training steps of each selector")
     selector_lr: float = option(3e-3, "learning rate of selectors that are heads")
     veto: bool = option(True, "drop positives of Max-Min that Max-Max takes for negative; false as published")
@@ -106,6 +111,7 @@ class Params:
         check(self.selectors in ("heads", "networks"), f"camel.selectors: {self.selectors!r} is not heads or networks")
         divides = self.cascade == 0 or (1 < self.cascade < self.lattice and self.lattice % self.cascade == 0)
         check(divides, f"camel.cascade: {self.cascade} is not 0 or a divisor of the lattice {self.lattice} within it")
+        check(self.warm_steps >= 0, f"camel.warm_steps: {self.warm_steps} is negative")
         check(self.constraint >= 0, f"camel.constraint: {self.constraint} is negative")
         check(0 <= self.stain <= 1, f"camel.stain: {self.stain} is outside 0..1")
         check(1 <= self.zoom <= 2, f"camel.zoom: {self.zoom} is outside 1..2")
@@ -164,8 +170,9 @@ class _Camel:
 
     def learned(self, of: list[int]) -> InstanceClassifier:
         """Steps 2 to 5 of the paper: a classifier retrained on the instance set of the selectors."""
-        picks = [p._replace(bag=of[p.bag]) for p in self._route_a(of) + self._route_b(of)]
-        model = self._fresh(0)
+        warm = self._warmed(of)
+        picks = [p._replace(bag=of[p.bag]) for p in self._route_a(of, warm) + self._route_b(of, warm)]
+        model = self._fresh(0, warm)
         constraint = self._whole_bags(of, self.rules) if self.params.constraint else None
         answers = believed(picks, self.bags)
         self._train(model, answers, "retrain", self.params.retrain_steps, self.params.lr, 0, constraint)
@@ -199,19 +206,33 @@ class _Camel:
         bags = self.bags if of is None else [self.bags[b] for b in of]
         return apply_to_bags(model, bags, self.lattice, self.params.views, self.run.compute, "believe")
 
-    @cached_property
-    def _features(self) -> list[Tensor]:
-        return self.run.embed(self.bags, self.lattice)
+    def _warmed(self, of: list[int]) -> nn.Module | None:
+        """An encoder that has learned the labels of the bags `of` from all of their instances; None without warm-up."""
+        if not self.params.warm_steps:
+            return None
+        model = self._fresh(0)
+        labels = torch.full(self.labels.shape, torch.nan)
+        labels[of] = self.labels[of].float()
+        answers = [label.expand(len(b.xy_px), -1) for label, b in zip(labels, self.bags, strict=True)]
+        self._train(model, answers, "warm up", self.params.warm_steps, self.params.lr, 6)
+        return model.encoder
 
-    def _route_a(self, of: list[int]) -> list[Pick]:
+    def _embedded(self, bags: Sequence[Bag], lattice: Lattice, warm: nn.Module | None) -> list[Tensor]:
+        """Features float [M, D] of each bag, by the warmed-up encoder or (None) by that which the run is given."""
+        if warm is None:
+            return self.run.embed(bags, lattice)
+        return apply_to_bags(warm, bags, lattice, 1, self.run.compute, "embed")
+
+    def _route_a(self, of: list[int], warm: nn.Module | None) -> list[Pick]:
         """Steps 2 and 3 at the size of instances; picks count bags within `of`."""
         rules = [[term[b] for b in of] for term in self.rules]
         if self.params.selectors == "networks":
-            return self._picks([self.answers(self._network(of, s), of) for s in range(2)], self.labels[of], rules)
-        features = [self._features[b] for b in of]
+            networks = (self._network(of, s, warm) for s in range(2))
+            return self._picks([self.answers(n, of) for n in networks], self.labels[of], rules)
+        features = self._embedded([self.bags[b] for b in of], self.lattice, warm)
         return self._cmil(features, self.labels[of], rules, 0)
 
-    def _route_b(self, of: list[int]) -> list[Pick]:
+    def _route_b(self, of: list[int], warm: nn.Module | None) -> list[Pick]:
         """Step 4, the cascade: cMIL on N1 x N1 crops of patch bags, then inside the crops that it labelled."""
         n1 = self.params.cascade
         parents = [j for j, b in enumerate(of) if self.bags[b].patch] if n1 else []
@@ -219,13 +240,13 @@ class _Camel:
             return []
         n2 = self.params.lattice // n1
         crops = [intermediate(self.bags[of[j]], self.lattice, n2) for j in parents]
-        features = self.run.embed([c.bag for c in crops], coarse_lattice(self.lattice, n2))
+        features = self._embedded([c.bag for c in crops], coarse_lattice(self.lattice, n2), warm)
         labels = self.labels[of]
         picked = self._cmil(features, labels[parents], [[rule] * len(parents) for rule in RULES], 2)
         inside = sub_bags(crops, parents, picked, labels)
         if not inside.where:
             return []
-        own = inside.of([self._features[b] for b in of])
+        own = inside.of(self._embedded([self.bags[b] for b in of], self.lattice, warm))
         return inside.back(self._cmil(own, inside.labels, [[rule] * len(own) for rule in RULES], 4))
 
     def _cmil(
@@ -245,10 +266,10 @@ class _Camel:
         first, second = (collect(z, labels, own) for z, own in zip(scores, rules, strict=True))
         return first + (vetoed(second, scores[0]) if self.params.veto else second)
 
-    def _network(self, of: list[int], number: int) -> InstanceClassifier:
+    def _network(self, of: list[int], number: int, warm: nn.Module | None) -> InstanceClassifier:
         """Step 2 with a selector that has an encoder of its own, trained on whole bags."""
         whole = replace(self._whole_bags(of, [self.rules[number]]), seed=self.seed + number)
-        model = self._fresh(number)
+        model = self._fresh(number, warm)
         loss = partial(whole.loss, model, on=self.run.compute.device)
         train(model, whole.draw, loss, Schedule(self.params.selector_steps, self.params.lr), "select", self.run.compute)
         return model
@@ -258,9 +279,10 @@ class _Camel:
         own = [[term[b] for b in of] for term in rules]
         return WholeBags(bags, labels, own, self.lattice, self.seed, self.params.stain, self.params.zoom)
 
-    def _fresh(self, number: int) -> InstanceClassifier:
-        own = self.lattice, self.params
-        model = fresh(lambda: build(self.run.classes, self.run.encoder(), *own), self.seed + number)
+    def _fresh(self, number: int, warm: nn.Module | None = None) -> InstanceClassifier:
+        """A new classifier, its encoder a copy of `warm` or (None) as the run gives it."""
+        encoder = self.run.encoder if warm is None else partial(deepcopy, warm)
+        model = fresh(lambda: build(self.run.classes, encoder(), self.lattice, self.params), self.seed + number)
         assert isinstance(model, InstanceClassifier)
         return model
 
