@@ -17,7 +17,7 @@ Stores = dict[str, Path]
 Stage = Callable[..., tuple[Report, list[Path]]]
 Csv = Callable[..., Path]
 
-BRIEF = {"lattice": 2, "warm_steps": 2, "selector_steps": 2, "retrain_steps": 2}
+BRIEF = {"lattice": 2, "selector_steps": 2, "retrain_steps": 2}
 STRIDE = 32
 """Side of an instance."""
 
