@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from wsipipe.geometry import Grid
 from wsipipe.store import SlideStore
+from wsipipe.store.images import shard_windows
 from wsipipe.store.shards import SHARD_PX
-from wsipipe.store.slide_store import shard_windows
 
 MPP, CELL_PX = 0.5, 64
 """um/px of the slide, and pixels of one cell of the drawn mask."""

@@ -24,8 +24,8 @@ from scipy import ndimage
 
 from wsipipe.geometry import Grid
 from wsipipe.store import SlideStore
+from wsipipe.store.images import shard_windows
 from wsipipe.store.shards import SHARD_PX, Cell
-from wsipipe.store.slide_store import shard_windows
 
 CASES = ((8_192, 1.0, 16.0), (16_384, 1.0, 12.0), (100_000, 0.02, 16.0))
 """Side in px, share of the shards that hold something, and width of the smoothing in px."""

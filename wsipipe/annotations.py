@@ -13,7 +13,8 @@ from wsipipe.runtime import Progress, Report, digest, silent
 from wsipipe.slides.mask import ValueMap, find_masks
 from wsipipe.slides.truth import SUFFIXES, open_truth
 from wsipipe.store import SlideStore
-from wsipipe.store.slide_store import check_name, shard_windows
+from wsipipe.store.images import shard_windows
+from wsipipe.store.names import check_name
 
 log = logging.getLogger(__name__)
 

@@ -167,7 +167,7 @@ def check_all(settings: Settings) -> dict[str, SlideFile]:
 
 def _check_names(settings: Settings) -> None:
     """What pseudolabel makes is what segment trains on, and the two do not take each other's place."""
-    from wsipipe.store.slide_store import check_name
+    from wsipipe.store.names import check_name
 
     masks = [settings.pseudolabel.name] if settings.pseudolabel.name else chosen(settings.pseudolabel.method)
     maps = settings.segment.name or settings.segment.architecture

@@ -39,8 +39,8 @@ from wsipipe.segment import predict
 from wsipipe.segment.data import Batch, Batches, Variation, find_samples
 from wsipipe.segment.losses import segmentation_loss
 from wsipipe.store import PatchTable, SlideStore
+from wsipipe.store.images import shard_windows
 from wsipipe.store.shards import Cell
-from wsipipe.store.slide_store import shard_windows
 from wsipipe.store.tissue_levels import TissueLevels
 from wsipipe.tiling.tile import tile_slides
 from wsipipe.windows import Cover, blend_weight

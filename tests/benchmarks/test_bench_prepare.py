@@ -14,8 +14,8 @@ from methods_bench.raw_masks import raw_mask
 
 from wsipipe.geometry import Grid
 from wsipipe.store import SlideStore
+from wsipipe.store.images import shard_windows
 from wsipipe.store.shards import ArraySpec
-from wsipipe.store.slide_store import shard_windows
 
 
 def ebhi() -> ModuleType:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from wsipipe.geometry import Grid
 from wsipipe.labels import LabelTable, read_labels
 from wsipipe.store import SlideStore
+from wsipipe.store.images import shard_windows
 from wsipipe.store.shards import ArraySpec
-from wsipipe.store.slide_store import shard_windows
 
 Masks = dict[str, NDArray[np.uint8]]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wsipipe.geometry import Grid
 from wsipipe.store import SlideStore
-from wsipipe.store.slide_store import shard_windows
+from wsipipe.store.images import shard_windows
 
 needs_highdicom = pytest.mark.skipif(
     importlib.util.find_spec("highdicom") is None, reason="highdicom is missing: pip install 'wsipipe[dicom]'"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from wsipipe.geometry import Grid
 from wsipipe.store import SlideStore
-from wsipipe.store.slide_store import shard_windows
+from wsipipe.store.images import shard_windows
 
 NAMES = {0: "none", 1: "stroma", 2: "tumour", 3: "fat", 255: "ignore"}
 

@@ -13,8 +13,8 @@ from wsipipe.errors import ConfigError, StoreError
 from wsipipe.export.overlay import GREY, OPACITY, overlay
 from wsipipe.geometry import Grid
 from wsipipe.store import SlideStore
+from wsipipe.store.images import shard_windows
 from wsipipe.store.layout import COLOURS
-from wsipipe.store.slide_store import shard_windows
 
 PINK = np.array([220, 150, 190], np.uint8)
 GLASS = 255

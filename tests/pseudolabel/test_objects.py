@@ -25,8 +25,8 @@ from wsipipe.pseudolabel.parts import centres
 from wsipipe.pseudolabel.parts.centres import side_px, slide_displacements
 from wsipipe.pseudolabel.parts.windows import hat
 from wsipipe.store import SlideStore
+from wsipipe.store.images import shard_windows
 from wsipipe.store.shards import ArraySpec
-from wsipipe.store.slide_store import shard_windows
 from wsipipe.store.tissue_levels import TissueLevels
 
 CPU = torch.device("cpu")

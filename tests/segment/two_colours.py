@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from wsipipe.geometry import Window
 from wsipipe.nn.encoders import MEAN, STD
 from wsipipe.store import SlideStore
+from wsipipe.store.images import shard_windows
 from wsipipe.store.shards import ShardedArray
-from wsipipe.store.slide_store import shard_windows
 
 PATCH_PX = 64
 

@@ -13,8 +13,8 @@ from wsipipe.errors import StoreError
 from wsipipe.geometry import Grid
 from wsipipe.slides import SlideFile
 from wsipipe.store import PatchTable, SlideStore
+from wsipipe.store.images import shard_windows
 from wsipipe.store.info import describe
-from wsipipe.store.slide_store import shard_windows
 from wsipipe.store.tissue_levels import TissueLevels
 from wsipipe.tiling.tile import tile_slides
 

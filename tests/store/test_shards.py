@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from wsipipe.errors import StoreError
 from wsipipe.geometry import Window
 from wsipipe.store.codec import jpeg_encode
+from wsipipe.store.images import shard_windows
 from wsipipe.store.layout import create_array
 from wsipipe.store.shards import ArraySpec, ShardedArray, shard_file
-from wsipipe.store.slide_store import shard_windows
 
 FEW = settings(max_examples=15)
 

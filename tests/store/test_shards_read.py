@@ -23,9 +23,9 @@ from wsipipe.errors import StoreError
 from wsipipe.geometry import Window
 from wsipipe.runtime import map_threads
 from wsipipe.store import shards
+from wsipipe.store.images import shard_windows
 from wsipipe.store.layout import create_array
 from wsipipe.store.shards import MOST_OPEN, ArraySpec, ShardedArray
-from wsipipe.store.slide_store import shard_windows
 
 FEW = settings(max_examples=40)
 POOL = ThreadPoolExecutor(3)

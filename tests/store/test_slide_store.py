@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,8 +16,8 @@ from numpy.typing import NDArray
 
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.geometry import Grid, Window
-from wsipipe.store import PatchTable, SlideStore, find_stores
-from wsipipe.store.slide_store import check_name, shard_windows, swap
+from wsipipe.store import SlideStore, find_stores
+from wsipipe.store.images import shard_windows
 from wsipipe.store.tissue_levels import TissueLevels
 
 VALUES = {0: "none", 1: "tumour", 255: "ignore"}
@@ -116,28 +115,6 @@ def test_what_is_known_of_the_slide_is_kept(tiled: Path, svs_path: Path):
     assert store.names("scores") == []
 
 
-def test_patches_are_a_table_that_stock_zarr_reads(tiled: Path):
-    table = SlideStore(tiled).patches()
-    group = zarr.open_group(str(tiled / "patches" / "128_128"), mode="r")
-    np.testing.assert_array_equal(group["cell"][...], table.cell)
-    assert (table.cell.dtype, table.tissue.dtype, table.status.dtype) == (np.int32, np.float32, np.uint8)
-    assert len(table.windows) == len(table.cell) > 10
-
-
-def test_patches_of_another_lattice_are_added_and_a_missing_one_is_named(store: SlideStore):
-    with pytest.raises(StoreError, match="no patches of 64 px every 32 px; tile with these"):
-        store.patches(64, 32)
-    grid = store.grid.with_patches(64, 32)
-    table = PatchTable(
-        grid, np.array([[1, 2], [3, 4]], np.int32), np.array([0.5, 1], np.float32), np.array([0, 2], np.uint8)
-    )
-    store.write_patches(table)
-    found = store.patches(64, 32)
-    assert found.grid == grid
-    np.testing.assert_array_equal(found.cell, table.cell)
-    assert found.windows == [Window(64, 32, 64, 64)]  # status 2 is left out
-
-
 def test_other_things_are_no_store(tmp_path: Path, tiled: Path):
     with pytest.raises(StoreError, match=r"none\.zarr: not a store \(no zarr\.json\); make one with: wsipipe tile"):
         SlideStore(tmp_path / "none.zarr")
@@ -211,31 +188,6 @@ def test_a_batch_of_windows_is_a_channels_last_tensor(tiled: Path):
     for pixels, window in zip(batch, windows, strict=True):
         np.testing.assert_array_equal(np.moveaxis(pixels, 0, -1), store.read(window))
     assert (batch[0, :, :, :20] == 255).all()
-
-
-def test_patches_replace_those_of_their_lattice_and_become_the_stores_own(store: SlideStore):
-    own = store.patches()
-    grid = store.grid.with_patches(64, 64)
-    for n in (3, 2):
-        cells = np.zeros((n, 2), np.int32)
-        store.write_patches(PatchTable(grid, cells, np.ones(n, np.float32), np.zeros(n, np.uint8)), made_of=str(n))
-        assert len(store.patches().cell) == n
-        assert store.patches_digest(64, 64) == str(n)
-    assert (SlideStore(store.path).grid, store.digest) == (grid, SlideStore(store.path).digest)
-    np.testing.assert_array_equal(store.patches(128, 128).cell, own.cell)
-    assert store.patches_digest(32, 32) is None
-    assert not [f for f in files(store.path.parent) if ".old" in f or ".partial" in f]
-
-
-@pytest.mark.parametrize("file", ["cell/c/0/0", "status/c/0", "status/zarr.json", "tissue/c/0"])
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "empty"])
-def test_a_damaged_patch_table_is_never_returned(store: SlideStore, file: str, damage: str):
-    path = store.path / "patches/128_128" / file
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 255
-    path.unlink() if damage == "gone" else path.write_bytes({"flip": data, "cut": data[:9]}.get(damage, b""))
-    with pytest.raises(StoreError, match=r"cannot be read \(.*\), it is damaged; tile again"):
-        store.patches()
 
 
 def test_written_labels_are_read_back_at_every_level(tmp_path: Path):
@@ -340,27 +292,6 @@ def test_current_tells_same_inputs_from_others(store: SlideStore):
         store.current("labels", "camel", "y", overwrite=False)
 
 
-@pytest.mark.parametrize("name", ["camel", "a", "9", "UNet_v2.1-x"])
-def test_plain_names_are_accepted(name: str):
-    check_name(name)
-
-
-@pytest.mark.parametrize("name", ["tissue", "tile", "zarr.json"])
-def test_names_that_wsipipe_uses_itself_are_refused(name: str):
-    with pytest.raises(ConfigError, match="it belongs to wsipipe itself; choose another --name"):
-        check_name(name)
-
-
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", ".a", "_a", "-a", "a b", "é", "a\n", "a:b"])
-def test_names_that_could_leave_the_store_or_hide_are_refused(store: SlideStore, name: str):
-    with pytest.raises(ConfigError, match=r"use letters, digits, '\.', '_' and '-', starting with a letter or digit"):
-        check_name(name)
-    before = files(store.path.parent)
-    with pytest.raises(ConfigError):
-        store.write_labels(name, VALUES, {}, [])
-    assert files(store.path.parent) == before
-
-
 def test_find_stores_lists_complete_stores_by_name(tmp_path: Path):
     for name in ("b.zarr", "a.zarr", ".c.zarr.partial", ".d.zarr", "notes.txt"):
         (tmp_path / name).mkdir()
@@ -369,15 +300,6 @@ def test_find_stores_lists_complete_stores_by_name(tmp_path: Path):
         find_stores(tmp_path / "notes.txt")
     with pytest.raises(ConfigError, match="no stores here"):
         find_stores(tmp_path / "missing")
-
-
-def test_swap_replaces_a_folder_and_leaves_one(tmp_path: Path):
-    for name in ("new", "old"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
-    swap(tmp_path / "new", tmp_path / "old")
-    assert os.listdir(tmp_path) == ["old"]
-    assert os.listdir(tmp_path / "old") == ["new"]
 
 
 def test_a_store_is_opened_by_the_text_of_its_path(store: SlideStore):

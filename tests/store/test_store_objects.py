@@ -17,8 +17,9 @@ from wsipipe.errors import ConfigError, StoreError
 from wsipipe.geometry import Window
 from wsipipe.store import SlideStore
 from wsipipe.store.growing import GrowingMaps
+from wsipipe.store.images import shard_windows
 from wsipipe.store.info import describe
-from wsipipe.store.slide_store import check_name, shard_windows
+from wsipipe.store.names import check_name
 from wsipipe.store.verify import verify
 
 VALUES = {0: "none", 1: "gland", 255: "ignore"}

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from wsipipe.geometry import LEVEL_FACTOR, Grid, Window
 from wsipipe.store import SlideStore
+from wsipipe.store.images import shard_windows
 from wsipipe.store.layout import create_array
 from wsipipe.store.shards import ArraySpec, ShardedArray
-from wsipipe.store.slide_store import shard_windows
 from wsipipe.store.tissue_levels import TissueLevels
 
 FEW = settings(max_examples=40)

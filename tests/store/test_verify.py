@@ -20,8 +20,8 @@ from wsipipe.errors import StoreError
 from wsipipe.geometry import Grid, Window
 from wsipipe.store import PatchTable, SlideStore, layout
 from wsipipe.store.codec import jpeg_encode
+from wsipipe.store.images import shard_windows
 from wsipipe.store.shards import ShardedArray
-from wsipipe.store.slide_store import shard_windows
 from wsipipe.store.tissue_levels import TissueLevels
 from wsipipe.store.verify import Damage, Verdict, verify, verify_stores
 

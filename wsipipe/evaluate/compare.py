@@ -22,7 +22,7 @@ from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE, LabelTable
 from wsipipe.runtime import Progress, silent, write_csv
 from wsipipe.store import SlideStore
-from wsipipe.store.slide_store import shard_windows
+from wsipipe.store.images import shard_windows
 
 COLUMNS = ("labels", "class", "dice", "dice_low", "dice_high", "iou", "precision", "recall", "slide_auc", "painted")
 

@@ -17,7 +17,7 @@ from wsipipe.evaluate.slide_level import LEVELS, slide_scores
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
 from wsipipe.store import SlideStore
-from wsipipe.store.slide_store import shard_windows
+from wsipipe.store.images import shard_windows
 
 GLASS, TISSUE = 0, 1
 """Values of `labels/tissue`."""

@@ -22,7 +22,7 @@ from wsipipe.pretrain.views import Pool, Views, patch_pool
 from wsipipe.pretrain.watch import Watch
 from wsipipe.runtime import Compute, Progress, Report, device, digest, silent, write_csv
 from wsipipe.store import SlideStore
-from wsipipe.store.slide_store import check_name
+from wsipipe.store.names import check_name
 
 log = logging.getLogger(__name__)
 

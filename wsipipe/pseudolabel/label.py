@@ -32,8 +32,9 @@ from wsipipe.pseudolabel.refined import Step, refined
 from wsipipe.pseudolabel.registry import chosen, load, load_refinement, names, refinements
 from wsipipe.runtime import Compute, Progress, Report, device, digest, read_ledger, silent, write_bytes, write_json
 from wsipipe.store import SlideStore, stain
+from wsipipe.store.images import shard_windows
+from wsipipe.store.names import check_name
 from wsipipe.store.shards import ArraySpec, Cell
-from wsipipe.store.slide_store import check_name, shard_windows
 
 log = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from wsipipe.pseudolabel.method import Method
 from wsipipe.pseudolabel.parts.centres import clusters, connected, side_px
 from wsipipe.runtime import write_csv
 from wsipipe.store import SlideStore
+from wsipipe.store.images import shard_windows
 from wsipipe.store.shards import Cell, ShardedArray
-from wsipipe.store.slide_store import shard_windows
 
 COLUMNS = ("object", "class", "score", "x_px0", "y_px0", "width_px0", "height_px0", "area_um2")
 """object: its number in the image. score: the highest score of the class in it, 0..1, 0 for a fragment. The box that

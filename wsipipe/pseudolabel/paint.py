@@ -11,8 +11,8 @@ from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE, Classes
 from wsipipe.pseudolabel.method import ScoreMap
 from wsipipe.store import SlideStore
+from wsipipe.store.images import shard_windows
 from wsipipe.store.shards import Cell
-from wsipipe.store.slide_store import shard_windows
 
 Rule = tuple[tuple[int, ...], tuple[float, float, float, float] | None]
 """What a training row says of a slide: 0 or 1 for each class, in a box of level-0 px or (None) everywhere."""

@@ -11,7 +11,7 @@ from wsipipe.runtime import Progress, Report, device, silent
 from wsipipe.segment.predict import predict_stores
 from wsipipe.segment.train import train
 from wsipipe.store import SlideStore
-from wsipipe.store.slide_store import check_name
+from wsipipe.store.names import check_name
 
 
 def segment(

@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from wsipipe.errors import StoreError
 from wsipipe.store import layout
-from wsipipe.store.slide_store import SlideStore, check_name, lock_file, swap
+from wsipipe.store.aside import lock_file, swap
+from wsipipe.store.names import check_name
+from wsipipe.store.slide_store import SlideStore
 
 log = logging.getLogger(__name__)
 

@@ -26,8 +26,10 @@ from wsipipe.errors import StoreError
 from wsipipe.labels import IGNORE
 from wsipipe.runtime import Hold, write_bytes
 from wsipipe.store import layout
+from wsipipe.store.images import finish_labels, label_specs, score_attributes, shard_key
+from wsipipe.store.names import check_name
 from wsipipe.store.shards import SHARD_PX, ArraySpec, Cell, ShardedArray
-from wsipipe.store.slide_store import SlideStore, check_name, finish_labels, label_specs, score_attributes, shard_key
+from wsipipe.store.slide_store import SlideStore
 
 _PARTS_HELD = 4  # more than the parts that one chunk of scores lies on, so that neighbouring chunks share them
 

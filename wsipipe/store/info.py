@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from wsipipe.store.features import feature_names
-from wsipipe.store.slide_store import CORRUPT, NOT_STORED, USABLE, SlideStore
+from wsipipe.store.patches import CORRUPT, NOT_STORED, USABLE
+from wsipipe.store.slide_store import SlideStore
 
 _STATUS = {USABLE: "usable", CORRUPT: "corrupt", NOT_STORED: "not stored"}
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +20,16 @@ from wsipipe.geometry import LEVEL_FACTOR, Grid, Window
 from wsipipe.labels import IGNORE
 from wsipipe.runtime import digest
 from wsipipe.store import layout, stain
+from wsipipe.store.aside import lock_file, swap
+from wsipipe.store.images import score_attributes, shard_key, shard_windows, write_image
+from wsipipe.store.names import OBJECTS, check_name, place
+from wsipipe.store.patches import PatchTable, patches_attributes, read_patches, write_patches
 from wsipipe.store.shards import CHUNK_PX, SHARD_PX, ArraySpec, Cell, ShardedArray
 from wsipipe.store.tissue_levels import TISSUE_VALUES, TissueLevels
 
 KIND = "slide-store"
-RESERVED = ("tissue", "tile", "zarr.json")
-"""Names that stores and run folders use themselves: the tissue mask, the ledger of tiling, Zarr's metadata."""
-
-OBJECTS = "-objects"
-"""What follows the name of a mask in that of the image that numbers its objects; no mask has a name that ends so."""
-
 GLASS = 255
 """Fill value of the pixels: white, as what was not stored is glass."""
-
-USABLE, CORRUPT, NOT_STORED = 0, 1, 2
-"""Status of a patch."""
-
-
-@dataclass(frozen=True)
-class PatchTable:
-    """The patches kept of one lattice: cell int32 [N, 2] (row, col), tissue float32 [N] 0..1, status uint8 [N].
-
-    Status is `USABLE`, `CORRUPT` (touches a tile of the slide that cannot be read) or `NOT_STORED` (touches tissue
-    whose pixels the store does not hold); only usable patches take part downstream.
-    """
-
-    grid: Grid
-    cell: NDArray[np.int32]
-    tissue: NDArray[np.float32]
-    status: NDArray[np.uint8]
-
-    @property
-    def windows(self) -> list[Window]:
-        """The usable patches as windows."""
-        return [self.grid.window(int(r), int(c)) for r, c in self.cell[self.status == USABLE]]
 
 
 class SlideStore:
@@ -113,7 +87,7 @@ class SlideStore:
     def digest(self) -> str:
         """Of what the later stages see: the pixels and the lattice of patches."""
         seen = (self.pixel_digest, self.meta["stain_gamma"]) if self.is_even else (self.pixel_digest,)
-        return digest(*seen, self._patches_attributes(self.grid).get("content", ""))
+        return digest(*seen, patches_attributes(self.path, self.grid).get("content", ""))
 
     @property
     def is_even(self) -> bool:
@@ -171,36 +145,16 @@ class SlideStore:
     def patches(self, patch_px: int = 0, stride_px: int = 0) -> PatchTable:
         """The patch table of a lattice (default: the one that the store was tiled with)."""
         grid = self.grid.with_patches(patch_px or self.grid.patch_px, stride_px or self.grid.stride_px)
-        path = self._patches_path(grid)
-        if not path.exists():
-            raise StoreError(
-                f"{self.path}: no patches of {grid.patch_px} px every {grid.stride_px} px; tile with these"
-            )
-        cell, tissue, status = layout.read_table(path, ("cell", "tissue", "status"))
-        return PatchTable(grid, cell, tissue, status)
+        return read_patches(self.path, grid)
 
     def patches_digest(self, patch_px: int, stride_px: int) -> str | None:
         """Digest of what the patches of a lattice were made from; None if the store has none."""
-        return self._patches_attributes(self.grid.with_patches(patch_px, stride_px)).get("digest")
+        return patches_attributes(self.path, self.grid.with_patches(patch_px, stride_px)).get("digest")
 
     def write_patches(self, table: PatchTable, made_of: str = "") -> None:
         """Write the patches of a lattice, in the place of others of that lattice, and make it the store's own."""
-        grid, path = table.grid, self._patches_path(table.grid)
-        columns = {"cell": table.cell, "tissue": table.tissue, "status": table.status}
-        aside = self.path.with_name(f".{self.path.name}.patches.{path.name}.partial")
-        shutil.rmtree(aside, ignore_errors=True)
-        content = digest(made_of, *(hashlib.sha256(c.tobytes()).hexdigest() for c in (table.cell, table.status)))
-        attributes = {"kind": "patches", "grid": grid.to_dict(), "digest": made_of, "content": content}
-        layout.create_table(aside, columns, {"wsipipe": attributes})
-        swap(aside, path)
-        self.note(grid=grid.to_dict())
-
-    def _patches_path(self, grid: Grid) -> Path:
-        return self.path / "patches" / f"{grid.patch_px}_{grid.stride_px}"
-
-    def _patches_attributes(self, grid: Grid) -> dict[str, Any]:
-        path = self._patches_path(grid)
-        return dict(layout.read_attributes(path).get("wsipipe", {})) if path.exists() else {}
+        write_patches(self.path, table, made_of)
+        self.note(grid=table.grid.to_dict())
 
     def names(self, kind: str) -> list[str]:
         """Complete `labels` (masks of classes), `scores`, or `objects` (the masks whose objects are numbered)."""
@@ -220,8 +174,8 @@ class SlideStore:
                 mask = name.removesuffix(OBJECTS)
                 raise StoreError(f"{self.path}: labels/{name} numbers objects, it is no mask of classes; name {mask}")
             there = ", ".join(self.names(kind)) or "none"
-            raise StoreError(f"{self.path}: no {_place(kind, name)}; found {there}")
-        return dict(layout.read_attributes(self.path / _place(kind, name)).get("wsipipe", {}))
+            raise StoreError(f"{self.path}: no {place(kind, name)}; found {there}")
+        return dict(layout.read_attributes(self.path / place(kind, name)).get("wsipipe", {}))
 
     def labels(self, name: str, level: int = 0) -> ShardedArray:
         """The mask array `labels/<name>`: uint8 (y, x)."""
@@ -231,7 +185,7 @@ class SlideStore:
     def objects(self, name: str, level: int = 0) -> ShardedArray:
         """The array `labels/<name>-objects`: uint32 (y, x), the number of the object that a pixel is of, 0 of none."""
         self.attributes("objects", name)
-        return self._array(f"{_place('objects', name)}/{level}")
+        return self._array(f"{place('objects', name)}/{level}")
 
     def scores(self, name: str) -> ShardedArray:
         """The score array `scores/<name>`: uint8 (class, y, x), 255 = 1.0; its stride is in the attributes."""
@@ -272,7 +226,7 @@ class SlideStore:
         if overwrite:
             return False
         raise StoreError(
-            f"{self.path}: {_place(kind, name)} was made from other inputs; "
+            f"{self.path}: {place(kind, name)} was made from other inputs; "
             "choose another --name, or replace it with --overwrite"
         )
 
@@ -289,7 +243,7 @@ class SlideStore:
         The objects of the mask that was there go with it.
         """
         with self._replacing("labels", name) as path:
-            self._write_image(path, name, self.mask_spec, values, meta, shards)
+            write_image(path, name, self.grid, self.mask_spec, values, meta, shards)
 
     def write_objects(
         self, name: str, meta: Mapping[str, Any], shards: Iterable[tuple[Cell, NDArray[np.uint32]]]
@@ -300,22 +254,7 @@ class SlideStore:
         """
         spec = replace(self.mask_spec, dtype="uint32", fill=0)
         with self._replacing("objects", name) as path:
-            self._write_image(path, name + OBJECTS, spec, {}, {**meta, "kind": "objects"}, shards)
-
-    def _write_image(
-        self,
-        path: Path,
-        name: str,
-        spec: ArraySpec,
-        values: Mapping[int, str],
-        meta: Mapping[str, Any],
-        shards: Iterable[tuple[Cell, NDArray[Any]]],
-    ) -> None:
-        """A label image in the folder `path`: `spec` is its finest level, of which the coarser ones are made."""
-        specs = label_specs(self.grid, spec)
-        arrays = [layout.create_array(path / str(level), each, "yx") for level, each in enumerate(specs)]
-        stored = {"0": {shard_key(shard): arrays[0].write_region(shard, pixels) for shard, pixels in shards}}
-        finish_labels(path, name, self.grid, values, {**meta, "stored": stored}, arrays)
+            write_image(path, name + OBJECTS, self.grid, spec, {}, {**meta, "kind": "objects"}, shards)
 
     def write_tissue(self, tissue: TissueLevels, meta: Mapping[str, Any]) -> None:
         """Write `labels/tissue`; chunks that are all glass are left out."""
@@ -366,20 +305,21 @@ class SlideStore:
         with FileLock(lock_file(self.path)):
             if kind == "labels" and name in self.names("objects"):
                 self._drop_objects(name)
-            swap(aside, self.path / _place(kind, name))
+            swap(aside, self.path / place(kind, name))
             if kind != "scores":
                 self._list_labels()
-        self._forget(_place(kind, name))
+        self._forget(place(kind, name))
 
     def _drop_objects(self, name: str) -> None:
         """Take the objects of a mask out of the store: first off its list, then out of sight, then from the disk."""
-        place = self.path / _place("objects", name)
-        self._list_labels(without=place.name)
-        gone = place.with_name(f".{place.name}.old")
+        key = place("objects", name)
+        objects = self.path / key
+        self._list_labels(without=objects.name)
+        gone = objects.with_name(f".{objects.name}.old")
         shutil.rmtree(gone, ignore_errors=True)
-        os.replace(place, gone)
+        os.replace(objects, gone)
         shutil.rmtree(gone, ignore_errors=True)
-        self._forget(_place("objects", name))
+        self._forget(key)
 
     def _list_labels(self, without: str = "") -> None:
         """Write the list of the label images, masks and objects, by which readers of OME-Zarr find them."""
@@ -398,102 +338,9 @@ class SlideStore:
         return self._arrays[key]
 
 
-def _place(kind: str, name: str) -> str:
-    """Where something lies in the store."""
-    return f"labels/{name}{OBJECTS}" if kind == "objects" else f"{kind}/{name}"
-
-
-def label_specs(grid: Grid, finest: ArraySpec) -> list[ArraySpec]:
-    """What the levels of a label image are like, the finest first."""
-    coarser = [ArraySpec(grid.level_shape(level), finest.dtype, finest.fill) for level in range(1, grid.levels)]
-    return [finest, *coarser]
-
-
-def finish_labels(
-    path: Path,
-    name: str,
-    grid: Grid,
-    values: Mapping[int, str],
-    meta: Mapping[str, Any],
-    arrays: Sequence[ShardedArray],
-) -> None:
-    """Make the coarser levels of a label image of its finest (`meta` says what that stores), then its metadata."""
-    stored = dict(meta["stored"])
-    for level, (fine, coarse) in enumerate(pairwise(arrays), 1):
-        stored[str(level)] = _decimate(fine, coarse)
-    attributes = {"kind": "labels", **meta, "stored": stored}
-    layout.write_group(path, layout.label_attributes(name, grid, values, attributes))
-
-
-def score_attributes(name: str, grid: Grid, stride_px: int, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes of the group `scores/<name>`."""
-    scales = layout.multiscales(name, grid, "cyx", stride_px)
-    scales["datasets"] = scales["datasets"][:1]
-    ome = {"version": "0.5", "multiscales": [scales]}
-    return {"ome": ome, "wsipipe": {"kind": "scores", "stride_px": stride_px, **meta}}
-
-
-def lock_file(path: Path) -> Path:
-    """The file that writers of the store at `path` lock while its shared lists change."""
-    return path.with_name(f".{path.name}.lock")
-
-
-def swap(aside: Path, final: Path) -> None:
-    """Put folder `aside` in the place of `final`, which may exist; a reader finds the old one or the new one."""
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        os.replace(final, old)
-    os.replace(aside, final)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def check_name(name: str) -> None:
-    """ConfigError unless `name` is a plain file name that a user may give to masks, maps and their run folder."""
-    if name in RESERVED:
-        raise ConfigError(f"name {name!r}: it belongs to wsipipe itself; choose another --name")
-    if name.endswith(OBJECTS):
-        raise ConfigError(f"name {name!r}: names that end in {OBJECTS} are those of objects; choose another --name")
-    plain = name and name[0].isalnum() and all(c.isalnum() or c in "._-" for c in name) and name.isascii()
-    if not plain:
-        raise ConfigError(f"name {name!r}: use letters, digits, '.', '_' and '-', starting with a letter or digit")
-
-
 def find_stores(folder: Path) -> list[Path]:
     """The stores of a folder, by name; ConfigError if there is none."""
     found = sorted(p for p in folder.glob("*.zarr") if not p.name.startswith(".")) if folder.is_dir() else []
     if not found:
         raise ConfigError(f"{folder}: no stores here; make them with: wsipipe tile SLIDES --stores {folder}")
     return found
-
-
-def shard_windows(spec: ArraySpec) -> Iterator[tuple[Cell, Window]]:
-    """Every shard of an array with the window of its pixels inside the array."""
-    height, width = spec.shape[-2:]
-    for row in range(spec.shards[0]):
-        for col in range(spec.shards[1]):
-            y, x = row * spec.shard_px, col * spec.shard_px
-            yield (row, col), Window(x, y, min(spec.shard_px, width - x), min(spec.shard_px, height - y))
-
-
-def _decimate(fine: ShardedArray, coarse: ShardedArray) -> dict[str, int]:
-    """Fill a coarser mask level with the pixel nearest to the centre of each square of the finer one."""
-    f, n = LEVEL_FACTOR, coarse.spec.chunk_px
-    height, width = fine.spec.shape
-    stored = {}
-    for shard, _ in shard_windows(coarse.spec):
-        blocks = {}
-        for row, col in coarse.spec.chunks_of_shard(shard):
-            y, x = row * n * f, col * n * f
-            window = Window(x, y, min(n * f, width - x), min(n * f, height - y))
-            rows, cols = (
-                np.minimum(np.arange(n) * f + f // 2, size - 1) for size in (window.height_px, window.width_px)
-            )
-            blocks[(row, col)] = fine.read(window)[np.ix_(rows, cols)]
-        stored[shard_key(shard)] = coarse.write_blocks(shard, sorted(blocks.items()))
-    return stored
-
-
-def shard_key(shard: Cell) -> str:
-    """A shard as it is named in the list of what is stored: row.col."""
-    return f"{shard[0]}.{shard[1]}"

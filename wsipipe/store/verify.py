@@ -15,8 +15,9 @@ from wsipipe.errors import StoreError
 from wsipipe.runtime import Progress, Report, map_threads, silent
 from wsipipe.store import layout
 from wsipipe.store.codec import jpeg_decode
+from wsipipe.store.images import shard_key
 from wsipipe.store.shards import Cell, Shard, ShardedArray, shard_file
-from wsipipe.store.slide_store import SlideStore, shard_key
+from wsipipe.store.slide_store import SlideStore
 
 log = logging.getLogger(__name__)
 

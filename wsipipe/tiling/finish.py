@@ -15,8 +15,9 @@ from wsipipe.runtime import trim_memory
 from wsipipe.slides.means import area_mean
 from wsipipe.slides.tissue import TissueMask
 from wsipipe.store import PatchTable, SlideStore
+from wsipipe.store.aside import swap
+from wsipipe.store.images import shard_key, shard_windows
 from wsipipe.store.shards import Cell, ShardedArray
-from wsipipe.store.slide_store import shard_key, shard_windows, swap
 from wsipipe.store.tissue_levels import TissueLevels
 from wsipipe.tiling.job import TileJob, bad_of_rows, bad_rows, discard, records_of, tidy, work_of
 from wsipipe.tiling.levels import bad_windows, check_share, is_derived

@@ -24,8 +24,8 @@ from wsipipe.slides.base import chosen_mpp
 from wsipipe.slides.level import BadTile
 from wsipipe.slides.tissue import TissueMask
 from wsipipe.store import PatchTable, SlideStore
+from wsipipe.store.aside import lock_file
 from wsipipe.store.shards import Cell
-from wsipipe.store.slide_store import lock_file
 from wsipipe.tiling.plan import Bits
 
 _ABOUT_THE_LATTICE = ("patch_px", "stride_px", "min_tissue")

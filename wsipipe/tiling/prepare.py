@@ -13,8 +13,8 @@ from wsipipe.slides import Slide
 from wsipipe.slides.resample import SlideView
 from wsipipe.slides.tissue import TissueMask, TissueRules, find_tissue, tissue_from_mask
 from wsipipe.store import NOT_STORED, SlideStore
+from wsipipe.store.images import shard_windows
 from wsipipe.store.shards import Cell, ShardedArray
-from wsipipe.store.slide_store import shard_windows
 from wsipipe.tiling.job import Plan, Recipe, TileJob, discard, record_file, slide_of, tidy, versions, work_of
 from wsipipe.tiling.levels import bad_windows, check_share, chunk_px, copies, is_derived
 from wsipipe.tiling.pixels import ShardTask
