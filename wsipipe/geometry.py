@@ -117,6 +117,11 @@ class Grid:
         w, h = self.size_px
         return math.ceil(h / cell_px), math.ceil(w / cell_px)
 
+    @property
+    def frame(self) -> Window:
+        """The whole slide."""
+        return Window(0, 0, *self.size_px)
+
     def window(self, row: int, col: int) -> Window:
         """The patch at (row, col), in working pixels."""
         return Window(col * self.stride_px, row * self.stride_px, self.patch_px, self.patch_px)

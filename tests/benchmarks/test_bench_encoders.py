@@ -41,7 +41,8 @@ def bags(tmp_path_factory: pytest.TempPathFactory) -> list[Bag]:
     how = TileConfig(patch_px=128, mpp_override=0.5, codec="zstd", qc=False)
     _, stores = tile_slides(slides, how, RunConfig(stores=str(folder / "stores"), runs=str(folder / "runs"), workers=1))
     at = np.array([(x, y) for y in range(0, SIDE, 64) for x in range(0, SIDE, 64)], np.int32)
-    return [Bag(r.slide_id, SlideStore(path), at, r.present, False, None) for r, path in zip(ROWS, stores, strict=True)]
+    own = [SlideStore(path) for path in stores]
+    return [Bag(r.slide_id, s, at, r.present, False, s.grid.frame) for r, s in zip(ROWS, own, strict=True)]
 
 
 @pytest.fixture

@@ -54,7 +54,13 @@ def test_a_slide_row_holds_every_instance_with_tissue_row_by_row(bags_of: Maker)
     ((bag,), notes) = bags_of(("half", None, (1, 0)))
     assert bag.xy_px.dtype == np.int32
     assert bag.xy_px.tolist() == [[x, y] for y in range(0, 256, 16) for x in range(0, 192, 16)]
-    assert (bag.id, bag.label, bag.patch, bag.bounds, bag.patient) == ("half", (1, 0), False, None, "of half")
+    assert (bag.id, bag.label, bag.patch, bag.bounds, bag.patient) == (
+        "half",
+        (1, 0),
+        False,
+        bag.store.grid.frame,
+        "of half",
+    )
     assert notes == []
 
 

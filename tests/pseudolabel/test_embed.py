@@ -43,7 +43,7 @@ def store(tmp_path: Path) -> SlideStore:
 
 
 def bag(store: SlideStore, xy: list[tuple[int, int]], bounds: Window | None = None) -> Bag:
-    return Bag("b", store, np.array(xy, np.int32).reshape(-1, 2), (1,), bounds is not None, bounds)
+    return Bag("b", store, np.array(xy, np.int32).reshape(-1, 2), (1,), bounds is not None, bounds or store.grid.frame)
 
 
 def slide_bag(store: SlideStore) -> Bag:

@@ -21,7 +21,7 @@ class Bag:
 
     xy_px: top left (x, y) of every instance in working px, int32 [M, 2], row-major in the lattice of the bag.
     label: 0 or 1 for each class. patch: whether it is one patch, whose N x N lattice CAMEL's max rules are for;
-    other bags follow the prevalence rule. bounds: the labelled rectangle, None for a whole slide. patient: whose it is,
+    other bags follow the prevalence rule. bounds: the labelled rectangle, or the whole slide. patient: whose it is,
     empty if that is not known.
     """
 
@@ -30,7 +30,7 @@ class Bag:
     xy_px: NDArray[np.int32]
     label: tuple[int, ...]
     patch: bool
-    bounds: Window | None
+    bounds: Window
     patient: str = ""
 
 
@@ -49,7 +49,8 @@ def make_bags(
         store = stores[row.slide_id]
         if row.box_px0 is None:
             xy = lattice.cells(store, min_tissue)[:, ::-1] * lattice.instance_px
-            bag = Bag(row.slide_id, store, np.ascontiguousarray(xy), row.present, False, None, row.patient_id)
+            xy = np.ascontiguousarray(xy)
+            bag = Bag(row.slide_id, store, xy, row.present, False, store.grid.frame, row.patient_id)
         else:
             window = store.grid.window_of_px0(row.box_px0)
             problem = _misplaced(window, store, lattice)

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from wsipipe.nn.checkpoint import digest_of
 from wsipipe.nn.encoders import statistics_of, width_of
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.lattice import Lattice, read_crops
+from wsipipe.pseudolabel.lattice import Lattice, corners_of, read_crops
 from wsipipe.pseudolabel.parts.classifier import apply_in_batches
 from wsipipe.pseudolabel.parts.instances import apply_to_bags
 from wsipipe.runtime import Compute, digest
 from wsipipe.store import SlideStore
 from wsipipe.store.features import Features, chunks_of, open_features
+
+EDITION = 2
+"""Raised when the same instances come to be seen otherwise, so that features of before are computed again."""
 
 
 def embed(encoder: nn.Module, bags: Sequence[Bag], lattice: Lattice, compute: Compute, name: str = "") -> list[Tensor]:
@@ -26,7 +29,7 @@ def embed(encoder: nn.Module, bags: Sequence[Bag], lattice: Lattice, compute: Co
 
     name: of the encoder. With it, instances on the lattice of their slide are read from `features/<name>-<digest of the
     weights>/<instance>_<seen>_<shrink>` of its store, and put there if they were not. Instances beside the lattice, and
-    those whose surroundings are cut off by the bounds of their bag, are computed.
+    those whose surroundings are cut off by the bounds of a region or patch, are computed.
     """
     width = width_of(encoder, lattice.input_px)
     out = [torch.empty(len(b.xy_px), width) for b in bags]
@@ -34,7 +37,7 @@ def embed(encoder: nn.Module, bags: Sequence[Bag], lattice: Lattice, compute: Co
     if name:
         weights = digest_of(encoder)
         folder = f"{_plain(name)}-{weights[:8]}"
-        made_of = digest(weights, asdict(statistics_of(encoder)), asdict(lattice))
+        made_of = digest(weights, asdict(statistics_of(encoder)), asdict(lattice), EDITION)
         stores = {b.store.path: b.store for b in bags}
         for i, store in enumerate(stores.values()):
             own = [k for k, b in enumerate(bags) if b.store.path == store.path and kept[k].any()]
@@ -59,7 +62,8 @@ def _fill(
     missing = cells[np.isnan(features.read(cells)).any(1)]
     for _, inside in chunks_of(missing):
         part = missing[inside]
-        crops = read_crops(store, (part[:, ::-1] * lattice.instance_px).astype(np.int32), lattice)
+        xy_px = (part[:, ::-1] * lattice.instance_px).astype(np.int32)
+        crops = read_crops(store, xy_px, lattice, store.grid.frame)
         features.write(part, apply_in_batches(encoder, crops, on.device).numpy())
 
 
@@ -70,14 +74,10 @@ def _open(store: SlideStore, folder: str, lattice: Lattice, width: int, made_of:
 
 
 def _kept(bag: Bag, lattice: Lattice) -> NDArray[np.bool_]:
-    """Which instances are cells of the slide's lattice and see it whole, not cut off by the bag's bounds."""
-    xy, m = bag.xy_px.astype(np.int64), lattice.instance_px
-    on = (xy % m == 0).all(1)
-    if bag.bounds is not None:
-        b, margin = bag.bounds, (lattice.seen_px - m) // 2
-        low, high = np.array([b.x_px, b.y_px]), np.array([b.x_px + b.width_px, b.y_px + b.height_px])
-        on &= (xy - margin >= low).all(1) & (xy + m + margin <= high).all(1)
-    return np.asarray(on)
+    """Which instances are cells of the slide's lattice and see what they see as parts of the whole slide."""
+    on = (bag.xy_px % lattice.instance_px == 0).all(1)
+    seen, whole = (corners_of(bag.xy_px, lattice, b) for b in (bag.bounds, bag.store.grid.frame))
+    return np.asarray(on & (seen == whole).all(1))
 
 
 def _cells(xy_px: NDArray[np.int32], lattice: Lattice) -> NDArray[np.int32]:

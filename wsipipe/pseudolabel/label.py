@@ -38,7 +38,7 @@ from wsipipe.store.shards import ArraySpec, Cell
 
 log = logging.getLogger(__name__)
 
-EDITION = 2
+EDITION = 3
 """Raised when the same inputs come to give other fits or masks, so that none of before is taken for one of now."""
 
 Sections = Mapping[str, Mapping[str, Any]]

@@ -95,7 +95,7 @@ def read_crops(
     """What the classifier sees of the instances at `xy_px` (top left, int [M, 2] as x, y): uint8 [M, 3, s, s].
 
     Inside `bounds` the seen squares are shifted so as not to reach over it: a patch label says nothing of the pixels
-    beside the patch.
+    beside the patch, and beyond the edge of a slide there is no glass, only nothing.
     """
     n, f = lattice.seen_px, lattice.shrink
     corner = corners_of(xy_px, lattice, bounds)

@@ -69,14 +69,15 @@ def red_model() -> InstanceClassifier:
     return model
 
 
-@pytest.mark.parametrize("overlap", [1, 2, 4])
+@pytest.mark.parametrize(("overlap", "context"), [(1, 1.0), (2, 1.0), (2, 2.0), (4, 1.0)])
 def test_the_score_of_a_place_is_the_mean_over_the_instances_that_cover_it(
-    tile_pictures: Callable[..., dict[str, Path]], overlap: int
+    tile_pictures: Callable[..., dict[str, Path]], overlap: int, context: float
 ):
     rgb = np.full((140, 170, 3), 243, np.uint8)
     rgb[20:130, 14:150] = noise((136, 110), 9.0, 3)
     store = SlideStore(tile_pictures({"s": rgb}, patch_px=64, min_tissue=0.1)["s"])
-    lattice, params, model = Lattice(16, 16, 1), Params(context=1.0, overlap=overlap, views=1), red_model()
+    params, model = Params(context=context, overlap=overlap, views=1), red_model()
+    lattice = Lattice(16, round(16 * context), 1)
     got = camel.score(model, store, lattice, params, torch.device("cpu"))
     step = 16 // overlap
     assert got.stride_px == step
@@ -84,7 +85,7 @@ def test_the_score_of_a_place_is_the_mean_over_the_instances_that_cover_it(
     at = lattice.overlapping(store, params.min_tissue, overlap)
     found: dict[tuple[int, int], list[float]] = {}
     for r, c in at.tolist():
-        crop = read_crops(store, np.array([[c * step, r * step]], np.int32), lattice)
+        crop = read_crops(store, np.array([[c * step, r * step]], np.int32), lattice, store.grid.frame)
         with torch.inference_mode():
             p = float(model(normalise(torch.from_numpy(crop))).sigmoid())
         for place in np.ndindex(overlap, overlap):
@@ -170,7 +171,7 @@ def strip(tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
 
 def strip_bag(store: SlideStore, column: int, label: int, patch: bool = True) -> Bag:
     xy = np.array([(column * 64 + k % 4 * 16, k // 4 * 16) for k in range(16)], np.int32)
-    return Bag(f"p{column}", store, xy, (label,), patch, Window(column * 64, 0, 64, 64) if patch else None)
+    return Bag(f"p{column}", store, xy, (label,), patch, Window(column * 64, 0, 64, 64) if patch else store.grid.frame)
 
 
 def test_slide_and_region_bags_follow_the_prevalence_rule_and_patches_the_max_rules(

@@ -302,7 +302,7 @@ def test_parameters_out_of_range_are_refused_by_their_dotted_name(field: str, va
 
 def whole(store: SlideStore, label: tuple[int, ...]) -> Bag:
     cells = LATTICE.cells(store, 0.5)
-    return Bag(store.slide_id, store, np.ascontiguousarray(cells[:, ::-1] * 8), label, False, None)
+    return Bag(store.slide_id, store, np.ascontiguousarray(cells[:, ::-1] * 8), label, False, store.grid.frame)
 
 
 def fitting(classes: Classes, encoder: Callable[[], torch.nn.Module] = Colours) -> Fitting:

@@ -47,12 +47,19 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
 
 def whole(store: SlideStore, label: tuple[int, ...]) -> Bag:
     cells = LATTICE.cells(store, 0.5)
-    return Bag(store.slide_id, store, np.ascontiguousarray(cells[:, ::-1] * 8), label, False, None)
+    return Bag(store.slide_id, store, np.ascontiguousarray(cells[:, ::-1] * 8), label, False, store.grid.frame)
 
 
 def patch(store: SlideStore, x: int, label: tuple[int, ...]) -> Bag:
     xy = np.array([(x + k % 8 * 8, k // 8 * 8) for k in range(64)], np.int32)
     return Bag(f"p{x}", store, xy, label, True, Window(x, 0, 64, 64))
+
+
+def test_no_window_of_a_slide_shows_the_white_beyond_its_edge(slide: SlideStore):
+    whites = (read_crops(slide, np.array([[-64, -64]], np.int32), LATTICE) == 255).all()
+    windows = draw_windows([whole(slide, (1,)), patch(slide, 64, (0,))], LATTICE, 200, 1000, 0)
+    assert whites
+    assert (windows.rgb == 255).all(1).mean() < 1e-3, "neither tissue nor glass of the slide is white"
 
 
 def test_the_window_of_a_patch_is_the_patch_and_a_slide_gives_many(slide: SlideStore):

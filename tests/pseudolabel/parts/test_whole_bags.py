@@ -110,7 +110,7 @@ def bags(tmp_path_factory: pytest.TempPathFactory) -> list[Bag]:
         for c in range(4)
     ]
     xy = np.array([(x, y) for y in range(0, 160, 16) for x in range(0, 256, 16)], np.int32)
-    return [*out, Bag("s", store, xy, (1,), False, None)]
+    return [*out, Bag("s", store, xy, (1,), False, store.grid.frame)]
 
 
 def whole(bags: list[Bag], rules: list[Rule] = BOTH, count: int = 4) -> WholeBags:

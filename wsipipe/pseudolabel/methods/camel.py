@@ -321,7 +321,7 @@ def score(
     count = np.zeros((rows + k, cols + k), np.float32)
     for i in range(0, len(at), 4096):
         part = at[i : i + 4096]
-        crops = read_crops(store, (part[:, ::-1] * step).astype(np.int32), lattice)
+        crops = read_crops(store, (part[:, ::-1] * step).astype(np.int32), lattice, store.grid.frame)
         p = apply_in_batches(model, crops, on, params.views).sigmoid().numpy()
         for dy, dx in np.ndindex(k, k):
             r, c = part[:, 0] + dy, part[:, 1] + dx

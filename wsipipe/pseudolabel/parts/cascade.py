@@ -31,7 +31,6 @@ def coarse_lattice(lattice: Lattice, n2: int) -> Lattice:
 
 def intermediate(bag: Bag, lattice: Lattice, n2: int) -> Crops:
     """The crops of N2 x N2 instances of a patch, row-major; those without any instance (glass) are left out."""
-    assert bag.bounds is not None
     side = lattice.instance_px * n2
     origin = np.array([bag.bounds.x_px, bag.bounds.y_px])
     crop = (bag.xy_px - origin) // side  # (column, row) of the crop that each instance lies in

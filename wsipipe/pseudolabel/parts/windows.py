@@ -45,7 +45,7 @@ class Windows:
 def draw_windows(bags: Sequence[Bag], lattice: Lattice, per_bag: int, most: int, seed: int) -> Windows:
     """Windows around drawn instances with the labels of their bags: one of a patch, `per_bag` of a slide or region.
 
-    At most `most` in all. No window of a patch or region reaches over its edge, so that of a patch is the patch.
+    At most `most` in all. No window reaches over the edge of its bag, so that of a patch is the patch.
     """
     rng = np.random.default_rng(seed)
     pairs = []
