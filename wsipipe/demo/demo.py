@@ -31,7 +31,8 @@ run: {slides: [slides]}
 pretrain: {steps: 100}
 pseudolabel:
   labels: labels.csv
-  camel: {warm_steps: 200, selector_steps: 300, retrain_steps: 200, self_train_steps: 150, calibrate: false, views: 2}
+  camel: {warm_steps: 200, selector_steps: 300, retrain_steps: 200, self_train_steps: 150, calibrate: false,
+          overlap: 1, views: 2}
 segment: {steps: 200}
 """
 

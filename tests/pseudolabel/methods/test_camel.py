@@ -305,7 +305,7 @@ def test_the_cascade_adds_instances_of_the_crops_that_it_labelled(small_cohort: 
     run = Fitting(table.classes, Red, False, Compute(torch.device("cpu"), 0), embed)
     problem = camel._Camel(bags, lattice, params, run)
     of = list(range(len(bags)))
-    a, b = problem._route_a(of, None), problem._route_b(of, None)
+    a, b = (route(of, None, lambda: problem._features(of, None)) for route in (problem._route_a, problem._route_b))
     assert b
     assert len(a) <= 2 * len(bags)
     assert len(b) <= 8 * len(bags), "two crops a patch and two instances a crop, by two selectors each"

@@ -5,7 +5,7 @@ own rule picks, agree on an instance set; a fresh classifier retrained on it sco
 Slide and region bags follow CAMEL2's prevalence rule (Xu et al., Advanced Intelligent Systems 2024).
 
 Deviations, with their reason. By default:
-* the selectors are linear heads on the frozen (pretrained) encoder, so that they see every instance of a bag at every
+* the selectors are linear heads on features of a frozen encoder, so that they see every instance of a bag at every
   step at no cost; `selectors: networks` trains two whole networks as published, normalisation statistics fixed.
 * `warm_steps`: before anything is selected the encoder learns the bags' labels, every instance taking that of its bag.
   That is wrong of many instances of positive bags but of none of negative ones, so what it ranks first is right; by
@@ -27,10 +27,10 @@ first did. The optimiser, schedules and the encoder are those of the package (pu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, cached_property, partial
 
 import numpy as np
 import torch
@@ -171,7 +171,9 @@ class _Camel:
     def learned(self, of: list[int]) -> InstanceClassifier:
         """Steps 2 to 5 of the paper: a classifier retrained on the instance set of the selectors."""
         warm = self._warmed(of)
-        picks = [p._replace(bag=of[p.bag]) for p in self._route_a(of, warm) + self._route_b(of, warm)]
+        features = cache(lambda: self._features(of, warm))
+        both = self._route_a(of, warm, features) + self._route_b(of, warm, features)
+        picks = [p._replace(bag=of[p.bag]) for p in both]
         model = self._fresh(0, warm)
         constraint = self._whole_bags(of, self.rules) if self.params.constraint else None
         answers = believed(picks, self.bags)
@@ -223,16 +225,25 @@ class _Camel:
             return self.run.embed(bags, lattice)
         return apply_to_bags(warm, bags, lattice, 1, self.run.compute, "embed")
 
-    def _route_a(self, of: list[int], warm: nn.Module | None) -> list[Pick]:
+    @cached_property
+    def _frozen(self) -> list[Tensor]:
+        return self._embedded(self.bags, self.lattice, None)
+
+    def _features(self, of: list[int], warm: nn.Module | None) -> list[Tensor]:
+        """Features float [M, D] of the instances of the bags `of`; without warm-up those of all bags are made once."""
+        if warm is None:
+            return [self._frozen[b] for b in of]
+        return self._embedded([self.bags[b] for b in of], self.lattice, warm)
+
+    def _route_a(self, of: list[int], warm: nn.Module | None, features: Callable[[], list[Tensor]]) -> list[Pick]:
         """Steps 2 and 3 at the size of instances; picks count bags within `of`."""
         rules = [[term[b] for b in of] for term in self.rules]
         if self.params.selectors == "networks":
             networks = (self._network(of, s, warm) for s in range(2))
             return self._picks([self.answers(n, of) for n in networks], self.labels[of], rules)
-        features = self._embedded([self.bags[b] for b in of], self.lattice, warm)
-        return self._cmil(features, self.labels[of], rules, 0)
+        return self._cmil(features(), self.labels[of], rules, 0)
 
-    def _route_b(self, of: list[int], warm: nn.Module | None) -> list[Pick]:
+    def _route_b(self, of: list[int], warm: nn.Module | None, features: Callable[[], list[Tensor]]) -> list[Pick]:
         """Step 4, the cascade: cMIL on N1 x N1 crops of patch bags, then inside the crops that it labelled."""
         n1 = self.params.cascade
         parents = [j for j, b in enumerate(of) if self.bags[b].patch] if n1 else []
@@ -240,13 +251,13 @@ class _Camel:
             return []
         n2 = self.params.lattice // n1
         crops = [intermediate(self.bags[of[j]], self.lattice, n2) for j in parents]
-        features = self._embedded([c.bag for c in crops], coarse_lattice(self.lattice, n2), warm)
+        coarse = self._embedded([c.bag for c in crops], coarse_lattice(self.lattice, n2), warm)
         labels = self.labels[of]
-        picked = self._cmil(features, labels[parents], [[rule] * len(parents) for rule in RULES], 2)
+        picked = self._cmil(coarse, labels[parents], [[rule] * len(parents) for rule in RULES], 2)
         inside = sub_bags(crops, parents, picked, labels)
         if not inside.where:
             return []
-        own = inside.of(self._embedded([self.bags[b] for b in of], self.lattice, warm))
+        own = inside.of(features())
         return inside.back(self._cmil(own, inside.labels, [[rule] * len(own) for rule in RULES], 4))
 
     def _cmil(
