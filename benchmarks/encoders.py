@@ -26,16 +26,16 @@ from numpy.typing import NDArray
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
+from wsipipe.annotations.mask_image import read_mask
 from wsipipe.labels import WeakLabel, read_labels
 from wsipipe.nn.encoders import chosen_encoder, create_encoder
 from wsipipe.nn.train import Schedule
 from wsipipe.pseudolabel.bags import Bag, make_bags
-from wsipipe.pseudolabel.embed import embed
-from wsipipe.pseudolabel.lattice import Lattice
-from wsipipe.pseudolabel.parts.mil import prevalence
-from wsipipe.pseudolabel.parts.selectors import score_features, train_selector
-from wsipipe.runtime import Compute
-from wsipipe.slides.mask import read_mask
+from wsipipe.pseudolabel.features import embed
+from wsipipe.pseudolabel.instance_grid import Lattice
+from wsipipe.pseudolabel.methods.camel.selectors import score_features, train_selector
+from wsipipe.pseudolabel.shared.mil import prevalence
+from wsipipe.runtime.device import Compute
 from wsipipe.store import SlideStore
 
 LATTICE = Lattice(64, 128, 2)

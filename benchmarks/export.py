@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from wsipipe.geometry import Grid
 from wsipipe.store import SlideStore
-from wsipipe.store.images import shard_windows
+from wsipipe.store.label_images import shard_windows
 from wsipipe.store.shards import SHARD_PX
 
 MPP, CELL_PX = 0.5, 64

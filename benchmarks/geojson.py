@@ -24,7 +24,7 @@ from scipy import ndimage
 
 from wsipipe.geometry import Grid
 from wsipipe.store import SlideStore
-from wsipipe.store.images import shard_windows
+from wsipipe.store.label_images import shard_windows
 from wsipipe.store.shards import SHARD_PX, Cell
 
 CASES = ((8_192, 1.0, 16.0), (16_384, 1.0, 12.0), (100_000, 0.02, 16.0))

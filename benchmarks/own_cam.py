@@ -20,12 +20,13 @@ from PIL import Image
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from torch import Tensor
 
-from wsipipe.config import PretrainConfig, PseudolabelConfig, RunConfig, build, read_yaml
+from wsipipe.config.options import PretrainConfig, PseudolabelConfig, RunConfig
+from wsipipe.config.yaml import build, read_yaml
 from wsipipe.geometry import Window
-from wsipipe.pseudolabel.label import Stage
 from wsipipe.pseudolabel.methods import irnet
-from wsipipe.pseudolabel.parts.walk import Walk
-from wsipipe.pseudolabel.parts.windows import draw_windows
+from wsipipe.pseudolabel.shared.walk import Walk
+from wsipipe.pseudolabel.shared.windows import draw_windows
+from wsipipe.pseudolabel.stage import Stage
 from wsipipe.store import SlideStore
 
 Mask = NDArray[np.bool_]

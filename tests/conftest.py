@@ -15,10 +15,10 @@ from hypothesis import settings
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from wsipipe.config import RunConfig, TileConfig
+from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.slides.base import SlideFile, SlideInfo
 from wsipipe.store import SlideStore
-from wsipipe.tiling.tile import tile_slides
+from wsipipe.tiling.stage import tile_slides
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 GLASS_GREY = 243

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wsipipe.config import (
+from wsipipe.config.options import (
     SECTIONS,
     EvaluateConfig,
     PretrainConfig,
@@ -15,9 +15,8 @@ from wsipipe.config import (
     RunConfig,
     SegmentConfig,
     TileConfig,
-    build,
-    read_yaml,
 )
+from wsipipe.config.yaml import build, read_yaml
 from wsipipe.errors import ConfigError
 
 

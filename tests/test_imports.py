@@ -37,7 +37,7 @@ def test_the_command_line_loads_no_giant():
 
 @pytest.mark.parametrize(
     ("module", "only"),
-    [("openslide", "slides/openslide_reader.py"), ("yaml", "config.py")],
+    [("openslide", "slides/readers/openslide.py"), ("yaml", "config/yaml.py")],
 )
 def test_a_giant_is_imported_in_one_file(module: str, only: str):
     assert users_of(module) == [only]

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_chain import SLIDES, add_broken_slide, make_folder
+from support.tiny_chain import SLIDES, add_broken_slide, make_folder
 
 from wsipipe import pipeline
-from wsipipe.config import SECTIONS, PseudolabelConfig, SegmentConfig, TileConfig, build, read_yaml
+from wsipipe.cli.template import template
+from wsipipe.config.options import SECTIONS, PseudolabelConfig, SegmentConfig, TileConfig
+from wsipipe.config.yaml import build, read_yaml
 from wsipipe.errors import ConfigError, LabelsError, SlideError
 from wsipipe.pipeline import expand, read_settings, run_chain
 from wsipipe.pseudolabel.registry import load as load_method
 from wsipipe.pseudolabel.registry import load_refinement, names, refinements
 from wsipipe.store import SlideStore
-from wsipipe.template import template
 
 SHIPPED = Path(__file__).resolve().parents[1] / "pipeline.yaml"
 
@@ -220,7 +221,7 @@ def fails_for(slide_id: str, real):
 
 @pytest.mark.parametrize(("allowed", "code"), [("1", 0), ("0", 1), ("34%", 0), ("33%", 1)])
 def test_a_slide_that_fails_later_is_counted_once(here: Path, monkeypatch, allowed: str, code: int):
-    from wsipipe.pseudolabel.label import Stage
+    from wsipipe.pseudolabel.stage import Stage
 
     monkeypatch.setattr(Stage, "apply", fails_for("extra", Stage.apply))
     report, stores = run_chain(settings(run={"max_failed": allowed}))

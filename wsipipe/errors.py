@@ -44,3 +44,9 @@ class StoreError(WsipipeError):
 
 class CheckpointError(WsipipeError):
     """A checkpoint is missing, damaged, or made for other data."""
+
+
+def check(ok: bool, message: str) -> None:
+    """Raise ConfigError with `message` unless `ok`."""
+    if not ok:
+        raise ConfigError(message)

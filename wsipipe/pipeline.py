@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from wsipipe.config import (
+from wsipipe.config.options import (
     SECTIONS,
     EvaluateConfig,
     ExportConfig,
@@ -17,13 +17,12 @@ from wsipipe.config import (
     RunConfig,
     SegmentConfig,
     TileConfig,
-    build,
-    check,
-    read_yaml,
 )
-from wsipipe.errors import ConfigError
+from wsipipe.config.yaml import build, read_yaml
+from wsipipe.errors import ConfigError, check
 from wsipipe.pseudolabel.registry import NONE, chosen, names, refinements
-from wsipipe.runtime import Progress, Report, silent
+from wsipipe.runtime.ledger import Report
+from wsipipe.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
     from wsipipe.slides import SlideFile
@@ -88,7 +87,8 @@ def expand(patterns: tuple[str, ...]) -> list[Path]:
 
 def slides_of(patterns: tuple[str, ...], config: TileConfig) -> dict[str, SlideFile]:
     """Slide id -> slide for files, folders, manifests and patterns, with the tissue masks that the user gives."""
-    from wsipipe.slides import find_slides, with_masks
+    from wsipipe.slides import find_slides
+    from wsipipe.tissue.user_masks import with_masks
 
     slides = find_slides(expand(patterns))
     return with_masks(slides, config.tissue) if config.tissue else slides
@@ -102,8 +102,8 @@ def map_slides(
     Their stores go where stores go, and hold the maps. Returns the ledger and the stores.
     """
     from wsipipe.nn.checkpoint import read_checkpoint
-    from wsipipe.segment.segment import segment
-    from wsipipe.tiling.tile import tile_slides
+    from wsipipe.segment.stage import segment
+    from wsipipe.tiling.stage import tile_slides
 
     report, stores = Report(settings.run.max_failed), [p for p in given if p.suffix == ".zarr"]
     patterns = tuple(str(p) for p in given if p.suffix != ".zarr")
@@ -133,9 +133,9 @@ def check_all(settings: Settings) -> dict[str, SlideFile]:
     from wsipipe.labels import match_stores, read_labels
     from wsipipe.nn.encoders import check_encoder, chosen_encoder, create_encoder
     from wsipipe.nn.segmenters import create_segmenter
-    from wsipipe.pseudolabel.label import chosen_refinement
     from wsipipe.pseudolabel.registry import load
-    from wsipipe.runtime import device
+    from wsipipe.pseudolabel.stage import chosen_refinement
+    from wsipipe.runtime.device import device
     from wsipipe.segment.slides import train_ids
     from wsipipe.segment.train import check_side
 
@@ -186,9 +186,9 @@ def run_chain(settings: Settings, progress: Progress = silent, overwrite: bool =
 
     A slide that fails is left out of the later stages; beyond `run.max_failed` the chain stops there.
     """
-    from wsipipe.pseudolabel.label import pseudolabel
-    from wsipipe.segment.segment import segment
-    from wsipipe.tiling.tile import tile_slides
+    from wsipipe.pseudolabel.stage import pseudolabel
+    from wsipipe.segment.stage import segment
+    from wsipipe.tiling.stage import tile_slides
 
     slides = check_all(settings)
     report, stores = tile_slides(slides, settings.tile, settings.run, progress, overwrite)

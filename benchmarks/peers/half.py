@@ -61,7 +61,7 @@ def cucim(job: Job) -> dict[str, Any]:
     """Read with cuCIM in 2 threads; area mean, JPEG and shard files by the functions of wsipipe itself."""
     from cucim import CuImage
 
-    from wsipipe.slides.means import area_mean
+    from wsipipe.slides.area_mean import area_mean
     from wsipipe.store.layout import create_array
     from wsipipe.store.shards import ArraySpec
 

@@ -23,12 +23,12 @@ class ShardPhase:
     """Stands in for the task that writes a shard and notes when the shards of level 0 begin and end."""
 
     def __init__(self) -> None:
-        from wsipipe.tiling import tile
+        from wsipipe.tiling import stage
 
-        self._write_shard = tile.write_shard
+        self._write_shard = stage.write_shard
         self._times: list[float] = []
         self.cpu = 0.0
-        tile.write_shard = self._timed
+        stage.write_shard = self._timed
 
     def _timed(self, job: Any, task: Any) -> int:
         began, cpu = time.perf_counter(), time.thread_time()
@@ -50,8 +50,8 @@ def tile(job: Job) -> dict[str, Any]:
     from wsipipe.slides.probe import Prober
 
     with Prober().start() as prober:  # as the command does: it starts while the rest is loaded
-        from wsipipe.config import RunConfig, TileConfig
-        from wsipipe.tiling.tile import tile_slides
+        from wsipipe.config.options import RunConfig, TileConfig
+        from wsipipe.tiling.stage import tile_slides
 
         phase = ShardPhase()
         run_config = RunConfig(stores=str(job.out), runs=str(job.out), workers=WORKERS)

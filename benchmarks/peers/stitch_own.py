@@ -27,22 +27,22 @@ from scipy.ndimage import zoom
 from stitch_network import BATCH, COLOUR, MPP, STRIDE_PX, WINDOW_PX, convolution, resident_mib
 from torch import nn
 
-from wsipipe.config import RunConfig, SegmentConfig, TileConfig
+from wsipipe.config.options import RunConfig, SegmentConfig, TileConfig
 from wsipipe.geometry import Grid, Window
 from wsipipe.nn.checkpoint import Checkpoint
 from wsipipe.nn.encoders import MEAN, STD, normalise
 from wsipipe.nn.segmenters import create_segmenter
 from wsipipe.nn.train import Schedule, fit
 from wsipipe.pipeline import slides_of
-from wsipipe.runtime import Compute, autocast
+from wsipipe.runtime.device import Compute, autocast
 from wsipipe.segment import predict
 from wsipipe.segment.data import Batch, Batches, Variation, find_samples
 from wsipipe.segment.losses import segmentation_loss
 from wsipipe.store import PatchTable, SlideStore
-from wsipipe.store.images import shard_windows
+from wsipipe.store.label_images import shard_windows
 from wsipipe.store.shards import Cell
 from wsipipe.store.tissue_levels import TissueLevels
-from wsipipe.tiling.tile import tile_slides
+from wsipipe.tiling.stage import tile_slides
 from wsipipe.windows import Cover, blend_weight
 
 CLASSES = ("a", "b", "c")

@@ -118,7 +118,8 @@ def test_merging_goes_into_mappings_and_leaves_the_base_alone():
 @pytest.mark.parametrize("name", ["glas", "mosaic", "cohort", "ebhi"])
 @pytest.mark.parametrize("budget", ["quick", "full"])
 def test_the_data_sets_that_come_with_it_can_be_read_and_ask_for_parameters_that_there_are(name: str, budget: str):
-    from wsipipe.config import SECTIONS, build
+    from wsipipe.config.options import SECTIONS
+    from wsipipe.config.yaml import build
     from wsipipe.pseudolabel.registry import load
 
     data = read_dataset(OWN / f"{name}.yaml", Path("data"), budget)

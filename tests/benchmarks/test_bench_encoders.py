@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from wsipipe.config import RunConfig, TileConfig
+from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.labels import WeakLabel
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.embed import embed
-from wsipipe.runtime import Compute
+from wsipipe.pseudolabel.features import embed
+from wsipipe.runtime.device import Compute
 from wsipipe.slides import SlideFile
 from wsipipe.store import SlideStore
-from wsipipe.tiling.tile import tile_slides
+from wsipipe.tiling.stage import tile_slides
 
 SIDE = 512
 ROWS = [WeakLabel(i + 2, f"s{i}", (i % 2,), split="train" if i < 4 else "test") for i in range(6)]

@@ -14,7 +14,7 @@ from methods_bench.raw_masks import raw_mask
 
 from wsipipe.geometry import Grid
 from wsipipe.store import SlideStore
-from wsipipe.store.images import shard_windows
+from wsipipe.store.label_images import shard_windows
 from wsipipe.store.shards import ArraySpec
 
 

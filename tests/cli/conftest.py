@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_chain import Chain, make_folder, wsipipe
+from support.tiny_chain import Chain, make_folder, wsipipe
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import zarr
-from tiny_chain import BIN, LABELS, SLIDES, Chain, add_broken_slide, assert_refused, wsipipe
+from support.tiny_chain import BIN, LABELS, SLIDES, Chain, add_broken_slide, assert_refused, wsipipe
 
 from wsipipe.store import SlideStore
 
@@ -308,7 +308,7 @@ def raising(error: BaseException) -> Callable[..., None]:
 
 
 def test_ctrl_c_is_130_and_one_line(empty: Path, fresh: Path, monkeypatch):
-    monkeypatch.setattr("wsipipe.tiling.tile.tile_slides", raising(KeyboardInterrupt()))
+    monkeypatch.setattr("wsipipe.tiling.stage.tile_slides", raising(KeyboardInterrupt()))
     result = wsipipe("tile", fresh / "slides/pos.svs")
     assert (result.exit_code, result.stdout) == (130, "")
     assert result.stderr == "wsipipe: interrupted; run the same command again to continue\n"
@@ -316,7 +316,7 @@ def test_ctrl_c_is_130_and_one_line(empty: Path, fresh: Path, monkeypatch):
 
 def test_ctrl_c_while_a_slide_is_written_leaves_no_store_and_the_next_run_makes_it(empty, fresh, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("wsipipe.tiling.tile.write_shard", raising(KeyboardInterrupt()))
+        patch.setattr("wsipipe.tiling.stage.write_shard", raising(KeyboardInterrupt()))
         assert wsipipe("tile", fresh / "slides/pos.svs").exit_code == 130
     assert [p.name for p in (empty / "stores").iterdir()] == [".pos.zarr.partial"]
     assert wsipipe("tile", fresh / "slides/pos.svs").stdout == "stores/pos.zarr\n"
@@ -324,11 +324,11 @@ def test_ctrl_c_while_a_slide_is_written_leaves_no_store_and_the_next_run_makes_
 
 
 def test_a_full_disk_is_one_line(empty: Path, fresh: Path, monkeypatch):
-    monkeypatch.setattr("wsipipe.tiling.tile.tile_slides", raising(OSError(28, "No space left on device")))
+    monkeypatch.setattr("wsipipe.tiling.stage.tile_slides", raising(OSError(28, "No space left on device")))
     assert_refused(wsipipe("tile", fresh / "slides/pos.svs"), 1, "No space left on device")
 
 
 def test_a_programming_mistake_is_not_hidden(empty: Path, fresh: Path, monkeypatch):
-    monkeypatch.setattr("wsipipe.tiling.tile.tile_slides", raising(TypeError("a bug")))
+    monkeypatch.setattr("wsipipe.tiling.stage.tile_slides", raising(TypeError("a bug")))
     with pytest.raises(TypeError, match="a bug"):
         wsipipe("tile", fresh / "slides/pos.svs")

@@ -13,7 +13,8 @@ from wsipipe.demo import demo
 from wsipipe.demo.cohort import CohortConfig
 from wsipipe.demo.demo import run_demo
 from wsipipe.errors import WsipipeError
-from wsipipe.runtime import Report, silent
+from wsipipe.runtime.ledger import Report
+from wsipipe.runtime.progress import silent
 from wsipipe.store import SlideStore
 
 SMALL = CohortConfig(train_slides=2, test_slides=1, size_px0=(640, 512), patch_px0=128)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from wsipipe.geometry import Grid
 from wsipipe.labels import LabelTable, read_labels
 from wsipipe.store import SlideStore
-from wsipipe.store.images import shard_windows
+from wsipipe.store.label_images import shard_windows
 from wsipipe.store.shards import ArraySpec
 
 Masks = dict[str, NDArray[np.uint8]]

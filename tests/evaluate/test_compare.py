@@ -13,11 +13,11 @@ import pytest
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from wsipipe.config import EvaluateConfig, RunConfig
+from wsipipe.config.options import EvaluateConfig, RunConfig
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.evaluate.compare import compare, rows_of, text_table, write_comparison
 from wsipipe.evaluate.examples import SIDE_PX, choose, coloured, tinted, write_examples
-from wsipipe.evaluate.judge import judge
+from wsipipe.evaluate.stage import judge
 from wsipipe.geometry import Window
 from wsipipe.store import SlideStore
 from wsipipe.store.layout import COLOURS

@@ -9,7 +9,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
-from evaluations import evaluation_of
+from support.evaluations import evaluation_of
 
 from wsipipe.evaluate.figure import write_figure
 

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import pytest
-from evaluations import evaluation_of
+from support.evaluations import evaluation_of
 
 from wsipipe.evaluate import report
 from wsipipe.evaluate.report import as_json

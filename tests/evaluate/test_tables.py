@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from evaluations import evaluation_of
+from support.evaluations import evaluation_of
 
 from wsipipe.evaluate.result import Evaluation
 from wsipipe.evaluate.tables import text_table, write_tables

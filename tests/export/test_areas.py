@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from masked import NAMES, mask_store
+from support.masked import NAMES, mask_store
 
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.export.areas import COLUMNS, write_areas

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from dicom_slides import needs_highdicom
+from support.dicom_slides import needs_highdicom
 
 from wsipipe.errors import ConfigError
 from wsipipe.export.dicom_codes import KNOWN_CODES, UNDETERMINED, SegmentCode, parse_codes

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dicom_slides import MPP0, ORIENTATION, Changes, draw, make_source, make_store, needs_highdicom, rebuilt
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.dicom_slides import MPP0, ORIENTATION, Changes, draw, make_source, make_store, needs_highdicom, rebuilt
 
-from wsipipe.config import RunConfig, TileConfig
+from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.export.dicom_codes import KNOWN_CODES, SegmentCode, parse_codes
 from wsipipe.export.dicom_seg import KINDS, TILE_PX, verify_dicom_seg, write_dicom_seg
@@ -22,7 +22,7 @@ from wsipipe.geometry import Window
 from wsipipe.slides.base import SlideFile
 from wsipipe.store import SlideStore
 from wsipipe.store.layout import COLOURS
-from wsipipe.tiling.tile import tile_slides
+from wsipipe.tiling.stage import tile_slides
 
 both = pytest.mark.parametrize("kind", KINDS)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dicom_slides import MPP0, Changes, draw, make_source, make_store, needs_highdicom, rebuilt
+from support.dicom_slides import MPP0, Changes, draw, make_source, make_store, needs_highdicom, rebuilt
 
 from wsipipe.errors import ConfigError, SlideError
 from wsipipe.export.dicom_seg import verify_dicom_seg, write_dicom_seg

@@ -23,7 +23,7 @@ from wsipipe.export.ome_tiff import NAMES, SLIDE, verify_ome_tiff, write_ome_tif
 from wsipipe.export.values import label_values
 from wsipipe.geometry import Grid
 from wsipipe.store import SlideStore
-from wsipipe.store.images import shard_windows
+from wsipipe.store.label_images import shard_windows
 from wsipipe.store.layout import COLOURS
 
 VALUES = {0: "none", 1: "stroma", 2: "tumour <&\"{}> µ", 255: "ignore"}  # fmt: skip

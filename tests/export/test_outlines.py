@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from masked import Mask, pieces_of, pixels_of
 from scipy import ndimage
+from support.masked import Mask, pieces_of, pixels_of
 
 from wsipipe.export import outlines
 from wsipipe.export.outlines import Outline, trace

@@ -13,7 +13,7 @@ from wsipipe.errors import ConfigError, StoreError
 from wsipipe.export.overlay import GREY, OPACITY, overlay
 from wsipipe.geometry import Grid
 from wsipipe.store import SlideStore
-from wsipipe.store.images import shard_windows
+from wsipipe.store.label_images import shard_windows
 from wsipipe.store.layout import COLOURS
 
 PINK = np.array([220, 150, 190], np.uint8)

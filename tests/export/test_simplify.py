@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from masked import Mask, inside
 from numpy.typing import NDArray
 from scipy import ndimage
+from support.masked import Mask, inside
 
 from wsipipe.export import simplify
 from wsipipe.export.outlines import trace

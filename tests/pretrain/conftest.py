@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from pretrain_tissue import tissue
+from support.pretrain_tissue import tissue
 
-from wsipipe.config import RunConfig, TileConfig
+from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.slides.base import SlideFile
 from wsipipe.store import SlideStore
-from wsipipe.tiling.tile import tile_slides
+from wsipipe.tiling.stage import tile_slides
 
 
 @pytest.fixture(scope="session")

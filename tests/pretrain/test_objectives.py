@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import math
 
-import pretrain_tissue
 import pytest
 import torch
+from support import pretrain_tissue
 from torch import Tensor, nn
 
 from wsipipe.nn.encoders import normalise
@@ -15,7 +15,7 @@ from wsipipe.nn.train import Schedule, fit, generator
 from wsipipe.pretrain.losses import dino_loss, simclr_loss
 from wsipipe.pretrain.objectives import Byol, Dino, objective
 from wsipipe.pretrain.views import Views
-from wsipipe.runtime import Compute
+from wsipipe.runtime.device import Compute
 
 METHODS = ("vicreg", "simclr", "byol", "dino")
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from wsipipe.config import PretrainConfig, RunConfig
+from wsipipe.config.options import PretrainConfig, RunConfig
 from wsipipe.errors import CheckpointError, ConfigError
 from wsipipe.nn.checkpoint import read_checkpoint
 from wsipipe.nn.encoders import MEAN, STD, chosen_encoder, create_encoder
 from wsipipe.pretrain import stage as module
 from wsipipe.pretrain.stage import pretrain
-from wsipipe.runtime import silent
+from wsipipe.runtime.progress import silent
 
 SMALL = PretrainConfig(encoder="resnet18_quarter", steps=4, batch=8, input_px=16)
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsipipe.config import PretrainConfig
+from wsipipe.config.options import PretrainConfig
 from wsipipe.geometry import Window
 from wsipipe.nn.augment import STAIN_STRENGTH, stain_jitter
 from wsipipe.nn.train import generator

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from labelled import BRIEF, ROWS, Csv, Stage, Stores, picture
 from numpy.typing import NDArray
-from textures import Cohort, plant, tiled_pictures, tissue
+from support.labelled import BRIEF, ROWS, Csv, Stage, Stores, picture
+from support.textures import Cohort, plant, tiled_pictures, tissue
 
-from wsipipe.config import PretrainConfig, PseudolabelConfig, RunConfig
-from wsipipe.runtime import Report
+from wsipipe.config.options import PretrainConfig, PseudolabelConfig, RunConfig
+from wsipipe.runtime.ledger import Report
 
 QUICK: dict[str, Any] = {
     "context": 1.0,
@@ -86,7 +86,7 @@ def small_cohort(plant_cohort: Callable[..., Cohort]) -> Cohort:
 @pytest.fixture
 def quick(run: RunConfig) -> Callable[..., tuple[Report, list[Path]]]:
     """`quick(stores, labels, method={...}, sections={refinement: {...}}, ..)`: the stage with a tiny network."""
-    from wsipipe.pseudolabel.label import pseudolabel
+    from wsipipe.pseudolabel.stage import pseudolabel
 
     def go(
         stores: Mapping[str, Path],

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from textures import tiled_pictures, tissue
+from support.textures import tiled_pictures, tissue
 
 from wsipipe.errors import LabelsError
 from wsipipe.geometry import Window
 from wsipipe.labels import Classes, LabelTable, WeakLabel
 from wsipipe.pseudolabel.bags import Bag, make_bags
-from wsipipe.pseudolabel.lattice import Lattice
+from wsipipe.pseudolabel.instance_grid import Lattice
 from wsipipe.store import SlideStore
 
 Box = tuple[float, float, float, float]

@@ -7,16 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from textures import tiled_pictures, tissue
+from support.textures import tiled_pictures, tissue
 from torch import Tensor, nn
 
 from wsipipe.labels import IGNORE, Classes
-from wsipipe.pseudolabel.lattice import Lattice
+from wsipipe.pseudolabel.instance_grid import Lattice
 from wsipipe.pseudolabel.method import ScoreMap
 from wsipipe.pseudolabel.methods import cam, drs, histosegnet
 from wsipipe.pseudolabel.paint import denied_cells, gate
-from wsipipe.pseudolabel.parts.cam_classifier import CamClassifier
-from wsipipe.pseudolabel.parts.windows import cut, slide_maps
+from wsipipe.pseudolabel.shared.cam import CamClassifier
+from wsipipe.pseudolabel.shared.windows import cut, slide_maps
 from wsipipe.store import SlideStore
 
 CPU = torch.device("cpu")

@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from wsipipe.errors import StoreError
 from wsipipe.geometry import Grid, Window
 from wsipipe.labels import Classes
-from wsipipe.nn.boundary import STRIDE
 from wsipipe.nn.encoders import create_encoder
-from wsipipe.pseudolabel.lattice import Lattice
+from wsipipe.pseudolabel.instance_grid import Lattice
 from wsipipe.pseudolabel.methods import irnet
+from wsipipe.pseudolabel.methods.irnet.boundary import STRIDE
+from wsipipe.pseudolabel.methods.irnet.displacements import displacement_px, slide_displacements
 from wsipipe.pseudolabel.objects import COLUMNS, Measures, Objects, numbered, painted_cells
-from wsipipe.pseudolabel.parts import centres
-from wsipipe.pseudolabel.parts.centres import side_px, slide_displacements
-from wsipipe.pseudolabel.parts.windows import hat
+from wsipipe.pseudolabel.shared import centres
+from wsipipe.pseudolabel.shared.windows import hat
 from wsipipe.store import SlideStore
-from wsipipe.store.images import shard_windows
+from wsipipe.store.label_images import shard_windows
 from wsipipe.store.shards import ArraySpec
 from wsipipe.store.tissue_levels import TissueLevels
 
@@ -265,7 +265,7 @@ def test_irnet_gives_what_its_network_says_of_windows(tmp_path: Path):
         expected = model.eval().boundary(irnet.normalise(torch.from_numpy(pixels)[None]))[1][0]
     np.testing.assert_allclose(d, expected.numpy(), rtol=1e-4, atol=1e-4)
     assert known.all()
-    assert side_px(LATTICE) == CELL
+    assert displacement_px(LATTICE) == CELL
 
 
 @pytest.mark.parametrize(

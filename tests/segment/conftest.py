@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.two_colours import PATCH_PX, colour_mask, frame, paint, two_colours
 from torch import nn
-from two_colours import PATCH_PX, colour_mask, frame, paint, two_colours
 
-from wsipipe.config import RunConfig, TileConfig
+from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.nn.checkpoint import Checkpoint
 from wsipipe.nn.encoders import MEAN, STD
 from wsipipe.slides import SlideFile
 from wsipipe.store import SlideStore
-from wsipipe.tiling.tile import tile_slides
+from wsipipe.tiling.stage import tile_slides
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stitching import Predict, noisy, reader, slow, slow_scores, subset
+from support.stitching import Predict, noisy, reader, slow, slow_scores, subset
 
 from wsipipe.geometry import Window
 from wsipipe.segment.accumulate import Blend, Piece, cell_means, strongest

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from two_colours import colour_mask, frame, paint
+from support.two_colours import colour_mask, frame, paint
 
 from wsipipe.errors import ConfigError
 from wsipipe.segment import data

@@ -10,19 +10,19 @@ import numpy as np
 import openslide
 import pytest
 import torch
-from stitching import slow_scores
+from support.stitching import slow_scores
+from support.two_colours import PATCH_PX, CountingNet, RedNet, SureNet, frame, paint, whole
 from torch import nn
-from two_colours import PATCH_PX, CountingNet, RedNet, SureNet, frame, paint, whole
 
-from wsipipe.config import SegmentConfig, TileConfig
+from wsipipe.config.options import SegmentConfig, TileConfig
 from wsipipe.errors import CheckpointError, ConfigError
 from wsipipe.geometry import Window
 from wsipipe.segment import predict, stitch
 from wsipipe.segment.predict import Network, predict_stores, stitching
 from wsipipe.slides import SlideFile
 from wsipipe.store import SlideStore
-from wsipipe.store.growing import GrowingMaps
-from wsipipe.tiling.tile import tile_slides
+from wsipipe.store.map_writer import GrowingMaps
+from wsipipe.tiling.stage import tile_slides
 
 SMALL = SegmentConfig(score_stride_px=1)
 

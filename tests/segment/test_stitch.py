@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stitching import mapped, noisy, reader, slow, slow_scores, subset
+from support.stitching import mapped, noisy, reader, slow, slow_scores, subset
 
 from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window

@@ -14,20 +14,20 @@ import imagecodecs
 import numpy as np
 import pytest
 import torch
+from support.two_colours import colour_mask, frame, paint, whole
 from torch import Tensor, nn
-from two_colours import colour_mask, frame, paint, whole
 
-from wsipipe.config import SegmentConfig
+from wsipipe.config.options import SegmentConfig
 from wsipipe.errors import CheckpointError, ConfigError, StoreError
 from wsipipe.nn.checkpoint import Checkpoint, read_checkpoint
 from wsipipe.nn.encoders import MEAN, STD, Statistics, create_encoder, statistics_of
 from wsipipe.nn.segmenters import encoder_of
-from wsipipe.runtime import silent
+from wsipipe.runtime.progress import silent
 from wsipipe.segment import learn
 from wsipipe.segment import train as module
 from wsipipe.segment.predict import predict_stores
-from wsipipe.segment.segment import segment
 from wsipipe.segment.slides import held_out, training_stores
+from wsipipe.segment.stage import segment
 from wsipipe.segment.train import load, train
 
 TINY = SegmentConfig(labels="truth", encoder="resnet18_quarter", steps=2, batch=2)
@@ -105,10 +105,10 @@ def test_stores_that_disagree_on_the_classes_are_refused(stores, run):
 
 
 def test_a_patch_that_no_network_takes_is_refused_before_any_training(tmp_path, coloured, run):
-    from wsipipe.config import TileConfig
+    from wsipipe.config.options import TileConfig
     from wsipipe.slides import SlideFile
     from wsipipe.store import SlideStore
-    from wsipipe.tiling.tile import tile_slides
+    from wsipipe.tiling.stage import tile_slides
 
     config = TileConfig(patch_px=100, tissue_mpp=2.0, min_area_um2=100.0)
     _, paths = tile_slides({"left": SlideFile(coloured.parent / "left.svs")}, config, run)
@@ -262,8 +262,8 @@ def test_what_is_kept_is_the_average_unless_it_is_left_out(stores, run):
 def test_two_processes_learn_the_same_network_together(coloured, tmp_path):
     """Under torchrun: one checkpoint, written once, and near what one process learns (normalised by half batches)."""
     code = (
-        "import sys; from pathlib import Path; from wsipipe.config import RunConfig, SegmentConfig; "
-        "from wsipipe.runtime import silent; from wsipipe.segment.train import train; "
+        "import sys; from pathlib import Path; from wsipipe.config.options import RunConfig, SegmentConfig; "
+        "from wsipipe.runtime.progress import silent; from wsipipe.segment.train import train; "
         "from wsipipe.store import SlideStore; "
         "stores = [SlideStore(Path(sys.argv[1]) / f'{n}.zarr') for n in ('left', 'right')]; "
         "config = SegmentConfig(labels='truth', encoder='resnet18_quarter', steps=4, batch=4, validation=0.5); "

@@ -10,15 +10,15 @@ import pytest
 import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
-from tiffs import expected, halved, overwrite, picture, place, tamper, write_jpeg, write_tiles
+from support.tiffs import expected, halved, overwrite, picture, place, tamper, write_jpeg, write_tiles
 
 from wsipipe.errors import SlideError
 from wsipipe.slides import level as level_module
-from wsipipe.slides import openslide_reader
 from wsipipe.slides.level import BadTile, LevelPixels
-from wsipipe.slides.openslide_reader import OpenSlideReader
-from wsipipe.slides.tiff_reader import TiffReader
-from wsipipe.slides.tiff_tiles import TiffTiles
+from wsipipe.slides.readers import openslide
+from wsipipe.slides.readers.openslide import OpenSlideReader
+from wsipipe.slides.readers.tiff import TiffReader
+from wsipipe.slides.tiff.tiles import TiffTiles
 
 RGB = picture(300, 260)
 Slides = dict[str, tuple[Any, np.ndarray]]
@@ -143,7 +143,7 @@ def lift(path: Path, page: int = 0) -> None:
 def opened(path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> OpenSlideReader:
     with monkeypatch.context() as patch:
         if way == "openslide":
-            patch.setattr(openslide_reader, "pyramid_tiles", lambda *_: {})
+            patch.setattr(openslide, "pyramid_tiles", lambda *_: {})
         slide = OpenSlideReader(path, "a")
     assert bool(slide.tiles(0)) == (way == "direct")
     return slide

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsipipe.errors import SlideError
-from wsipipe.slides import SlideFile, open_slide, openslide_reader
+from wsipipe.slides import SlideFile, open_slide
 from wsipipe.slides.base import chosen_mpp, resolve_mpp
+from wsipipe.slides.readers import openslide
 
 
 def test_an_svs_says_its_size_levels_and_resolution(svs_path: Path):
@@ -76,7 +77,7 @@ def test_levels_of_uneven_size_have_whole_downsamples_and_read_where_they_are(
 
 
 def test_several_threads_may_read_one_slide(svs_path: Path):
-    from wsipipe.runtime import map_threads
+    from wsipipe.runtime.executor import map_threads
 
     slide = open_slide(svs_path, "blob")
     places = [(x, y) for x in range(0, 1100, 200) for y in range(0, 800, 200)]
@@ -212,7 +213,7 @@ def test_whatever_a_parser_raises_costs_the_slide_only(svs_path: Path, monkeypat
     def stumble(*_: object) -> None:
         raise ZeroDivisionError("integer division or modulo by zero")
 
-    monkeypatch.setattr(openslide_reader, "OpenSlideReader", stumble)
+    monkeypatch.setattr(openslide, "OpenSlideReader", stumble)
     with pytest.raises(
         SlideError, match=r"blob\.svs: it cannot be opened \(ZeroDivisionError: integer division"
     ) as caught:

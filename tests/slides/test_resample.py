@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tiffs import JpegKind, expected, picture, place, tamper, write_jpeg
+from support.tiffs import JpegKind, expected, picture, place, tamper, write_jpeg
 
 from wsipipe.geometry import Grid, Window
 from wsipipe.slides import resample
+from wsipipe.slides.area_mean import area_mean
 from wsipipe.slides.base import SlideInfo
 from wsipipe.slides.level import BadTile
-from wsipipe.slides.means import area_mean
-from wsipipe.slides.openslide_reader import OpenSlideReader
+from wsipipe.slides.readers.openslide import OpenSlideReader
 from wsipipe.slides.resample import SlideView, source_level, steps_px
-from wsipipe.slides.tiff_tiles import TiffTiles
+from wsipipe.slides.tiff.tiles import TiffTiles
 
 Rgb = NDArray[np.uint8]
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wsipipe.config import RunConfig, TileConfig
+from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.errors import StoreError
 from wsipipe.geometry import Grid
 from wsipipe.slides import SlideFile
 from wsipipe.store import PatchTable, SlideStore
-from wsipipe.store.images import shard_windows
 from wsipipe.store.info import describe
+from wsipipe.store.label_images import shard_windows
 from wsipipe.store.tissue_levels import TissueLevels
-from wsipipe.tiling.tile import tile_slides
+from wsipipe.tiling.stage import tile_slides
 
 
 def add_map(store: SlideStore, name: str, classes: list[str]) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from wsipipe.errors import StoreError
 from wsipipe.geometry import Window
 from wsipipe.store.codec import jpeg_encode
-from wsipipe.store.images import shard_windows
+from wsipipe.store.label_images import shard_windows
 from wsipipe.store.layout import create_array
 from wsipipe.store.shards import ArraySpec, ShardedArray, shard_file
 

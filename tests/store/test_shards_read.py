@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from wsipipe.errors import StoreError
 from wsipipe.geometry import Window
-from wsipipe.runtime import map_threads
+from wsipipe.runtime.executor import map_threads
 from wsipipe.store import shards
-from wsipipe.store.images import shard_windows
+from wsipipe.store.label_images import shard_windows
 from wsipipe.store.layout import create_array
 from wsipipe.store.shards import MOST_OPEN, ArraySpec, ShardedArray
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.geometry import Grid, Window
 from wsipipe.store import SlideStore, find_stores
-from wsipipe.store.images import shard_windows
+from wsipipe.store.label_images import shard_windows
 from wsipipe.store.tissue_levels import TissueLevels
 
 VALUES = {0: "none", 1: "tumour", 255: "ignore"}

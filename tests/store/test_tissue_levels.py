@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wsipipe.geometry import LEVEL_FACTOR, Grid, Window
 from wsipipe.store import SlideStore
-from wsipipe.store.images import shard_windows
+from wsipipe.store.label_images import shard_windows
 from wsipipe.store.layout import create_array
 from wsipipe.store.shards import ArraySpec, ShardedArray
 from wsipipe.store.tissue_levels import TissueLevels

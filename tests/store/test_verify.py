@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsipipe.config import RunConfig
+from wsipipe.config.options import RunConfig
 from wsipipe.errors import StoreError
 from wsipipe.geometry import Grid, Window
 from wsipipe.store import PatchTable, SlideStore, layout
 from wsipipe.store.codec import jpeg_encode
-from wsipipe.store.images import shard_windows
+from wsipipe.store.label_images import shard_windows
 from wsipipe.store.shards import ShardedArray
 from wsipipe.store.tissue_levels import TissueLevels
 from wsipipe.store.verify import Damage, Verdict, verify, verify_stores

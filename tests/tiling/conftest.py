@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from wsipipe.config import RunConfig
+from wsipipe.config.options import RunConfig
 from wsipipe.slides.probe import Prober
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "slides"))  # its helper module writes TIFFs of every kind
 
 
 @pytest.fixture(autouse=True)

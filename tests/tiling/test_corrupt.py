@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiffs import expected, overwrite, place, tamper
-from tilings import CONFIG, corrupt, cut, ledger, streams, tile_one
+from support.tiffs import expected, overwrite, place, tamper
+from support.tilings import CONFIG, corrupt, cut, ledger, streams, tile_one
 
-from wsipipe.config import RunConfig, TileConfig
+from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.geometry import Window
-from wsipipe.pseudolabel.lattice import Lattice
+from wsipipe.pseudolabel.instance_grid import Lattice
 from wsipipe.segment.data import find_samples
 from wsipipe.slides import SlideFile
-from wsipipe.slides import openslide_reader as reader
+from wsipipe.slides.readers import openslide as reader
 from wsipipe.store import CORRUPT, SlideStore
-from wsipipe.tiling.tile import tile_slides
+from wsipipe.tiling.stage import tile_slides
 
 ROW, COL, INDEX = 1, 2, 7
 """A tile of level 0 in the middle of the tissue: 256 px square at (512, 256)."""

@@ -15,14 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiffs import tamper
-from tilings import CONFIG, corrupt, files, ledger
+from support.tiffs import tamper
+from support.tilings import CONFIG, corrupt, files, ledger
 
-from wsipipe import runtime
-from wsipipe.config import RunConfig
+from wsipipe.config.options import RunConfig
 from wsipipe.errors import ConfigError, WsipipeError
+from wsipipe.runtime import executor as executors
 from wsipipe.slides import SlideFile
-from wsipipe.tiling.tile import tile_slides
+from wsipipe.tiling.stage import tile_slides
 
 distributed = pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")
@@ -65,8 +65,8 @@ def test_processes_of_a_cluster_write_the_same_bytes(
 
 
 def test_no_scheduler_is_told_in_time(svs_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch):
-    assert runtime.SCHEDULER_S <= 15
-    monkeypatch.setattr(runtime, "SCHEDULER_S", 0.5)
+    assert executors.SCHEDULER_S <= 15
+    monkeypatch.setattr(executors, "SCHEDULER_S", 0.5)
     start = time.monotonic()
     with pytest.raises(ConfigError, match=r"--dask tcp://127\.0\.0\.1:1: no scheduler answers there"):
         tile_slides({"blob": SlideFile(svs_path)}, CONFIG, replace(run, dask="tcp://127.0.0.1:1"))

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from tiffs import expected
-from tilings import CONFIG, slow_mean, streams, tile_one
+from support.tiffs import expected
+from support.tilings import CONFIG, slow_mean, streams, tile_one
 
-from wsipipe.config import RunConfig, TileConfig
+from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.geometry import Window
 from wsipipe.slides import SlideFile
-from wsipipe.slides.tissue import TissueMask
 from wsipipe.store import PatchTable, SlideStore
 from wsipipe.store.verify import verify_stores
 from wsipipe.tiling import finish
-from wsipipe.tiling.tile import tile_slides
+from wsipipe.tiling.stage import tile_slides
+from wsipipe.tissue.detect import TissueMask
 
 
 def whole_level(store: SlideStore, level: int) -> np.ndarray:

@@ -10,17 +10,17 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
-from tilings import CONFIG
+from support.tilings import CONFIG
 
-from wsipipe.config import TileConfig
+from wsipipe.config.options import TileConfig
 from wsipipe.errors import SlideError, StoreError
 from wsipipe.geometry import Grid
 from wsipipe.slides import SlideFile, open_slide
 from wsipipe.slides.level import BadTile
-from wsipipe.slides.tissue import TissueMask
 from wsipipe.store import PatchTable
 from wsipipe.tiling import job as jobs
 from wsipipe.tiling.job import Plan, Recipe, TileJob, bad_of_rows, bad_rows, discard, record_file, records_of, slide_of
+from wsipipe.tissue.detect import TissueMask
 
 OTHER_PIXELS: tuple[dict[str, Any], ...] = (
     {"mpp": 1.0}, {"codec": "zstd"}, {"quality": 80}, {"tissue_mpp": 4.0}, {"min_area_um2": 5.0}, {"qc": False},

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tiffs import JpegKind, write_jpeg, write_tiles
-from tilings import CONFIG
+from support.tiffs import JpegKind, write_jpeg, write_tiles
+from support.tilings import CONFIG
 
 from wsipipe.errors import SlideError
 from wsipipe.geometry import Grid, Window

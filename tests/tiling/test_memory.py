@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from huge_slide import write_huge
+from support.huge_slide import write_huge
 
 ALLOWANCE = 512 * 2**20
 """Bytes of private memory (heap and anonymous mappings) that the process may ask for."""
@@ -16,9 +16,9 @@ ALLOWANCE = 512 * 2**20
 RUN = """
 import resource, sys
 from pathlib import Path
-from wsipipe.config import RunConfig, TileConfig
+from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.slides import SlideFile
-from wsipipe.tiling.tile import tile_slides
+from wsipipe.tiling.stage import tile_slides
 
 slide, folder, mpp, limit = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))

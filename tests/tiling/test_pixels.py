@@ -11,15 +11,15 @@ import numpy as np
 import openslide
 import pytest
 import zarr
-from tiffs import JpegKind, expected, place, segments, write_jpeg
-from tilings import CONFIG, box, corrupt, cut, files, ledger, padded, slow_mean, stamps, streams, tile_one
+from support.tiffs import JpegKind, expected, place, segments, write_jpeg
+from support.tilings import CONFIG, box, corrupt, cut, files, ledger, padded, slow_mean, stamps, streams, tile_one
 
-from wsipipe.config import RunConfig, TileConfig
+from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.geometry import Window
 from wsipipe.slides import SlideFile
-from wsipipe.slides.tiff_tiles import TiffTiles
+from wsipipe.slides.tiff.tiles import TiffTiles
 from wsipipe.store import SlideStore
-from wsipipe.tiling.tile import tile_slides
+from wsipipe.tiling.stage import tile_slides
 
 KINDS = {
     "420": (JpegKind("420"), 256),

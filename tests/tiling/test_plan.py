@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsipipe.geometry import Grid, Window
-from wsipipe.slides.tissue import TissueMask
 from wsipipe.store import CORRUPT, NOT_STORED, USABLE, PatchTable
 from wsipipe.tiling.plan import plan_chunks, plan_patches, with_status
+from wsipipe.tissue.detect import TissueMask
 
 
 def grid_of(size: tuple[int, int], patch: int, stride: int) -> Grid:

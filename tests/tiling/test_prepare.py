@@ -10,9 +10,9 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
-from tilings import CONFIG, files, stamps, tile_one, with_mask
+from support.tilings import CONFIG, files, stamps, tile_one, with_mask
 
-from wsipipe.config import RunConfig, TileConfig
+from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.geometry import Window
 from wsipipe.slides import SlideFile
 from wsipipe.store import NOT_STORED, USABLE, SlideStore
@@ -20,7 +20,7 @@ from wsipipe.store.verify import verify
 from wsipipe.tiling import job as jobs
 from wsipipe.tiling.job import TileJob
 from wsipipe.tiling.prepare import prepare
-from wsipipe.tiling.tile import tile_slides
+from wsipipe.tiling.stage import tile_slides
 
 DENSE = replace(CONFIG, stride_px=64)
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsipipe.geometry import Grid, Window
-from wsipipe.slides.overview import BLACK, BLUR, PEN, TISSUE
-from wsipipe.slides.tissue import TissueMask
 from wsipipe.store import PatchTable
 from wsipipe.tiling import qc_image
 from wsipipe.tiling.qc_image import CORRUPT, PATCH_LINE, TINTS, TISSUE_LINE, write_qc_image
+from wsipipe.tissue.detect import TissueMask
+from wsipipe.tissue.overview import BLACK, BLUR, PEN, TISSUE
 
 STEP_PX = 16
 GREY = 200

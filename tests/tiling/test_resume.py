@@ -16,14 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tilings import CONFIG, corrupt, files, ledger, stamps
+from support.tilings import CONFIG, corrupt, files, ledger, stamps
 
-from wsipipe.config import RunConfig, TileConfig
+from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.errors import SlideError
 from wsipipe.slides import SlideFile
-from wsipipe.tiling import tile
+from wsipipe.tiling import stage
 from wsipipe.tiling.pixels import ShardTask, write_shard
-from wsipipe.tiling.tile import tile_slides
+from wsipipe.tiling.stage import tile_slides
 
 SHARDS = 4
 """Shards of pixels that the wide slide has: two of level 0, one of each coarser level."""
@@ -36,7 +36,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory, wide_path: Path) -> Path:
 
 
 def kill(slide: Path, folder: Path, points: int) -> Path:
-    script = Path(__file__).with_name("killed.py")
+    script = Path(__file__).parents[1] / "support" / "killed.py"
     subprocess.run([sys.executable, script, slide, folder, str(points)], check=True, stdout=subprocess.DEVNULL)
     return folder
 
@@ -109,7 +109,7 @@ class Stop:
 def cut_off(wide_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder that an interrupted run left, with two shards written."""
     with monkeypatch.context() as patch:
-        patch.setattr(tile, "write_shard", Stop(2, KeyboardInterrupt()))
+        patch.setattr(stage, "write_shard", Stop(2, KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             go(wide_path, replace(run, workers=1))
     aside = Path(run.stores) / ".wide.zarr.partial"
@@ -123,7 +123,7 @@ def cut_off(wide_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch) ->
 def counted(monkeypatch: pytest.MonkeyPatch) -> Stop:
     """Counts the shards that are written."""
     stop = Stop(-1, RuntimeError())
-    monkeypatch.setattr(tile, "write_shard", stop)
+    monkeypatch.setattr(stage, "write_shard", stop)
     return stop
 
 
@@ -242,7 +242,7 @@ def test_what_others_left_aside_is_cleared(wide_path: Path, run: RunConfig):
 def test_a_slide_that_fails_leaves_nothing_behind(
     cut_off: Path, wide_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(tile, "write_shard", Stop(1, SlideError("wide.svs: gone")))
+    monkeypatch.setattr(stage, "write_shard", Stop(1, SlideError("wide.svs: gone")))
     left = cut_off.with_name(f".{cut_off.name}.labels.tissue.partial")
     left.mkdir()
     row = go(wide_path, run)
@@ -255,12 +255,12 @@ def test_an_error_that_is_no_fault_of_the_slide_keeps_what_is_written(
     wide_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(tile, "write_shard", Stop(3, OSError(28, "No space left on device")))
+        patch.setattr(stage, "write_shard", Stop(3, OSError(28, "No space left on device")))
         with pytest.raises(OSError, match="No space left"):
             go(wide_path, replace(run, workers=1))
     assert [p.name for p in Path(run.stores).iterdir()] == [".wide.zarr.partial"]
     stop = Stop(-1, RuntimeError())
-    monkeypatch.setattr(tile, "write_shard", stop)
+    monkeypatch.setattr(stage, "write_shard", stop)
     assert go(wide_path, run)["status"] == "done"
     assert len(stop.written) == SHARDS - 3
 
@@ -303,7 +303,7 @@ def test_an_interrupted_run_holds_its_slide_until_the_last_shard_has_ended(
         if task == "tile wide":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(tile, "write_shard", slow)
+    monkeypatch.setattr(stage, "write_shard", slow)
     with pytest.raises(KeyboardInterrupt):
         tile_slides({"wide": SlideFile(wide_path)}, CONFIG, replace(run, workers=4), interrupted)
     assert held

@@ -12,12 +12,12 @@ import click
 import wsipipe
 from wsipipe.cli.options import STORES, assigned, common, dask, options, settings_of
 from wsipipe.cli.outcome import Commands, finish, reporting
-from wsipipe.config import EvaluateConfig
+from wsipipe.config.options import EvaluateConfig
 from wsipipe.errors import ConfigError
 from wsipipe.labels import LabelTable, read_labels
 from wsipipe.pipeline import Settings, map_slides, run_chain
 from wsipipe.pseudolabel.registry import chosen
-from wsipipe.runtime import share_heap
+from wsipipe.runtime.memory import share_heap
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -51,7 +51,7 @@ def tile(slide: tuple[str, ...], overwrite: bool, quiet: bool, **call: Any) -> N
     share_heap()
     with reporting(quiet) as progress, Prober().start() as prober:  # it starts while all the rest is loaded
         from wsipipe.pipeline import slides_of
-        from wsipipe.tiling.tile import tile_slides
+        from wsipipe.tiling.stage import tile_slides
 
         slides = slides_of(slide, settings.tile)
         report, stores = tile_slides(slides, settings.tile, settings.run, progress, overwrite, prober)
@@ -91,7 +91,7 @@ def pseudolabel(
     """Turn weak labels into patch-level masks: labels/<name> and scores/<name> of STOREs (default: all)."""
     settings = settings_of(call)
     settings = settings_of(call, pseudolabel=assigned(assignments, chosen(settings.pseudolabel.method)))
-    from wsipipe.pseudolabel.label import pseudolabel as stage
+    from wsipipe.pseudolabel.stage import pseudolabel as stage
 
     with reporting(quiet) as progress:
         paths = _stores(store, settings)
@@ -117,7 +117,7 @@ def segment(
     settings = settings_of(call)
     if checkpoint and not stitch:
         raise ConfigError("--checkpoint without --stitch leaves nothing to do; add --stitch to map the slides")
-    from wsipipe.segment.segment import segment as stage
+    from wsipipe.segment.stage import segment as stage
 
     with reporting(quiet) as progress:
         paths = _stores(store, settings)
@@ -140,7 +140,7 @@ def evaluate(store: tuple[Path, ...], overwrite: bool, quiet: bool, **call: Any)
     Prints a table; CSV, JSON and a figure go to runs/<labels>/.
     """
     from wsipipe.evaluate.figure import write_figure
-    from wsipipe.evaluate.judge import judge
+    from wsipipe.evaluate.stage import judge
     from wsipipe.evaluate.tables import text_table, write_tables
 
     settings = settings_of(call)
@@ -227,7 +227,7 @@ def import_(
     **call: Any,
 ) -> None:
     """Write masks or annotations in the slide's own frame into labels/<name> of STOREs (default: all)."""
-    from wsipipe.annotations import import_masks
+    from wsipipe.import_masks import import_masks
 
     settings = settings_of(call)
     with reporting(quiet) as progress:
@@ -253,7 +253,7 @@ def run(slide: tuple[str, ...], overwrite: bool, quiet: bool, **call: Any) -> No
 @main.command()
 def config() -> None:
     """Print a pipeline.yaml that holds every option at its default, with what it means."""
-    from wsipipe.template import template
+    from wsipipe.cli.template import template
 
     click.echo(template(), nl=False)
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from wsipipe.config import SECTIONS, RunConfig, scalar
+from wsipipe.config.options import SECTIONS, RunConfig
+from wsipipe.config.yaml import scalar
 from wsipipe.errors import ConfigError
 from wsipipe.pipeline import Settings, read_settings
 from wsipipe.pseudolabel.registry import ALL, NONE, names, refinements

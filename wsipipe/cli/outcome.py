@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
+from wsipipe.cli.progress import bars, lines
 from wsipipe.errors import WsipipeError
-from wsipipe.progress import bars, lines
-from wsipipe.runtime import Progress, Report
+from wsipipe.runtime.ledger import Report
+from wsipipe.runtime.progress import Progress
 
 log = logging.getLogger("wsipipe")
 

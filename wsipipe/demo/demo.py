@@ -7,19 +7,19 @@ import tempfile
 import time
 from pathlib import Path
 
-from wsipipe.config import EvaluateConfig
+from wsipipe.annotations.mask_image import read_mask
+from wsipipe.config.options import EvaluateConfig
 from wsipipe.demo.cohort import Cohort, CohortConfig, make_cohort
 from wsipipe.demo.trivial import TrivialAnswer, best_colour_threshold, histogram_classifier
 from wsipipe.errors import WsipipeError
-from wsipipe.evaluate.judge import judge
 from wsipipe.evaluate.metrics import Confusion
+from wsipipe.evaluate.stage import judge
 from wsipipe.evaluate.tables import aligned, shown, write_tables
 from wsipipe.export.overlay import overlay
 from wsipipe.labels import read_labels
 from wsipipe.pipeline import Settings, read_settings, run_chain
-from wsipipe.runtime import Progress
+from wsipipe.runtime.progress import Progress
 from wsipipe.slides import open_slide
-from wsipipe.slides.mask import read_mask
 from wsipipe.store import SlideStore
 
 TRUTH_MAP = "0=ignore,1=0,2=tumour"

@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsipipe.config import EvaluateConfig, RunConfig, check
-from wsipipe.errors import ConfigError
-from wsipipe.evaluate.judge import judge
+from wsipipe.config.options import EvaluateConfig, RunConfig
+from wsipipe.errors import ConfigError, check
 from wsipipe.evaluate.metrics import count_pairs, dice_of
 from wsipipe.evaluate.result import Evaluation
+from wsipipe.evaluate.stage import judge
 from wsipipe.evaluate.tables import aligned, shown
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE, LabelTable
-from wsipipe.runtime import Progress, silent, write_csv
+from wsipipe.runtime.atomic import write_csv
+from wsipipe.runtime.progress import Progress, silent
 from wsipipe.store import SlideStore
-from wsipipe.store.images import shard_windows
+from wsipipe.store.label_images import shard_windows
 
 COLUMNS = ("labels", "class", "dice", "dice_low", "dice_high", "iou", "precision", "recall", "slide_auc", "painted")
 

@@ -13,7 +13,7 @@ from wsipipe.errors import ConfigError
 from wsipipe.evaluate.froc import LESION_MPP, Detections
 from wsipipe.geometry import Window
 from wsipipe.labels import read_table, slide_id_of
-from wsipipe.runtime import write_csv
+from wsipipe.runtime.atomic import write_csv
 from wsipipe.store import SlideStore
 
 COLUMNS = ("slide", "class", "x_px0", "y_px0", "p")

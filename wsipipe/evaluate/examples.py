@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsipipe.config import EvaluateConfig
+from wsipipe.annotations.mask_image import ValueMap, find_masks
+from wsipipe.annotations.open import SUFFIXES, open_truth
+from wsipipe.config.options import EvaluateConfig
 from wsipipe.geometry import LEVEL_FACTOR, Window
 from wsipipe.labels import IGNORE
-from wsipipe.runtime import write_bytes
-from wsipipe.slides.mask import ValueMap, find_masks
-from wsipipe.slides.truth import SUFFIXES, open_truth
+from wsipipe.runtime.atomic import write_bytes
 from wsipipe.store import SlideStore
 from wsipipe.store.layout import COLOURS
 

@@ -12,7 +12,7 @@ import numpy as np
 from wsipipe.evaluate.froc import FALSE_POSITIVES
 from wsipipe.evaluate.metrics import Floats
 from wsipipe.evaluate.result import EMPTY, Evaluation, Spread
-from wsipipe.runtime import write_bytes
+from wsipipe.runtime.atomic import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

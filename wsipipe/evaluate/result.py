@@ -9,11 +9,11 @@ from numpy import bool_
 from numpy.typing import NDArray
 
 from wsipipe.evaluate.calibration import Reliability, slide_reliability
+from wsipipe.evaluate.coverage import Scored
 from wsipipe.evaluate.detections import Found
 from wsipipe.evaluate.froc import Froc
 from wsipipe.evaluate.metrics import Confusion, Floats
-from wsipipe.evaluate.scored import Scored
-from wsipipe.runtime import Report
+from wsipipe.runtime.ledger import Report
 
 Names = tuple[str, ...]
 

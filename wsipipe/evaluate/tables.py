@@ -10,7 +10,7 @@ from typing import Any
 from wsipipe.evaluate.detections import write_detections
 from wsipipe.evaluate.report import as_json
 from wsipipe.evaluate.result import Evaluation, Spread
-from wsipipe.runtime import write_csv, write_json
+from wsipipe.runtime.atomic import write_csv, write_json
 
 SCORES = ("iou", "dice", "precision", "recall")
 _HEADS = ("answer", "class", "IoU", "Dice", "precision", "recall")

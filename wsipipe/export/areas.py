@@ -11,7 +11,7 @@ from wsipipe.errors import ConfigError
 from wsipipe.export.values import label_classes
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
-from wsipipe.runtime import write_csv
+from wsipipe.runtime.atomic import write_csv
 from wsipipe.store import SlideStore
 
 COLUMNS = ("slide_id", "name", "class", "area_mm2", "share_of_tissue", "tissue_mm2", "unknown_mm2")

@@ -30,14 +30,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import wsipipe
-from wsipipe.config import check
-from wsipipe.errors import ConfigError, SlideError, StoreError
+from wsipipe.errors import ConfigError, SlideError, StoreError, check
 from wsipipe.export.dicom_codes import KNOWN_CODES, UNDETERMINED, SegmentCode
 from wsipipe.export.dicom_source import Source, find_source
 from wsipipe.export.values import LabelValue, aside, compare, label_values
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
-from wsipipe.runtime import digest
+from wsipipe.runtime.digest import digest
 from wsipipe.store import SlideStore
 from wsipipe.store.shards import Cell, ShardedArray
 

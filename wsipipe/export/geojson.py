@@ -19,8 +19,8 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from wsipipe.config import check, option
-from wsipipe.errors import StoreError
+from wsipipe.config.options import option
+from wsipipe.errors import StoreError, check
 from wsipipe.export.outlines import Outline, trace
 from wsipipe.export.rings import Ring, area
 from wsipipe.export.simplify import simplified

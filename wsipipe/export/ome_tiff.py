@@ -30,11 +30,11 @@ import tifffile
 from numpy.typing import NDArray
 
 import wsipipe
-from wsipipe.config import check
-from wsipipe.errors import StoreError
+from wsipipe.errors import StoreError, check
 from wsipipe.export.values import LabelValue, aside, compare, label_values
 from wsipipe.geometry import Grid, Window
-from wsipipe.runtime import digest, threads
+from wsipipe.runtime.digest import digest
+from wsipipe.runtime.executor import threads
 from wsipipe.store import SlideStore
 from wsipipe.store.shards import ShardedArray
 

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from wsipipe.config import check
+from wsipipe.errors import check
 from wsipipe.geometry import LEVEL_FACTOR, Window
 from wsipipe.labels import IGNORE
-from wsipipe.runtime import write_bytes
-from wsipipe.slides.means import area_mean
+from wsipipe.runtime.atomic import write_bytes
+from wsipipe.slides.area_mean import area_mean
 from wsipipe.store import SlideStore, layout
 from wsipipe.store.shards import ShardedArray
 

@@ -7,14 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from wsipipe.config import ExportConfig, RunConfig, check
+from wsipipe.config.options import ExportConfig, RunConfig
+from wsipipe.errors import check
 from wsipipe.export.areas import write_areas
 from wsipipe.export.dicom_codes import parse_codes
 from wsipipe.export.dicom_seg import verify_dicom_seg, write_dicom_seg
 from wsipipe.export.geojson import GeoJsonOptions, verify_geojson, write_geojson
 from wsipipe.export.ome_tiff import verify_ome_tiff, write_ome_tiff
 from wsipipe.export.overlay import overlay
-from wsipipe.runtime import Progress, Report, digest, read_ledger, silent
+from wsipipe.runtime.digest import digest
+from wsipipe.runtime.ledger import Report, read_ledger
+from wsipipe.runtime.progress import Progress, silent
 from wsipipe.store import SlideStore
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wsipipe.errors import CheckpointError
-from wsipipe.runtime import write_json
+from wsipipe.runtime.atomic import write_json
 
 SCHEMA = 1
 

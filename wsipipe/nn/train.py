@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from wsipipe.errors import CheckpointError
-from wsipipe.nn.average import Average
-from wsipipe.nn.keep import Keep, Stateful, Watcher
-from wsipipe.runtime import Compute, autocast
+from wsipipe.nn.ema import Average
+from wsipipe.nn.training_state import Keep, Stateful, Watcher
+from wsipipe.runtime.device import Compute, autocast
 
 log = logging.getLogger(__name__)
 

@@ -10,17 +10,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wsipipe.config import PretrainConfig, RunConfig, check
-from wsipipe.errors import CheckpointError, ConfigError
+from wsipipe.config.options import PretrainConfig, RunConfig
+from wsipipe.errors import CheckpointError, ConfigError, check
 from wsipipe.labels import read_labels
 from wsipipe.nn.checkpoint import Checkpoint, maker_of
 from wsipipe.nn.encoders import create_encoder, normalise, statistics_of, width_of
-from wsipipe.nn.keep import KEEP_S, Keep
 from wsipipe.nn.train import Around, Schedule, fit, generator, seeded
+from wsipipe.nn.training_state import KEEP_S, Keep
+from wsipipe.pretrain.monitor import Watch
 from wsipipe.pretrain.objectives import objective
 from wsipipe.pretrain.views import Pool, Views, patch_pool
-from wsipipe.pretrain.watch import Watch
-from wsipipe.runtime import Compute, Progress, Report, device, digest, silent, write_csv
+from wsipipe.runtime.atomic import write_csv
+from wsipipe.runtime.device import Compute, device
+from wsipipe.runtime.digest import digest
+from wsipipe.runtime.ledger import Report
+from wsipipe.runtime.progress import Progress, silent
 from wsipipe.store import SlideStore
 from wsipipe.store.names import check_name
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from wsipipe.errors import LabelsError
 from wsipipe.geometry import Window
 from wsipipe.labels import LabelTable, WeakLabel
-from wsipipe.pseudolabel.lattice import Lattice
+from wsipipe.pseudolabel.instance_grid import Lattice
 from wsipipe.store import SlideStore
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from wsipipe.labels import IGNORE, Classes
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.lattice import Lattice
-from wsipipe.runtime import Compute
+from wsipipe.pseudolabel.instance_grid import Lattice
+from wsipipe.runtime.device import Compute
 from wsipipe.store import SlideStore
 
 
@@ -112,4 +112,22 @@ class Method(Protocol):
 
     def mask(self, scores: ScoreMap, params: Any) -> NDArray[np.uint8]:
         """Mask values of each cell of a score map: uint8 [rows, cols] (0 none, k + 1 class k, 255 uncertain)."""
+        ...
+
+
+@runtime_checkable
+class FindsObjects(Protocol):
+    """What a method adds to `Method` if its masks can be cut into objects; its Params have a bool `displacement`."""
+
+    def displacement_px(self, lattice: Lattice) -> int:
+        """Working px along a side of a cell of displacements."""
+        ...
+
+    def displacements(
+        self, model: nn.Module, store: SlideStore, lattice: Lattice, wanted: NDArray[np.bool_], on: torch.device
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Displacements (y, x) to object centres, in cells, float32 [2, rows, cols], and where they are known.
+
+        wanted: bool [rows, cols], the cells whose displacement is needed.
+        """
         ...

@@ -1,7 +1,6 @@
 """Objects of a mask: `labels/<name>-objects` in the store and a table of them, by displacements to their centres.
 
-A method that learns displacements has a parameter `displacement`, by which they are asked for, and a function
-`displacements` (see `methods.irnet`).
+Only a method that `FindsObjects` makes them, and only if its parameter `displacement` is on.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from scipy import ndimage
 from torch import nn
 
 from wsipipe.geometry import Grid, Window
-from wsipipe.pseudolabel.lattice import Lattice
-from wsipipe.pseudolabel.method import Method
-from wsipipe.pseudolabel.parts.centres import clusters, connected, side_px
-from wsipipe.runtime import write_csv
+from wsipipe.pseudolabel.centres import clusters, connected
+from wsipipe.pseudolabel.instance_grid import Lattice
+from wsipipe.pseudolabel.method import FindsObjects, Method
+from wsipipe.runtime.atomic import write_csv
 from wsipipe.store import SlideStore
-from wsipipe.store.images import shard_windows
+from wsipipe.store.label_images import shard_windows
 from wsipipe.store.shards import Cell, ShardedArray
 
 COLUMNS = ("object", "class", "score", "x_px0", "y_px0", "width_px0", "height_px0", "area_um2")
@@ -48,7 +47,12 @@ class Objects:
     @property
     def wanted(self) -> bool:
         """Whether the parameters ask for objects of a method that has any."""
-        return hasattr(self.method, "displacements") and bool(getattr(self.params, "displacement", False))
+        return isinstance(self.method, FindsObjects) and self.params.displacement
+
+    @property
+    def _finder(self) -> FindsObjects:
+        assert isinstance(self.method, FindsObjects)
+        return self.method
 
     def current(self, store: SlideStore, digest: str, overwrite: bool) -> bool:
         """Whether nothing is to be made in `store`: what is wanted is there, made under the key `digest`.
@@ -73,7 +77,7 @@ class Objects:
         if not self.wanted:
             return
         classes: Sequence[str] = meta["classes"]
-        cell_px = side_px(self.lattice)
+        cell_px = self._finder.displacement_px(self.lattice)
         painted = painted_cells(store.labels(self.name), len(classes), cell_px)
         cluster = self._clusters(model, store, np.logical_or.reduce(painted))
         numbers, kinds = numbered(painted, cluster)
@@ -86,8 +90,7 @@ class Objects:
 
     def _clusters(self, model: nn.Module, store: SlideStore, painted: NDArray[np.bool_]) -> NDArray[np.int32]:
         """The cluster that each painted cell points to: bool [rows, cols] -> int32 [rows, cols], 0 for none."""
-        method: Any = self.method  # `displacements` is none of the functions that every method has
-        d, known = method.displacements(model, store, self.lattice, painted, self.device)
+        d, known = self._finder.displacements(model, store, self.lattice, painted, self.device)
         return clusters(torch.from_numpy(d).to(self.device), known=known, wanted=painted)
 
 

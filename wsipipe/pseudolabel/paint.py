@@ -11,7 +11,7 @@ from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE, Classes
 from wsipipe.pseudolabel.method import ScoreMap
 from wsipipe.store import SlideStore
-from wsipipe.store.images import shard_windows
+from wsipipe.store.label_images import shard_windows
 from wsipipe.store.shards import Cell
 
 Rule = tuple[tuple[int, ...], tuple[float, float, float, float] | None]

@@ -13,7 +13,7 @@ from wsipipe.errors import ConfigError
 
 if TYPE_CHECKING:
     from wsipipe.pseudolabel.method import Method
-    from wsipipe.pseudolabel.refined import Refinement
+    from wsipipe.pseudolabel.refinement import Refinement
 
 NONE = "none"
 """The choice of no refinement."""

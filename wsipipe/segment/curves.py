@@ -12,7 +12,7 @@ import numpy as np
 
 from wsipipe.errors import ConfigError
 from wsipipe.nn.train import Schedule
-from wsipipe.runtime import write_bytes, write_csv
+from wsipipe.runtime.atomic import write_bytes, write_csv
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

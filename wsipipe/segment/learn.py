@@ -9,18 +9,19 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from wsipipe.config import SegmentConfig, check
-from wsipipe.nn.average import Average
+from wsipipe.config.options import SegmentConfig
+from wsipipe.errors import check
+from wsipipe.nn.distributed import Group
+from wsipipe.nn.ema import Average
 from wsipipe.nn.encoders import normalise
-from wsipipe.nn.group import Group
-from wsipipe.nn.keep import Keep
 from wsipipe.nn.train import Around, Schedule, fit
-from wsipipe.runtime import Compute, compiled
+from wsipipe.nn.training_state import Keep
+from wsipipe.runtime.device import Compute, compiled
 from wsipipe.segment.curves import Curves
 from wsipipe.segment.data import Batch, Batches, Variation, find_samples
+from wsipipe.segment.early_stopping import HeldOut
 from wsipipe.segment.losses import segmentation_loss, taught
 from wsipipe.segment.slides import held_out
-from wsipipe.segment.watch import HeldOut
 from wsipipe.store import SlideStore
 
 log = logging.getLogger(__name__)

@@ -13,18 +13,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsipipe.config import RunConfig, SegmentConfig, check
+from wsipipe.config.options import RunConfig, SegmentConfig
+from wsipipe.errors import check
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
 from wsipipe.nn.checkpoint import Checkpoint
 from wsipipe.nn.encoders import normalise
-from wsipipe.runtime import Progress, Report, autocast, device, digest, silent, threads
-from wsipipe.segment.flow import Flow, Pace
+from wsipipe.runtime.device import autocast, device
+from wsipipe.runtime.digest import digest
+from wsipipe.runtime.executor import threads
+from wsipipe.runtime.ledger import Report
+from wsipipe.runtime.progress import Progress, silent
+from wsipipe.segment.prefetch import Flow, Pace
 from wsipipe.segment.stitch import Plan, Stitching, fitting, stitcher
 from wsipipe.segment.train import check_side, load
-from wsipipe.segment.views import VIEWS, mean_over_views
+from wsipipe.segment.tta import VIEWS, mean_over_views
 from wsipipe.store import SlideStore
-from wsipipe.store.growing import GrowingMaps, forget
+from wsipipe.store.map_writer import GrowingMaps, forget
 from wsipipe.store.shards import SHARD_PX, Cell
 from wsipipe.windows import BLENDS, Cover
 

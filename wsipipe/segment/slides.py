@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wsipipe.config import SegmentConfig, check
-from wsipipe.errors import ConfigError, StoreError
+from wsipipe.config.options import SegmentConfig
+from wsipipe.errors import ConfigError, StoreError, check
 from wsipipe.labels import slide_id_of
 from wsipipe.store import SlideStore, stain
 

@@ -10,15 +10,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from wsipipe.config import RunConfig, SegmentConfig, check
-from wsipipe.errors import CheckpointError, ConfigError
+from wsipipe.config.options import RunConfig, SegmentConfig
+from wsipipe.errors import CheckpointError, ConfigError, check
 from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, maker_of, read_checkpoint, weights_digest, weights_file
+from wsipipe.nn.distributed import join_group
 from wsipipe.nn.encoders import Statistics, chosen_encoder, expect, load_weights
-from wsipipe.nn.group import join_group
-from wsipipe.nn.keep import KEEP_S, Keep
 from wsipipe.nn.segmenters import create_segmenter, encoder_of
 from wsipipe.nn.train import fresh
-from wsipipe.runtime import Compute, Progress, device, digest
+from wsipipe.nn.training_state import KEEP_S, Keep
+from wsipipe.runtime.device import Compute, device
+from wsipipe.runtime.digest import digest
+from wsipipe.runtime.progress import Progress
 from wsipipe.segment.learn import learn
 from wsipipe.segment.slides import training_stores
 from wsipipe.store import SlideStore

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from wsipipe.errors import SlideError
 
 if TYPE_CHECKING:
-    from wsipipe.slides.tiff_tiles import TiffTiles
+    from wsipipe.slides.tiff.tiles import TiffTiles
 
 PLAUSIBLE_MPP = (0.05, 20.0)
 """um/px that a level 0 may have; outside it the value is taken for an error in the file."""

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from wsipipe.errors import ConfigError, SlideError
 from wsipipe.slides import manifest
 from wsipipe.slides.base import Slide, SlideFile
-from wsipipe.slides.mask import SUFFIXES as MASK_SUFFIXES
-from wsipipe.slides.mask import find_masks
 
 log = logging.getLogger(__name__)
 
-TISSUE_SUFFIXES = (*MASK_SUFFIXES, ".geojson", ".json")
 PICTURES = (".png", ".jpg", ".jpeg")
 SUFFIXES = (
     ".svs", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".tif", ".tiff", ".svslide", ".bif", ".czi", *PICTURES,
@@ -47,18 +43,6 @@ def find_slides(paths: Sequence[Path]) -> dict[str, SlideFile]:
     if problems or clashes:
         raise ConfigError(manifest.in_one([*problems, *clashes]))
     return slides
-
-
-def with_masks(slides: Mapping[str, SlideFile], spec: str) -> dict[str, SlideFile]:
-    """The slides with the tissue masks that `spec` names: a folder, a glob or a pattern that holds `{slide_id}`.
-
-    A mask that a manifest gives stays. Raises ConfigError if no slide has a mask; those without are named in the log.
-    """
-    masks = find_masks(spec, slides, TISSUE_SUFFIXES)
-    lacking = [i for i, file in slides.items() if i not in masks and not file.mask]
-    if lacking:
-        log.warning("%s: no mask for %s; their tissue is found as usual", spec, ", ".join(lacking))
-    return {i: file if file.mask else replace(file, mask=masks.get(i)) for i, file in slides.items()}
 
 
 def _by_id(slides: Iterable[tuple[str, SlideFile]]) -> tuple[dict[str, SlideFile], list[str]]:
@@ -151,14 +135,14 @@ def _first_dicom(folder: Path) -> Path:
 
 def _reader_of(file: Path) -> Callable[[Path, str, tuple[float, float] | None, str], Slide]:
     """The reader for a file. OME-TIFF goes before OpenSlide, which sees a tiled one as a TIFF of a single level."""
-    from wsipipe.slides import image_reader, openslide_reader, tiff_reader
+    from wsipipe.slides.readers import image, openslide, tiff
 
-    if tiff_reader.is_ome(file):
-        return tiff_reader.TiffReader
-    if openslide_reader.claims(file):
-        return openslide_reader.OpenSlideReader
-    if tiff_reader.claims(file):
-        return tiff_reader.TiffReader
-    if file.suffix.lower() in image_reader.SUFFIXES:
-        return image_reader.ImageReader
+    if tiff.is_ome(file):
+        return tiff.TiffReader
+    if openslide.claims(file):
+        return openslide.OpenSlideReader
+    if tiff.claims(file):
+        return tiff.TiffReader
+    if file.suffix.lower() in image.SUFFIXES:
+        return image.ImageReader
     raise SlideError(f"{file}: no reader knows this format; is the file complete?")

@@ -180,7 +180,7 @@ def main() -> None:
 
 def _limit(memory_bytes: int) -> None:
     """Hold this process, with all that opening needs loaded, to `memory_bytes` more; it leaves nothing behind."""
-    from wsipipe.slides import image_reader, openslide_reader, tiff_reader  # noqa: F401
+    from wsipipe.slides.readers import image, openslide, tiff  # noqa: F401
 
     used_bytes = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     limits = {

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.geometry import Grid, Window
+from wsipipe.slides.area_mean import WHOLE, area_mean
 from wsipipe.slides.base import Slide
 from wsipipe.slides.level import BadTile, LevelPixels
-from wsipipe.slides.means import WHOLE, area_mean
 
 MOST_SOURCE_PX = 2**19
 """Source pixels resampled at once; a larger window is read in halves."""

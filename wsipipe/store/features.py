@@ -19,8 +19,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from wsipipe.errors import StoreError
+from wsipipe.runtime.atomic import lock_file, swap
 from wsipipe.store import layout
-from wsipipe.store.aside import lock_file, swap
 from wsipipe.store.names import check_name
 from wsipipe.store.slide_store import SlideStore
 

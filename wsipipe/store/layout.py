@@ -14,7 +14,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 
 from wsipipe.errors import StoreError
 from wsipipe.geometry import LEVEL_FACTOR, Grid
-from wsipipe.runtime import write_json
+from wsipipe.runtime.atomic import write_json
 from wsipipe.store.codec import Jpeg
 from wsipipe.store.shards import ArraySpec, ShardedArray
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from wsipipe.errors import StoreError
 from wsipipe.geometry import Grid, Window
-from wsipipe.runtime import digest
+from wsipipe.runtime.atomic import swap
+from wsipipe.runtime.digest import digest
 from wsipipe.store import layout
-from wsipipe.store.aside import swap
 
 USABLE, CORRUPT, NOT_STORED = 0, 1, 2
 """Status of a patch."""

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.geometry import LEVEL_FACTOR, Grid, Window
 from wsipipe.labels import IGNORE
-from wsipipe.runtime import digest
+from wsipipe.runtime.atomic import lock_file, swap
+from wsipipe.runtime.digest import digest
 from wsipipe.store import layout, stain
-from wsipipe.store.aside import lock_file, swap
-from wsipipe.store.images import score_attributes, shard_key, shard_windows, write_image
+from wsipipe.store.label_images import score_attributes, shard_key, shard_windows, write_image
 from wsipipe.store.names import OBJECTS, check_name, place
 from wsipipe.store.patches import PatchTable, patches_attributes, read_patches, write_patches
 from wsipipe.store.shards import CHUNK_PX, SHARD_PX, ArraySpec, Cell, ShardedArray

@@ -10,12 +10,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from wsipipe.config import RunConfig
+from wsipipe.config.options import RunConfig
 from wsipipe.errors import StoreError
-from wsipipe.runtime import Progress, Report, map_threads, silent
+from wsipipe.runtime.executor import map_threads
+from wsipipe.runtime.ledger import Report
+from wsipipe.runtime.progress import Progress, silent
 from wsipipe.store import layout
 from wsipipe.store.codec import jpeg_decode
-from wsipipe.store.images import shard_key
+from wsipipe.store.label_images import shard_key
 from wsipipe.store.shards import Cell, Shard, ShardedArray, shard_file
 from wsipipe.store.slide_store import SlideStore
 

@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.geometry import LEVEL_FACTOR, Window
-from wsipipe.runtime import trim_memory
-from wsipipe.slides.means import area_mean
-from wsipipe.slides.tissue import TissueMask
+from wsipipe.runtime.atomic import swap
+from wsipipe.runtime.memory import trim_memory
+from wsipipe.slides.area_mean import area_mean
 from wsipipe.store import PatchTable, SlideStore
-from wsipipe.store.aside import swap
-from wsipipe.store.images import shard_key, shard_windows
+from wsipipe.store.label_images import shard_key, shard_windows
 from wsipipe.store.shards import Cell, ShardedArray
 from wsipipe.store.tissue_levels import TissueLevels
 from wsipipe.tiling.job import TileJob, bad_of_rows, bad_rows, discard, records_of, tidy, work_of
 from wsipipe.tiling.levels import bad_windows, check_share, is_derived
 from wsipipe.tiling.plan import with_status
 from wsipipe.tiling.qc_image import write_qc_image
+from wsipipe.tissue.detect import TissueMask
 
 
 def finish(job: TileJob) -> None:

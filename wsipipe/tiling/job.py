@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 
 import wsipipe
-from wsipipe.config import TileConfig
+from wsipipe.config.options import TileConfig
 from wsipipe.errors import SlideError, StoreError
 from wsipipe.geometry import Grid
-from wsipipe.runtime import digest, write_bytes
+from wsipipe.runtime.atomic import lock_file, write_bytes
+from wsipipe.runtime.digest import digest
 from wsipipe.slides import Slide, SlideFile, open_slide
 from wsipipe.slides.base import chosen_mpp
 from wsipipe.slides.level import BadTile
-from wsipipe.slides.tissue import TissueMask
 from wsipipe.store import PatchTable, SlideStore
-from wsipipe.store.aside import lock_file
 from wsipipe.store.shards import Cell
 from wsipipe.tiling.plan import Bits
+from wsipipe.tissue.detect import TissueMask
 
 _ABOUT_THE_LATTICE = ("patch_px", "stride_px", "min_tissue")
 _ABOUT_THE_RUN = ("max_corrupt", "qc_image", "mpp_override", "tissue")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from wsipipe.config import TileConfig
+from wsipipe.config.options import TileConfig
 from wsipipe.errors import SlideError
 from wsipipe.geometry import LEVEL_FACTOR, Grid, Window
 from wsipipe.slides import Slide

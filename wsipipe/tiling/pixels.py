@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.geometry import LEVEL_FACTOR, Window
-from wsipipe.runtime import write_json
+from wsipipe.runtime.atomic import write_json
 from wsipipe.slides.resample import SlideView, source_level
 from wsipipe.store.shards import ArraySpec, Cell
 from wsipipe.store.slide_store import GLASS

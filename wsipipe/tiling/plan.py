@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.geometry import Grid, Window
-from wsipipe.slides.tissue import TissueMask
 from wsipipe.store import CORRUPT, NOT_STORED, USABLE, PatchTable
+from wsipipe.tissue.detect import TissueMask
 
 Bits = NDArray[np.bool_]
 """One bit for each chunk of a level: bool [rows, cols]."""

@@ -8,17 +8,17 @@ from dataclasses import asdict, dataclass
 
 from wsipipe.errors import StoreError
 from wsipipe.geometry import Grid, Window
-from wsipipe.runtime import trim_memory
+from wsipipe.runtime.memory import trim_memory
 from wsipipe.slides import Slide
 from wsipipe.slides.resample import SlideView
-from wsipipe.slides.tissue import TissueMask, TissueRules, find_tissue, tissue_from_mask
 from wsipipe.store import NOT_STORED, SlideStore
-from wsipipe.store.images import shard_windows
+from wsipipe.store.label_images import shard_windows
 from wsipipe.store.shards import Cell, ShardedArray
 from wsipipe.tiling.job import Plan, Recipe, TileJob, discard, record_file, slide_of, tidy, versions, work_of
 from wsipipe.tiling.levels import bad_windows, check_share, chunk_px, copies, is_derived
 from wsipipe.tiling.pixels import ShardTask
 from wsipipe.tiling.plan import plan_chunks, plan_patches, with_status
+from wsipipe.tissue.detect import TissueMask, TissueRules, find_tissue, tissue_from_mask
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from wsipipe.geometry import Grid, Window
-from wsipipe.runtime import write_bytes
-from wsipipe.slides.overview import BLACK, BLUR, PEN, TISSUE
-from wsipipe.slides.tissue import TissueMask
+from wsipipe.runtime.atomic import write_bytes
 from wsipipe.store import USABLE, PatchTable
+from wsipipe.tissue.detect import TissueMask
+from wsipipe.tissue.overview import BLACK, BLUR, PEN, TISSUE
 
 LONGEST_PX = 1600
 """Longer side of the picture, legend apart; smaller overviews are enlarged by a whole factor."""

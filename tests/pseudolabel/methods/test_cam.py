@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from textures import Cohort, tiled_pictures, tissue
+from support.textures import Cohort, tiled_pictures, tissue
 
 from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
 from wsipipe.nn.encoders import MEAN, STD, Statistics, create_encoder, expect, normalise
-from wsipipe.pseudolabel.lattice import Lattice
+from wsipipe.pseudolabel.instance_grid import Lattice
 from wsipipe.pseudolabel.methods import cam
 from wsipipe.pseudolabel.methods.cam import Params
-from wsipipe.pseudolabel.parts.cam_classifier import CamClassifier
-from wsipipe.runtime import Report
+from wsipipe.pseudolabel.shared.cam import CamClassifier
+from wsipipe.runtime.ledger import Report
 from wsipipe.store import SlideStore
 
 NAN = float("nan")
@@ -180,8 +180,8 @@ def test_parameters_out_of_range_are_refused_by_their_dotted_name(field: str, va
 
 @pytest.mark.slow
 def test_the_map_is_strongest_where_the_texture_was_planted(small_cohort: Cohort, run: object):
-    from wsipipe.config import PseudolabelConfig
-    from wsipipe.pseudolabel.label import pseudolabel
+    from wsipipe.config.options import PseudolabelConfig
+    from wsipipe.pseudolabel.stage import pseudolabel
 
     options = PseudolabelConfig(
         labels=str(small_cohort.labels()), method="cam", encoder="resnet18_quarter", pretrain=False

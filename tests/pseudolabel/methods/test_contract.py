@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from textures import Cohort
+from support.textures import Cohort
 
-from wsipipe.config import fitted_with
+from wsipipe.config.options import fitted_with
 from wsipipe.labels import IGNORE, Classes, read_labels
 from wsipipe.nn.encoders import create_encoder
 from wsipipe.pseudolabel.bags import make_bags
-from wsipipe.pseudolabel.embed import embed
-from wsipipe.pseudolabel.lattice import Lattice
+from wsipipe.pseudolabel.features import embed
+from wsipipe.pseudolabel.instance_grid import Lattice
 from wsipipe.pseudolabel.method import Fitting, Method, ScoreMap
-from wsipipe.pseudolabel.refined import Step, refined
+from wsipipe.pseudolabel.refinement import Step, refined
 from wsipipe.pseudolabel.registry import load, load_refinement, names, refinements
-from wsipipe.runtime import Compute
+from wsipipe.runtime.device import Compute
 from wsipipe.store import SlideStore
 
 CPU = torch.device("cpu")

@@ -26,16 +26,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsipipe.config import check, option
+from wsipipe.config.options import option
+from wsipipe.errors import check
 from wsipipe.labels import Classes
 from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import fresh
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.lattice import Lattice
+from wsipipe.pseudolabel.instance_grid import Lattice
 from wsipipe.pseudolabel.method import Fitting, ScoreMap, strongest
-from wsipipe.pseudolabel.parts.cam_classifier import CamClassifier
-from wsipipe.pseudolabel.parts.windows import WindowParams, draw_windows, slide_maps, train_windows
-from wsipipe.runtime import autocast
+from wsipipe.pseudolabel.shared.cam import CamClassifier
+from wsipipe.pseudolabel.shared.windows import WindowParams, draw_windows, slide_maps, train_windows
+from wsipipe.runtime.device import autocast
 from wsipipe.store import SlideStore
 
 REFINEMENT = "none"

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wsipipe.config import check, option
-from wsipipe.pseudolabel.parts.crf import Kernels, mean_field, unary_of_map
+from wsipipe.config.options import option
+from wsipipe.errors import check
+from wsipipe.pseudolabel.shared.crf import Kernels, mean_field, unary_of_map
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wsipipe.config import check, option
-from wsipipe.pseudolabel.parts.blur import blurred
-from wsipipe.pseudolabel.parts.walk import BETA, STEPS, Walk, spread
+from wsipipe.config.options import option
+from wsipipe.errors import check
+from wsipipe.pseudolabel.shared.blur import blurred
+from wsipipe.pseudolabel.shared.walk import BETA, STEPS, Walk, spread
 
 FLAT = 0.01
 """Optical density a cell below which a median gradient is that of flat tissue."""

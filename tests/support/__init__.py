@@ -1,0 +1,1 @@
+"""What several tests share: slides, stores, cohorts and slow references."""

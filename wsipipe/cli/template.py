@@ -1,0 +1,41 @@
+"""A pipeline.yaml with every option at its default and what it means, made from the options themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from wsipipe.config.options import SECTIONS
+from wsipipe.config.yaml import written
+from wsipipe.pseudolabel.registry import load, load_refinement, names, refinements
+
+HEAD = """\
+# Every option of wsipipe at its default. A flag wins over this file; what is left out keeps its default.
+# The file ./pipeline.yaml is read by every command; `wsipipe config` prints it anew.
+"""
+
+
+def template() -> str:
+    """The text of the file. Parameters of methods and refinements stand below `pseudolabel`, under their names."""
+    parts = [HEAD]
+    for section, config in SECTIONS.items():
+        lines = [f"{section}: # {_sentence(config)}", *_options(config, "  ")]
+        if section == "pseudolabel":
+            named = {**{n: load(n) for n in names()}, **{n: load_refinement(n) for n in refinements()}}
+            for name, module in named.items():
+                lines += [f"  {name}: # {_sentence(module)}", *_options(module.Params, "    ")]  # type: ignore[union-attr]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _options(config: type[Any], indent: str) -> list[str]:
+    """One line for each field: its default and its help."""
+    lines = []
+    for field in dataclasses.fields(config):
+        lines.append(f"{indent}{field.name}: {written(field.default)} # {field.metadata['help']}")
+    return lines
+
+
+def _sentence(thing: Any) -> str:
+    """The first sentence of a docstring."""
+    return str(thing.__doc__).strip().splitlines()[0].split(": ")[0].rstrip(".")

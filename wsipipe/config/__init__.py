@@ -1,0 +1,1 @@
+"""Options of every stage, and the strict reader of pipeline.yaml."""

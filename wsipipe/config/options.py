@@ -1,0 +1,255 @@
+"""Options of every stage as one frozen dataclass each.
+
+Sections of pipeline.yaml are named after them, keys are field names.
+A flag wins over the file, the file over the default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from wsipipe.errors import check
+
+
+def option(default: Any, help: str, fit: bool = True) -> Any:
+    """A field with the sentence that `--help` shows; `fit` is False for what a method uses only once it is fitted."""
+    return dataclasses.field(default=default, metadata={"help": help, "fit": fit})
+
+
+def fitted_with(params: Any) -> dict[str, Any]:
+    """The parameters of a method that its fit depends on."""
+    return {f.name: getattr(params, f.name) for f in dataclasses.fields(params) if f.metadata.get("fit", True)}
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """Slides to stores."""
+
+    mpp: float = option(0.5, "working resolution in um/px; a slide level within 1 % is used as it is")
+    patch_px: int = option(256, "side of a patch in px at the working resolution")
+    stride_px: int = option(0, "step between patches in px; 0: the patch size (no overlap)")
+    min_tissue: float = option(0.25, "least share of tissue (0..1) in a patch that is kept")
+    codec: str = option("jpeg", "pixel codec: jpeg (small) or zstd (lossless)")
+    quality: int = option(90, "JPEG quality, 1..100")
+    mpp_override: float = option(
+        0.0, "um/px of level 0 for slides that do not say it (or say it wrong); 0: trust the slide"
+    )
+    tissue_mpp: float = option(8.0, "um/px at which tissue is told from glass")
+    min_area_um2: float = option(10_000.0, "tissue pieces and holes smaller than this (um2) are ignored")
+    qc: bool = option(True, "leave out pen marks and what is out of focus")
+    tissue: str = option(
+        "", "masks that replace the tissue finder: folder with <slide_id>.png, .tif or .geojson, or a pattern"
+    )
+    max_corrupt: float = option(0.05, "share (0..1) of a slide's tiles that may be unreadable before the slide fails")
+    fast_resample: bool = option(False, "let libjpeg shrink tiles while it decodes them: faster, not the exact mean")
+    qc_image: bool = option(False, "write the picture that a person checks the tissue by: runs/tile/<slide_id>.png")
+    even_stain: bool = option(
+        False, "read every slide with its mean optical density over tissue brought to one reference; pixels stay"
+    )
+
+    def __post_init__(self) -> None:
+        check(0 <= self.max_corrupt <= 1, f"tile.max_corrupt: {self.max_corrupt} is not a share between 0 and 1")
+        check(0.05 <= self.mpp <= 20, f"tile.mpp: {self.mpp} um/px is outside 0.05..20")
+        check(self.patch_px >= 16, f"tile.patch_px: {self.patch_px} is too small; 16 at least")
+        check(self.stride_px >= 0, f"tile.stride_px: {self.stride_px} is negative; 0 means the patch size")
+        check(0 <= self.min_tissue <= 1, f"tile.min_tissue: {self.min_tissue} is not a share between 0 and 1")
+        check(self.codec in ("jpeg", "zstd"), f"tile.codec: {self.codec!r} is not jpeg or zstd")
+        check(self.stride_px <= self.patch_px, f"tile.stride_px: {self.stride_px} leaves gaps between patches")
+        check(0 < self.tissue_mpp <= 64, f"tile.tissue_mpp: {self.tissue_mpp} um/px is outside 0..64")
+        check(self.min_area_um2 >= 0, f"tile.min_area_um2: {self.min_area_um2} is negative")
+        check(1 <= self.quality <= 100, f"tile.quality: {self.quality} is outside 1..100")
+        override_ok = self.mpp_override == 0 or 0.05 <= self.mpp_override <= 20
+        check(override_ok, f"tile.mpp_override: {self.mpp_override} um/px is outside 0.05..20")
+
+
+@dataclass(frozen=True)
+class PseudolabelConfig:
+    """Weak labels to patch-level masks. Parameters of a method have their own section, e.g. `camel:`."""
+
+    labels: str = option("labels.csv", "CSV with slide_id, label and optionally x,y,width,height,patient_id,split")
+    method: str = option("camel", "how instances are scored; several as a,b, or all")
+    refine: str = option("", "what sharpens the scores by the slide's pixels, or none; default: the method's own")
+    refine_stride_px: int = option(8, "side of the cells, in working px, that a refinement works on at most")
+    name: str = option("", "name of the masks in the stores and of the run folder; default: the method")
+    classes: tuple[str, ...] = option((), "class names in mask order; default: those that the labels use")
+    encoder: str = option("", "timm name of the instance encoder; default: that of --weights, else resnet18_half")
+    weights: str = option("", "encoder weights: what `wsipipe pretrain` made, safetensors, or a state dict of torch")
+    pretrain: bool = option(
+        True, "pretrain the encoder by self-supervision on the slides' own patches, unless it comes with weights"
+    )
+    self_train: bool = option(True, "one round of self-training on the method's own confident answers")
+
+    def __post_init__(self) -> None:
+        check(self.refine_stride_px >= 1, f"pseudolabel.refine_stride_px: {self.refine_stride_px} is below 1")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Self-supervision on the slides' own patches; inside `pseudolabel` the encoder, labels and lattice are its own."""
+
+    name: str = option("pretrain", "name of the run folder that gets the encoder")
+    method: str = option("vicreg", "vicreg, simclr, byol, or dino (wants a GPU)")
+    encoder: str = option("resnet18_half", "timm name of the encoder; it starts from scratch")
+    labels: str = option("", "CSV with slide_id and split: slides of another split than train are left out")
+    steps: int = option(800, "most training steps")
+    batch: int = option(128, "patches in a step, each seen twice")
+    lr: float = option(0.0, "highest learning rate; 0: that of the method")
+    input_px: int = option(64, "side of the encoder's input in its own px")
+    shrink: int = option(2, "working px per input px")
+    stain: float = option(0.4, "strength of the stain jitter; 0: none")
+    patience: int = option(5, "stop after so many checks (of 20) without progress, once half is done; 0: never")
+
+    def __post_init__(self) -> None:
+        known = ("vicreg", "simclr", "byol", "dino")
+        check(self.method in known, f"pretrain.method: {self.method!r} is not one of {', '.join(known)}")
+        check(self.steps >= 1, f"pretrain.steps: {self.steps} is below 1")
+        check(self.batch >= 2, f"pretrain.batch: {self.batch} is below 2")
+        check(self.lr >= 0, f"pretrain.lr: {self.lr} is negative")
+        check(self.input_px >= 16, f"pretrain.input_px: {self.input_px} is below 16")
+        check(self.shrink >= 1, f"pretrain.shrink: {self.shrink} is below 1")
+        check(0 <= self.stain <= 1, f"pretrain.stain: {self.stain} is outside 0..1")
+        check(self.patience >= 0, f"pretrain.patience: {self.patience} is negative; 0 means never to stop early")
+
+
+@dataclass(frozen=True)
+class SegmentConfig:
+    """Masks to a trained network and stitched slide maps."""
+
+    labels: str = option("camel", "name of the masks to train on")
+    splits: str = option("", "CSV with slide_id and split: train on its train rows; default: what the masks record")
+    name: str = option("", "name of the maps in the stores and of the run folder; default: the architecture")
+    architecture: str = option("unet", "segmentation-models-pytorch architecture")
+    encoder: str = option("", "timm name of the encoder; default: that of --weights, else resnet18_half")
+    weights: str = option("", "encoder weights to start from; default: those of the masks' fit, if of this encoder")
+    steps: int = option(900, "training steps")
+    batch: int = option(8, "patches in a step, over all processes of torchrun")
+    lr: float = option(1e-3, "highest learning rate")
+    robust: float = option(0.0, "forgiveness of wrong masks: 0 cross-entropy, 0.7 as its authors, 1 mean error")
+    average: bool = option(True, "keep the running average of the weights, not the last ones")
+    rounds: int = option(0, "rounds of self-training after the first: the average teaches what the masks leave open")
+    confident: float = option(0.9, "probability from which on a teacher is believed, 0.5..1")
+    border_px: int = option(
+        0, "px on each side of the masks' borders that are not learnt from: half an instance where these are coarse"
+    )
+    zoom: float = option(1.2, "largest random enlargement or reduction in training; 1: none")
+    mosaic: float = option(0.0, "share of images put together from quarters that hold one class alone, 0..1")
+    validation: float = option(0.0, "share of patients (or slides) held out to stop by, 0..0.5; 0: none, no early stop")
+    patience: int = option(5, "stop after so many checks (of 20) without progress, once half is done; 0: never")
+    tensorboard: bool = option(False, "also write a log for TensorBoard (wants wsipipe[tensorboard])")
+    window_px: int = option(0, "side of a stitching window in px; 0: the patch size")
+    overlap: float = option(0.5, "share of a window that its neighbour repeats, 0..0.9")
+    blend: str = option("hann", "weights of overlapping windows: hann, or constant")
+    views: int = option(1, "symmetric views of a window that are averaged: 1, 2, 4 or 8")
+    stitch_memory_mb: int = option(512, "MB that stitching may take beside the network, whatever the slide's size")
+    score_stride_px: int = option(8, "px of the map that one stored score covers")
+
+    def __post_init__(self) -> None:
+        check(self.steps >= 1, f"segment.steps: {self.steps} is below 1")
+        check(self.batch >= 2, f"segment.batch: {self.batch} is below 2")
+        check(0 <= self.overlap <= 0.9, f"segment.overlap: {self.overlap} is outside 0..0.9")
+        check(self.score_stride_px >= 1, f"segment.score_stride_px: {self.score_stride_px} is below 1")
+        for name, low, high in (("robust", 0, 1), ("mosaic", 0, 1), ("validation", 0, 0.5), ("confident", 0.5, 1)):
+            value = getattr(self, name)
+            check(low <= value <= high, f"segment.{name}: {value} is outside {low}..{high}")
+        check(self.rounds >= 0, f"segment.rounds: {self.rounds} is negative")
+        check(self.rounds == 0 or self.average, "segment.rounds: the average of the weights teaches; leave it on")
+        check(1 <= self.zoom <= 2, f"segment.zoom: {self.zoom} is outside 1..2")
+        check(self.patience >= 0, f"segment.patience: {self.patience} is negative; 0 means never to stop early")
+        check(self.border_px >= 0, f"segment.border_px: {self.border_px} is negative; 0 means none")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Maps against truth."""
+
+    labels: str = option("unet", "name of the masks or maps to judge; its scores, if there are any, are judged too")
+    truth: str = option(
+        "", "folder with <slide_id>.png, .tif (masks), .geojson (QuPath) or .xml (ASAP), or a pattern with {slide_id}"
+    )
+    labels_csv: str = option(
+        "", "CSV with slide_id and label, split, patient_id; default: that of pseudolabel, if it is there"
+    )
+    truth_map: str = option(
+        "",
+        "what mask values or annotation names mean, e.g. 0=ignore,1=0,2=tumour or _0=tumour,_1=tumour,_2=0 (later "
+        "covers earlier); `outside` is what lies in no annotation; default: class indices or names",
+    )
+    split: str = option("", "judge only the slides of this split; default: all that have a truth")
+    glass: str = option(
+        "given", "pixels that the tissue mask calls glass: given (class 0 on both sides), scored as drawn, or ignored"
+    )
+    detections: str = option("", "CSV slide,class,x_px0,y_px0,p for FROC; default: the maxima of the scores")
+    slide_top: float = option(
+        0.01, "share (0..1) of a slide's tissue whose mean score, the highest, is that of the slide; 0: the maximum"
+    )
+    nms_um: float = option(150.0, "um within which only the highest score is a detection")
+
+    def __post_init__(self) -> None:
+        known = ("given", "scored", "ignored")
+        check(self.glass in known, f"evaluate.glass: {self.glass!r} is not known; choose one of {', '.join(known)}")
+        check(0 <= self.slide_top <= 1, f"evaluate.slide_top: {self.slide_top} is not a share between 0 and 1")
+        check(0 < self.nms_um < 1e5, f"evaluate.nms_um: {self.nms_um} um is outside 0..100000")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Masks and maps to files that other programs open."""
+
+    labels: str = option("unet", "name of the masks or maps to export")
+    formats: tuple[str, ...] = option(
+        ("ome-tiff", "geojson", "overlay", "areas"), "ome-tiff, geojson (QuPath), dicom-seg, overlay (PNG), areas (CSV)"
+    )
+    folder: str = option("export", "where the files go: <folder>/<labels>/<slide_id>.*")
+    verify: bool = option(False, "read every file back and compare it with the mask at level 0")
+    level: int = option(0, "GeoJSON: level of the mask; 0 is exact, each further one 4 times coarser")
+    tolerance_um: float = option(0.0, "GeoJSON: um by which outlines may deviate to have fewer vertices; 0: exact")
+    min_area_um2: float = option(0.0, "GeoJSON: pieces smaller than this (um2) are left out")
+    overlay_px: int = option(1600, "overlay: longer side of the picture in px")
+    dicom_kind: str = option("binary", "DICOM SEG: binary (what viewers read today) or labelmap")
+    dicom_source: str = option(
+        "", "DICOM SEG: folder of the slide as DICOM, {slide_id} in it; default: what the store was tiled from"
+    )
+    dicom_codes: tuple[str, ...] = option((), "DICOM SEG: what a class is, as CLASS=CODE^SCHEME^MEANING")
+
+    def __post_init__(self) -> None:
+        check(self.overlay_px >= 16, f"export.overlay_px: {self.overlay_px} is below 16")
+        exact = self.level == 0 and self.tolerance_um == 0 and self.min_area_um2 == 0
+        check(
+            not (self.verify and "geojson" in self.formats and not exact),
+            "export.verify: only an exact GeoJSON can be compared with the mask; leave level, tolerance and least area "
+            "at 0, or verify the other formats alone",
+        )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What all stages share."""
+
+    slides: tuple[str, ...] = option((), "slides, folders of slides or patterns, for `wsipipe run`")
+    stores: str = option("stores", "folder of the stores")
+    runs: str = option("runs", "folder of fits, checkpoints, ledgers and figures")
+    device: str = option("auto", "auto, cpu or cuda:N")
+    workers: int = option(0, "threads that read and write pixels; 0: one a processor")
+    seed: int = option(0, "seed of everything random")
+    max_failed: str = option("0", "slides that may fail before the exit code is 1: N or P%")
+    dask: str = option("", "dask scheduler that tiling runs on, tcp://host:port, or a number of local processes")
+
+    def __post_init__(self) -> None:
+        number = self.max_failed.removesuffix("%")
+        check(
+            number.isdecimal(), f"run.max_failed: {self.max_failed!r} is neither a number nor a percentage such as 5%"
+        )
+        check(self.workers >= 0, f"run.workers: {self.workers} is negative; 0 means one a processor")
+
+
+SECTIONS: dict[str, type] = {
+    "run": RunConfig,
+    "tile": TileConfig,
+    "pretrain": PretrainConfig,
+    "pseudolabel": PseudolabelConfig,
+    "segment": SegmentConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+}

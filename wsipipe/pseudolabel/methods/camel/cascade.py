@@ -1,0 +1,71 @@
+"""CAMEL's cascade, N = N1 x N2: what cMIL labels of a coarse lattice become the bags of a second cMIL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsipipe.pseudolabel.bags import Bag
+from wsipipe.pseudolabel.instance_grid import Lattice
+from wsipipe.pseudolabel.methods.camel.selectors import Pick
+
+
+@dataclass(frozen=True)
+class Crops:
+    """The intermediate crops of a patch bag: the bag made of them, and the instances of the patch inside each."""
+
+    bag: Bag
+    inside: tuple[NDArray[np.int64], ...]
+
+
+def coarse_lattice(lattice: Lattice, n2: int) -> Lattice:
+    """Intermediate crops of N2 x N2 instances, seen without context: four crops with context would see one patch."""
+    side = lattice.instance_px * n2
+    return Lattice(side, side, lattice.shrink)
+
+
+def intermediate(bag: Bag, lattice: Lattice, n2: int) -> Crops:
+    """The crops of N2 x N2 instances of a patch, row-major; those without any instance (glass) are left out."""
+    side = lattice.instance_px * n2
+    origin = np.array([bag.bounds.x_px, bag.bounds.y_px])
+    crop = (bag.xy_px - origin) // side  # (column, row) of the crop that each instance lies in
+    found, which = np.unique(crop[:, ::-1], axis=0, return_inverse=True)
+    xy = (found[:, ::-1] * side + origin).astype(np.int32)
+    inside = tuple(np.flatnonzero(which.ravel() == j) for j in range(len(found)))
+    return Crops(replace(bag, xy_px=xy), inside)
+
+
+@dataclass(frozen=True)
+class SubBags:
+    """Labelled crops as bags of instances: labels float [S, K] (nan: not known); where: (bag, its instances)."""
+
+    labels: Tensor
+    where: list[tuple[int, NDArray[np.int64]]]
+
+    def of(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Rows of each sub-bag, of values [M, ..] of each bag."""
+        return [values[b][torch.from_numpy(rows)] for b, rows in self.where]
+
+    def back(self, picks: Sequence[Pick]) -> list[Pick]:
+        """Picks of sub-bags as picks of the bags that they lie in."""
+        return [p._replace(bag=self.where[p.bag][0], instance=int(self.where[p.bag][1][p.instance])) for p in picks]
+
+
+def sub_bags(crops: Sequence[Crops], parents: Sequence[int], picks: Sequence[Pick], labels: Tensor) -> SubBags:
+    """The picked crops as bags. crops[j] belongs to bag parents[j]; a pick speaks of bag j and its crop.
+
+    A class that the patch does not hold is 0 in each of its crops; one that it holds is known only where picked.
+    """
+    known: dict[tuple[int, int], Tensor] = {}
+    for p in picks:
+        label = labels[parents[p.bag]].float()
+        row = known.setdefault((p.bag, p.instance), torch.where(label > 0, torch.nan, label))
+        row[p.of_class] = p.target
+    keys = sorted(known)
+    where = [(parents[j], crops[j].inside[i]) for j, i in keys]
+    return SubBags(torch.stack([known[k] for k in keys]) if keys else torch.zeros(0, labels.shape[1]), where)

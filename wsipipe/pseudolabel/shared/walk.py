@@ -1,0 +1,80 @@
+"""The random walk of IRNet (Ahn, Cho & Kwak, CVPR 2019): scores spread over a map up to its boundaries, not across.
+
+    A_ij = a_ij for neighbours (see `affinity`), A_ii = 1, else 0
+    T    = A^beta element by element, its columns divided by their sums
+    M*   = (M (1 - B)) T^t
+
+with M as row vectors, so that each cell of M* is an average of cells of M (1 - B), by weights that no boundary parts.
+The map is closed by B = 1 all around. T is never made: a step adds shifted copies of the map, which is the same as
+squaring the dense matrix log2(t) times, as published, and grows with the cells of the map instead of their square.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wsipipe.pseudolabel.shared.affinity import Offset, affinities, offsets, padded
+
+STEPS, BETA, RADIUS = 4, 10.0, 5
+"""Steps that suit fine mosaics of tissue (256 in the paper), and the published exponent and radius."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How to walk: steps t, the exponent beta of affinities, and the radius in cells below which cells are neighbours.
+
+    The radius at inference is 5 as published; that of the training pairs, 10, is another constant.
+    """
+
+    steps: int = STEPS
+    beta: float = BETA
+    radius: int = RADIUS
+
+
+def random_walk(maps: Tensor, boundary: Tensor, how: Walk = Walk()) -> Tensor:
+    """M*: maps float32 [B, K, h, w] and boundaries float32 0..1 [B, h, w] -> float32 [B, K, h, w].
+
+    A cell with B = 1 becomes 0 and lets nothing pass.
+    """
+    return spread(maps * (1 - boundary).unsqueeze(1), boundary, how)
+
+
+def spread(maps: Tensor, boundary: Tensor, how: Walk) -> Tensor:
+    """M T^t, the walk alone: maps float32 [B, K, h, w] and boundaries float32 0..1 [B, h, w] -> float32 [B, K, h, w].
+
+    A cell with B = 1 stays as it is.
+    """
+    weights = edges(boundary, how)
+    degree = gathered(torch.ones_like(boundary).unsqueeze(1), weights, how.radius)
+    for _ in range(how.steps):
+        maps = gathered(maps, weights, how.radius) / degree
+    return maps
+
+
+def edges(boundary: Tensor, how: Walk) -> Tensor:
+    """A^beta between every cell and its forward neighbours: [B, h, w] -> [B, P, h, w], 0 to what lies outside."""
+    return affinities(padded(boundary, how.radius, 1.0), how.radius) ** how.beta
+
+
+def gathered(maps: Tensor, weights: Tensor, radius: int) -> Tensor:
+    """M A^beta: every cell plus its neighbours on both sides by weight; maps [B, K, h, w], weights [B, P, h, w]."""
+    out = maps.clone()
+    for p, offset in enumerate(offsets(radius)):
+        near, far = _ends(offset, maps.shape[-2], maps.shape[-1])
+        weight = weights[:, p : p + 1, near[0], near[1]]
+        out[..., near[0], near[1]] += weight * maps[..., far[0], far[1]]
+        out[..., far[0], far[1]] += weight * maps[..., near[0], near[1]]
+    return out
+
+
+def _ends(offset: Offset, height: int, width: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Rows and columns of the cells that have a neighbour at `offset`, and of these neighbours."""
+    dy, dx = offset
+    rows, cols = max(0, height - dy), max(0, width - abs(dx))
+    left, right = max(0, -dx), max(0, dx)
+    near = slice(0, rows), slice(left, left + cols)
+    far = slice(dy, dy + rows), slice(right, right + cols)
+    return near, far

@@ -1,0 +1,1 @@
+"""Readers: one file per family of formats, tried in the order of `READERS`."""

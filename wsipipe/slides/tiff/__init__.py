@@ -1,0 +1,1 @@
+"""TIFF structure: directories, pages, compressed tiles and the JPEG streams in them."""

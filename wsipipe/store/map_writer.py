@@ -1,0 +1,196 @@
+"""The masks and scores of one slide on their way: written shard by shard beside the store, kept when a run is killed.
+
+Layout of the folder `.<store>.maps.<name>.partial`: `key` (what is made), `labels` and `scores` as they will be in the
+store, `written/<row>.<col>` (one file a finished shard: its scores, and that its mask is written), `complete` (written
+last: all that remains is to move the two folders).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import google_crc32c
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from wsipipe.errors import StoreError
+from wsipipe.labels import IGNORE
+from wsipipe.runtime.atomic import write_bytes
+from wsipipe.runtime.lock import Hold
+from wsipipe.store import layout
+from wsipipe.store.label_images import finish_labels, label_specs, score_attributes, shard_key
+from wsipipe.store.names import check_name
+from wsipipe.store.shards import SHARD_PX, ArraySpec, Cell, ShardedArray
+from wsipipe.store.slide_store import SlideStore
+
+_PARTS_HELD = 4  # more than the parts that one chunk of scores lies on, so that neighbouring chunks share them
+
+
+class GrowingMaps:
+    """`labels/<name>` and `scores/<name>` of `store`, made of what `key` stands for. A context; one process at a time.
+
+    What an earlier run has written is found again if it was made under the same key and is removed otherwise. Shards
+    are those of the mask, `shard_px` square; scores have `classes` channels and one value a `stride_px`. The scores of
+    a shard are those whose first pixel lies in it.
+    """
+
+    def __init__(
+        self, store: SlideStore, name: str, key: str, classes: int, stride_px: int, shard_px: int = SHARD_PX
+    ) -> None:
+        check_name(name)
+        self.store, self.name, self.key, self.stride_px = store, name, key, stride_px
+        self.folder = _folder(store, name)
+        width, height = store.grid.size_px
+        self.spec = ArraySpec((height, width), "uint8", IGNORE, shard_px=shard_px)
+        self.scores_shape = (classes, *store.grid.cells(stride_px))
+        hold = store.path.with_name(f".{store.path.name}.maps.{name}.hold")
+        self._hold = Hold(hold, f"{store.path}: labels/{name}")
+        self._written: dict[Cell, int] = {}
+
+    def __enter__(self) -> GrowingMaps:
+        self._hold.take()
+        try:
+            self._open()
+        except BaseException:
+            self._hold.let_go()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hold.let_go()
+
+    @property
+    def written(self) -> frozenset[Cell]:
+        """The shards that need not be made again."""
+        return frozenset(self._written)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is made, and only the folders have to be moved."""
+        return (self.folder / "complete").exists()
+
+    def cells(self, shard: Cell) -> tuple[slice, slice]:
+        """The rows and columns of the scores that belong to a shard of the mask."""
+        starts = ((i * self.spec.shard_px, (i + 1) * self.spec.shard_px) for i in shard)
+        rows, cols = (
+            slice(-(-first // self.stride_px), min(n, -(-last // self.stride_px)))
+            for (first, last), n in zip(starts, self.scores_shape[1:], strict=True)
+        )
+        return rows, cols
+
+    def write(self, shard: Cell, mask: NDArray[np.uint8], scores: NDArray[np.uint8]) -> None:
+        """Write one shard: mask uint8 [h, w], scores uint8 [class, *self.cells(shard)], 255 = 1.0."""
+        chunks = self._labels().write_region(shard, mask)
+        head = json.dumps({"chunks": chunks, "shape": scores.shape}).encode() + b"\n"
+        body = head + imagecodecs.zstd_encode(np.ascontiguousarray(scores).tobytes(), level=3)
+        write_bytes(self._part_file(shard), body + google_crc32c.value(body).to_bytes(4, "little"))
+        self._written[shard] = chunks
+
+    def finish(self, values: Mapping[int, str], meta: Mapping[str, Any]) -> None:
+        """Add what is made of the shards, then put masks and scores in place; shards not written are 255, scores 0.
+
+        `values` names the mask values; `meta` has `classes`, the names of the score channels.
+        """
+        if not self.complete:
+            labels = self.folder / "labels"
+            arrays = [_created(labels / str(k), s, "yx") for k, s in enumerate(label_specs(self.store.grid, self.spec))]
+            stored = {shard_key(shard): n for shard, n in sorted(self._written.items())}
+            finish_labels(labels, self.name, self.store.grid, values, {**meta, "stored": {"0": stored}}, arrays)
+            self._finish_scores(meta)
+            write_bytes(self.folder / "complete", b"")
+        for kind in ("scores", "labels"):
+            if (self.folder / kind).exists():  # or it was put in place before this run was killed
+                self.store.put(kind, self.name, self.folder / kind)
+        shutil.rmtree(self.folder)
+
+    def _open(self) -> None:
+        key = self.folder / "key"
+        if not key.exists() or key.read_text() != self.key:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            write_bytes(key, self.key.encode())
+        for cut_off in self.folder.rglob("*.partial"):
+            cut_off.unlink()
+        if self.complete:
+            return
+        for path in (self.folder / "written").glob("[0-9]*"):
+            with suppress(StoreError):  # cut off by a loss of power: the shard is made again
+                row, col = path.name.split(".")
+                self._written[int(row), int(col)] = _read_part(path)[0]
+        _created(self.folder / "labels" / "0", self.spec, "yx")
+
+    def _labels(self) -> ShardedArray:
+        return ShardedArray(self.folder / "labels" / "0")
+
+    def _part_file(self, shard: Cell) -> Path:
+        return self.folder / "written" / shard_key(shard)
+
+    def _finish_scores(self, meta: Mapping[str, Any]) -> None:
+        scores = self.folder / "scores"
+        array = _created(scores / "0", ArraySpec(self.scores_shape, "uint8", 0), "cyx")
+        part = lru_cache(_PARTS_HELD)(lambda shard: _read_part(self._part_file(shard))[1])
+
+        def blocks(shard: Cell) -> Iterator[tuple[Cell, NDArray[np.uint8]]]:
+            for cell in array.spec.chunks_of_shard(shard):
+                yield cell, self._chunk(cell, array.spec, part)
+
+        rows, cols = map(range, array.spec.shards)
+        shards: Iterator[Cell] = product(rows, cols)
+        stored = {shard_key(shard): array.write_blocks(shard, blocks(shard)) for shard in shards}
+        attributes = {**meta, "stored": {"0": stored}}
+        layout.write_group(scores, score_attributes(self.name, self.store.grid, self.stride_px, attributes))
+
+    def _chunk(self, cell: Cell, spec: ArraySpec, part: Any) -> NDArray[np.uint8]:
+        """One chunk of the scores from the parts that it lies on."""
+        n, shard_px, stride = spec.chunk_px, self.spec.shard_px, self.stride_px
+        block = np.zeros(spec.chunk_shape, np.uint8)
+        top, left = cell[0] * n, cell[1] * n
+        lattice = (range(first * stride // shard_px, (first + n - 1) * stride // shard_px + 1) for first in (top, left))
+        for shard in product(*lattice):
+            if shard not in self._written:
+                continue
+            rows, cols = self.cells(shard)
+            y1, y2 = max(rows.start, top), min(rows.stop, top + n)
+            x1, x2 = max(cols.start, left), min(cols.stop, left + n)
+            if y1 < y2 and x1 < x2:
+                values = part(shard)[:, y1 - rows.start : y2 - rows.start, x1 - cols.start : x2 - cols.start]
+                block[:, y1 - top : y2 - top, x1 - left : x2 - left] = values
+        return block
+
+
+def forget(store: SlideStore, name: str) -> None:
+    """Remove what is left of maps that a run put in place just before it was killed."""
+    folder = _folder(store, name)
+    if (folder / "complete").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folder(store: SlideStore, name: str) -> Path:
+    return store.path.with_name(f".{store.path.name}.maps.{name}.partial")
+
+
+def _read_part(path: Path) -> tuple[int, NDArray[np.uint8]]:
+    """The number of mask chunks and the scores uint8 [class, rows, cols] of a finished shard."""
+    data = path.read_bytes()
+    body = data[:-4]
+    if google_crc32c.value(body).to_bytes(4, "little") != data[-4:]:
+        raise StoreError(f"{path}: the checksum does not match, the file is damaged; delete it and run again")
+    head, packed = body.split(b"\n", 1)
+    facts = json.loads(head)
+    return int(facts["chunks"]), np.frombuffer(imagecodecs.zstd_decode(packed), np.uint8).reshape(facts["shape"])
+
+
+def _created(path: Path, spec: ArraySpec, axes: str) -> ShardedArray:
+    """The array at `path` with its metadata written anew (an earlier run may have been cut off within)."""
+    (path / "zarr.json").unlink(missing_ok=True)
+    return layout.create_array(path, spec, axes)

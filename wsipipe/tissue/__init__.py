@@ -1,0 +1,1 @@
+"""Which part of a slide is tissue."""
