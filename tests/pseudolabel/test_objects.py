@@ -22,7 +22,7 @@ from wsipipe.pseudolabel.methods import irnet
 from wsipipe.pseudolabel.methods.irnet.boundary import STRIDE
 from wsipipe.pseudolabel.methods.irnet.displacements import displacement_px, slide_displacements
 from wsipipe.pseudolabel.objects import COLUMNS, Measures, Objects, numbered, painted_cells
-from wsipipe.pseudolabel.shared import centres
+from wsipipe.pseudolabel import centres
 from wsipipe.pseudolabel.shared.windows import hat
 from wsipipe.store import SlideStore
 from wsipipe.store.label_images import shard_windows
