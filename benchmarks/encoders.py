@@ -32,13 +32,13 @@ from wsipipe.nn.encoders import chosen_encoder, create_encoder
 from wsipipe.nn.train import Schedule
 from wsipipe.pseudolabel.bags import Bag, make_bags
 from wsipipe.pseudolabel.features import embed
-from wsipipe.pseudolabel.instance_grid import Lattice
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.pseudolabel.methods.camel.selectors import score_features, train_selector
 from wsipipe.pseudolabel.shared.mil import prevalence
-from wsipipe.runtime.device import Compute
+from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 
-LATTICE = Lattice(64, 128, 2)
+LATTICE = InstanceGrid(64, 128, 2)
 SHARE = 0.1
 """Of the instances of a positive slide, those that are surely positive."""
 
@@ -64,7 +64,7 @@ def main() -> None:
                 torch.manual_seed(seed)
                 kind, found = chosen_encoder(args.encoder, str(weights or ""))
                 encoder = create_encoder(kind, found)
-            features = embed(encoder.eval(), bags, LATTICE, Compute(torch.device("cpu"), seed))
+            features = embed(encoder.eval(), bags, LATTICE, ComputeContext(torch.device("cpu"), seed))
             for head in HEADS:
                 auc = instance_auc(head, features, bags, split, truth, seed)
                 errors[head, name].append(1 - auc)
@@ -118,12 +118,14 @@ def instance_auc(
     """Area under the ROC curve of the test slides' instances, by a `head` of `HEADS` on features float [M, D]."""
     train, test = ([i for i, b in enumerate(bags) if split[b.id] == s] for s in ("train", "test"))
     if head == "truth":  # all instances of a kind of a slide are a bag, of which all are surely so
-        kinds = [(features[i][select(truth[i])], y) for i in train for y, select in ((1.0, of_class), (0.0, of_none))]
-        known = [(x, y) for x, y in kinds if len(x)]
+        class_pools = [
+            (features[i][select(truth[i])], y) for i in train for y, select in ((1.0, of_class), (0.0, of_none))
+        ]
+        known = [(x, y) for x, y in class_pools if len(x)]
         shown, labels, share = [x for x, _ in known], torch.tensor([[y] for _, y in known]), 1.0
     else:
         shown, labels, share = [features[i] for i in train], torch.tensor([bags[i].label for i in train]), SHARE
-    compute = Compute(torch.device("cpu"), seed)
+    compute = ComputeContext(torch.device("cpu"), seed)
     fitted = train_selector(shown, labels, [partial(prevalence, ratio=share)] * len(shown), HEAD, compute)
     scores = torch.cat(score_features(fitted, [features[i] for i in test]))[:, 0].numpy()
     shares = np.concatenate([truth[i] for i in test])

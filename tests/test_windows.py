@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsipipe.geometry import Window
-from wsipipe.windows import Cover, blend_weight, hann, starts
+from wsipipe.windows import WindowLattice, blend_weight, hann, starts
 
 
 @given(st.integers(1, 2000), st.integers(1, 300), st.data())
@@ -112,9 +112,9 @@ def test_windows_are_wanted_where_patches_are_and_found_where_an_area_is(data: s
     ]
     every = [Window(x, y, side, side) for y in starts(size[1], side, stride) for x in starts(size[0], side, stride)]
     inside = [w for w in every if any(squares_met(w, p) for p in patches)]
-    cover = Cover.plan(size, side, stride, patches)
+    cover = WindowLattice.plan(size, side, stride, patches)
     assert list(cover.touching(Window(0, 0, *size))) == inside
-    assert list(Cover.plan(size, side, stride).touching(Window(0, 0, *size))) == every
+    assert list(WindowLattice.plan(size, side, stride).touching(Window(0, 0, *size))) == every
     x, y = data.draw(place)
     area = Window(x, y, data.draw(st.integers(1, 300)), data.draw(st.integers(1, 300)))
     touching = [

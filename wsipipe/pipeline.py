@@ -110,7 +110,7 @@ def map_slides(
     if patterns:
         network = read_checkpoint(checkpoint)
         patches = replace(settings.tile, patch_px=network.patch_px, stride_px=0)
-        tile = replace(patches, mpp=network.mpp, even_stain=network.even_stain)
+        tile = replace(patches, mpp=network.mpp, normalise_stain=network.normalise_stain)
         report, tiled = tile_slides(slides_of(patterns, tile), tile, settings.run, progress)
         stores += tiled
     if report.exit_code or not stores:

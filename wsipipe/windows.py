@@ -48,7 +48,7 @@ def blend_weight(window_px: int, blend: str = "hann") -> NDArray[np.float32]:
 
 
 @dataclass(frozen=True, eq=False)
-class Cover:
+class WindowLattice:
     """Windows of one side on a lattice over a map, some of them wanted.
 
     ys, xs: int64, starts of the lattice's rows and columns, ascending. wanted: bool [rows, cols].
@@ -62,7 +62,7 @@ class Cover:
     @classmethod
     def plan(
         cls, size_px: tuple[int, int], side_px: int, stride_px: int, patches: Iterable[Window] | None = None
-    ) -> Cover:
+    ) -> WindowLattice:
         """Windows every `stride_px` over a map of `size_px` (w, h).
 
         Wanted are all, or those that share a square of `NEAR_PX` with one of `patches`.

@@ -17,7 +17,7 @@ import tifffile
 from common import CHUNK_PX, SHARD_PX, WORKERS, Cell, Job, Stopwatch, result, run
 from pools import Workers
 
-Piece = tuple[int, int]
+Band = tuple[int, int]
 """(offset, size) in the slide file."""
 
 
@@ -31,7 +31,7 @@ class SlideTiles:
             self._cols = -(-page.imagewidth // page.tilewidth)
             self._tables: bytes = page.jpegtables
 
-    def piece(self, cell: Cell) -> Piece:
+    def piece(self, cell: Cell) -> Band:
         """The place of one tile."""
         at = cell[0] * self._cols + cell[1]
         return self._offsets[at], self._sizes[at]
@@ -41,9 +41,9 @@ class SlideTiles:
         return self._tables[:-2] + stream[2:]
 
 
-def _joined(pieces: Sequence[Piece]) -> list[Piece]:
+def _joined(pieces: Sequence[Band]) -> list[Band]:
     """Neighbours in the file as one piece."""
-    runs: list[Piece] = []
+    runs: list[Band] = []
     for offset, size in pieces:
         if runs and sum(runs[-1]) == offset:
             runs[-1] = (runs[-1][0], runs[-1][1] + size)

@@ -34,7 +34,7 @@ from wsipipe.nn.encoders import MEAN, STD, normalise
 from wsipipe.nn.segmenters import create_segmenter
 from wsipipe.nn.train import Schedule, fit
 from wsipipe.pipeline import slides_of
-from wsipipe.runtime.device import Compute, autocast
+from wsipipe.runtime.device import ComputeContext, autocast
 from wsipipe.segment import predict
 from wsipipe.segment.data import Batch, Batches, Variation, find_samples
 from wsipipe.segment.losses import segmentation_loss
@@ -43,7 +43,7 @@ from wsipipe.store.label_images import shard_windows
 from wsipipe.store.shards import Cell
 from wsipipe.store.tissue_levels import TissueLevels
 from wsipipe.tiling.stage import tile_slides
-from wsipipe.windows import Cover, blend_weight
+from wsipipe.windows import WindowLattice, blend_weight
 
 CLASSES = ("a", "b", "c")
 STEP_PX = 256
@@ -97,7 +97,7 @@ def stitch(model: nn.Module, store: SlideStore, folder: str) -> dict[str, str]:
 
 def windows_of(store: SlideStore) -> list[Window]:
     """The windows that a map of the store needs, each once."""
-    cover = Cover.plan(store.grid.size_px, WINDOW_PX, STRIDE_PX, store.patches().windows)
+    cover = WindowLattice.plan(store.grid.size_px, WINDOW_PX, STRIDE_PX, store.patches().windows)
     return list(cover.touching(Window(0, 0, *store.grid.size_px)))
 
 
@@ -209,7 +209,7 @@ def train(store: SlideStore, encoder: str, rounds: int, steps: int = 12) -> dict
         return segmentation_loss(model(normalise(batch.rgb)).float(), batch.mask)
 
     def learn(draw: Callable[[int], Batch], count: int) -> None:
-        fit(model, draw, loss, Schedule(count, 1e-4), "bench", Compute(torch.device("cpu")))
+        fit(model, draw, loss, Schedule(count, 1e-4), "bench", ComputeContext(torch.device("cpu")))
 
     found: dict[str, list[float]] = {"held": [], "drawn": []}
     learn(lambda step: held, 2)  # warms up

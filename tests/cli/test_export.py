@@ -34,7 +34,7 @@ def test_a_slide_is_tiled_as_the_slides_of_the_network_were_stain_too(here: Path
     (here / "runs" / "unet" / "model.json").write_text(json.dumps(note | {"even_stain": True}))
     result = wsipipe("segment", "--checkpoint", "runs/unet/model.json", "--stitch", "new.svs")
     assert result.exit_code == 0, result.stderr
-    assert SlideStore(here / "stores" / "new.zarr").is_even
+    assert SlideStore(here / "stores" / "new.zarr").is_normalised
 
 
 def test_a_slide_without_a_network_is_refused(here: Path):

@@ -64,9 +64,9 @@ def test_buffers_are_saved_too(folder: Path):
     model = network()
     model[1].running_mean.fill_(3)
     CHECKPOINT.save(folder, model)
-    fresh = network()
-    load_weights_of(folder, fresh)
-    assert fresh[1].running_mean.tolist() == [3] * 4
+    seeded_init = network()
+    load_weights_of(folder, seeded_init)
+    assert seeded_init[1].running_mean.tolist() == [3] * 4
 
 
 @pytest.mark.parametrize("change", [{"kind": "fit"}, {"schema": SCHEMA + 1}, {"kind": None}, {"surprise": 1}])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from wsipipe.nn.ema import DECAY, Average
+from wsipipe.nn.ema import DECAY, WeightEMA
 
 
 def network() -> nn.Module:
@@ -16,7 +16,7 @@ def network() -> nn.Module:
 
 def test_it_is_the_exponential_average_of_all_that_came():
     model = network()
-    average = Average(model)
+    average = WeightEMA(model)
     expected = model[0].weight.detach().double().clone()
     for step in range(30):
         with torch.no_grad():
@@ -30,7 +30,7 @@ def test_it_is_the_exponential_average_of_all_that_came():
 
 def test_statistics_of_normalisation_are_averaged_and_counts_are_taken_over():
     model = network().train()
-    average = Average(model)
+    average = WeightEMA(model)
     model(torch.randn(4, 1, 8, 8) + 5)
     average.follow(model, 0)
     torch.testing.assert_close(average.model[1].running_mean, model[1].running_mean * 0.9)
@@ -40,7 +40,7 @@ def test_statistics_of_normalisation_are_averaged_and_counts_are_taken_over():
 
 def test_the_model_is_left_alone_and_the_average_wants_no_gradient():
     model = network().train()
-    average = Average(model)
+    average = WeightEMA(model)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     average.follow(model, 0)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -54,22 +54,22 @@ def test_a_teacher_is_frozen_after_its_step_and_all_goes_on_from_its_state(stop:
         with torch.no_grad():
             model[0].weight += step + 1
 
-    def run(average: Average, model: nn.Module, steps: range) -> None:
+    def run(average: WeightEMA, model: nn.Module, steps: range) -> None:
         for step in steps:
             moved(model, step)
             average.follow(model, step)
 
     model = network()
-    average = Average(model, {1, 3})
+    average = WeightEMA(model, {1, 3})
     assert average.teacher is None
     run(average, model, range(5))
     assert not torch.equal(average.teacher[0].weight, average.model[0].weight)
 
     other = network()
-    cut = Average(other, {1, 3})
+    cut = WeightEMA(other, {1, 3})
     run(cut, other, range(stop))
     assert (cut.teacher is None) == (stop < 2)
-    again = Average(other, {1, 3})
+    again = WeightEMA(other, {1, 3})
     again.load_state_dict(cut.state_dict())
     run(again, other, range(stop, 5))
     for a, b in ((again.model, average.model), (again.teacher, average.teacher)):

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from wsipipe.errors import CheckpointError
-from wsipipe.nn.train import Around, Schedule, fit, generator
-from wsipipe.runtime.device import Compute
+from wsipipe.nn.train import Schedule, TrainHooks, fit, generator
+from wsipipe.runtime.device import ComputeContext
 
-CPU = Compute(torch.device("cpu"))
+CPU = ComputeContext(torch.device("cpu"))
 
 
 def line(step: int) -> tuple[Tensor, Tensor]:
@@ -149,7 +149,7 @@ def test_a_huge_gradient_is_clipped_so_that_the_step_stays_small():
 
 def test_progress_is_told_after_every_step():
     heard: list[tuple[str, int, int, str]] = []
-    compute = Compute(torch.device("cpu"), 0, lambda *a: heard.append(a))
+    compute = ComputeContext(torch.device("cpu"), 0, lambda *a: heard.append(a))
     model = nn.Linear(1, 1)
     fit(model, lambda s: s, lambda s: model(torch.ones(1, 1)).square().mean(), Schedule(3, 0.1), "toy", compute)
     assert [h[:3] for h in heard] == [("toy", i, 3) for i in (1, 2, 3)]
@@ -218,7 +218,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_taken_in_parts_with_the_same_g
 
     torch.manual_seed(0)
     model = nn.Linear(1, 1)
-    losses = fit(model, batch, loss, Schedule(3, 0.1), "toy", CPU, Around(split=split))
+    losses = fit(model, batch, loss, Schedule(3, 0.1), "toy", CPU, TrainHooks(split=split))
     assert sizes[-parts:] == [8 // parts] * parts, "the parts stay as small as they had to become"
     fits, small = 8, model
     torch.manual_seed(0)
@@ -235,15 +235,17 @@ def test_where_not_even_one_image_fits_the_error_says_so():
         return list(whole.split(-(-len(whole) // n)))
 
     with pytest.raises(CheckpointError, match="toy: not even one image fits into the memory of cpu; choose a smaller"):
-        fit(nn.Linear(1, 1), lambda step: torch.zeros(4, 1), loss, Schedule(1, 0.1), "toy", CPU, Around(split=split))
+        fit(
+            nn.Linear(1, 1), lambda step: torch.zeros(4, 1), loss, Schedule(1, 0.1), "toy", CPU, TrainHooks(split=split)
+        )
 
 
 def test_the_progress_says_loss_rate_and_speed():
     notes = []
-    compute = Compute(torch.device("cpu"), 0, lambda task, done, total, note="": notes.append(note))
+    compute = ComputeContext(torch.device("cpu"), 0, lambda task, done, total, note="": notes.append(note))
     model = nn.Linear(1, 1)
     seen = []
-    around = Around(record=lambda *told: seen.append(told), size=16)
+    around = TrainHooks(record=lambda *told: seen.append(told), size=16)
     fit(model, line, lambda b: model(b[0]).sum() * 0 + 0.5, Schedule(3, 0.1), "toy", compute, around)
     assert all(re.fullmatch(r"loss 0\.500, rate \d\.\de-\d\d, \d+ patches/s", n) for n in notes), notes
     assert [(step, loss) for step, loss, _, _ in seen] == [(0, 0.5), (1, 0.5), (2, 0.5)]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from wsipipe.errors import CheckpointError
-from wsipipe.nn.train import Around, Schedule, fit, generator
-from wsipipe.nn.training_state import Keep
-from wsipipe.runtime.device import Compute
+from wsipipe.nn.train import Schedule, TrainHooks, fit, generator
+from wsipipe.nn.training_state import TrainingState
+from wsipipe.runtime.device import ComputeContext
 from wsipipe.runtime.progress import silent
 
 
@@ -28,9 +28,11 @@ def batch(step: int) -> Tensor:
     return torch.randn(8, 4, generator=generator(7, step))
 
 
-def train(keep: Keep | None, progress: Any = silent, watch: Any = None, steps: int = 8) -> tuple[nn.Module, list]:
+def train(
+    keep: TrainingState | None, progress: Any = silent, watch: Any = None, steps: int = 8
+) -> tuple[nn.Module, list]:
     model = network()
-    compute = Compute(torch.device("cpu"), 0, progress)
+    compute = ComputeContext(torch.device("cpu"), 0, progress)
     losses = fit(
         model,
         batch,
@@ -38,7 +40,7 @@ def train(keep: Keep | None, progress: Any = silent, watch: Any = None, steps: i
         Schedule(steps, 0.05),
         "toy",
         compute,
-        Around(keep, watch),
+        TrainHooks(keep, watch),
     )
     return model, losses
 
@@ -60,19 +62,19 @@ def assert_alike(a: nn.Module, b: nn.Module) -> None:
 @pytest.mark.parametrize("step", [1, 4, 8])
 def test_a_stopped_training_goes_on_to_the_same_bits_whatever_was_kept(tmp_path: Path, step: int, every_s: float):
     whole, losses = train(None)
-    keep = Keep(tmp_path / "deep" / "state", "k", every_s)
+    keep = TrainingState(tmp_path / "deep" / "state", "k", every_s)
     with pytest.raises(KeyboardInterrupt):
         train(keep, stopped_after(step))
     assert (tmp_path / "deep" / "state").exists() == (every_s == 0 or step == 8)
     torch.manual_seed(99)  # the global generator must not matter
-    again, losses_again = train(Keep(keep.path, "k", every_s))
+    again, losses_again = train(TrainingState(keep.path, "k", every_s))
     assert losses_again == losses
     assert_alike(again, whole)
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["state"]
 
 
 def test_steps_that_are_kept_are_not_made_again(tmp_path: Path):
-    keep = Keep(tmp_path / "state", "k", 0.0)
+    keep = TrainingState(tmp_path / "state", "k", 0.0)
     with pytest.raises(KeyboardInterrupt):
         train(keep, stopped_after(5))
     seen: list[int] = []
@@ -81,7 +83,7 @@ def test_steps_that_are_kept_are_not_made_again(tmp_path: Path):
 
 
 def test_a_finished_training_is_not_repeated_until_its_state_is_cleared(tmp_path: Path):
-    keep = Keep(tmp_path / "state", "k")
+    keep = TrainingState(tmp_path / "state", "k")
     first, losses = train(keep)
     again, losses_again = train(keep, stopped_after(1))
     assert losses_again == losses
@@ -93,9 +95,9 @@ def test_a_finished_training_is_not_repeated_until_its_state_is_cleared(tmp_path
 
 
 def test_the_state_of_another_key_is_left_aside(tmp_path: Path):
-    train(Keep(tmp_path / "state", "other"), steps=3)
+    train(TrainingState(tmp_path / "state", "other"), steps=3)
     whole, _ = train(None)
-    other, _ = train(Keep(tmp_path / "state", "k"))
+    other, _ = train(TrainingState(tmp_path / "state", "k"))
     assert_alike(other, whole)
 
 
@@ -104,7 +106,7 @@ def test_a_damaged_state_costs_time_but_not_the_training(
     tmp_path: Path, damage: bytes | None, caplog: pytest.LogCaptureFixture
 ):
     path = tmp_path / "state"
-    keep = Keep(path, "k", 0.0)
+    keep = TrainingState(path, "k", 0.0)
     train(keep)
     path.write_bytes(path.read_bytes()[:-200] if damage is None else damage)
     again, _ = train(keep)
@@ -135,7 +137,7 @@ def test_a_watcher_may_end_the_training_and_remembers_over_a_stop(tmp_path: Path
     whole, losses = train(None, lambda task, done, total, note="": told.append(done), Counter(5))
     assert len(losses) == 5
     assert told == [1, 2, 3, 4, 8], "the bar does not end"
-    keep = Keep(tmp_path / "state", "k", 0.0)
+    keep = TrainingState(tmp_path / "state", "k", 0.0)
     with pytest.raises(KeyboardInterrupt):
         train(keep, stopped_after(2), Counter(5))
     again, losses_again = train(keep, watch=Counter(5))
@@ -144,7 +146,7 @@ def test_a_watcher_may_end_the_training_and_remembers_over_a_stop(tmp_path: Path
 
 
 def test_a_training_ended_by_its_watcher_is_kept_as_ended(tmp_path: Path):
-    keep = Keep(tmp_path / "state", "k")
+    keep = TrainingState(tmp_path / "state", "k")
     _, losses = train(keep, watch=Counter(3))
     assert keep.path.exists()
     assert len(losses) == 3
@@ -152,14 +154,14 @@ def test_a_training_ended_by_its_watcher_is_kept_as_ended(tmp_path: Path):
 
 
 def test_nonsense_leaves_the_last_good_state(tmp_path: Path):
-    keep = Keep(tmp_path / "state", "k", 0.0)
+    keep = TrainingState(tmp_path / "state", "k", 0.0)
     model = network()
 
     def loss(x: Tensor) -> Tensor:
         return model(x).square().mean() * float("nan" if torch.equal(x, batch(3)) else 1)
 
     with pytest.raises(CheckpointError, match="the loss is nan at step 3"):
-        fit(model, batch, loss, Schedule(8, 0.05), "toy", Compute(torch.device("cpu")), Around(keep))
+        fit(model, batch, loss, Schedule(8, 0.05), "toy", ComputeContext(torch.device("cpu")), TrainHooks(keep))
     state = torch.load(keep.path, weights_only=True)
     assert state["step"] == 3
     assert all(torch.isfinite(v.float()).all() for v in state["model"].values())

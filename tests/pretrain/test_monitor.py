@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from wsipipe.pretrain.monitor import Watch, effective_rank, is_flat
 from wsipipe.pretrain.objectives import objective
 from wsipipe.pretrain.views import Pool, Views
-from wsipipe.runtime.device import Compute
+from wsipipe.runtime.device import ComputeContext
 
-CPU = Compute(torch.device("cpu"))
+CPU = ComputeContext(torch.device("cpu"))
 
 
 def slow_rank(z: np.ndarray) -> float:
@@ -108,9 +108,9 @@ def test_a_watch_looks_every_so_often_and_stops_a_training_that_stands_still_whi
 def test_what_a_watch_remembers_comes_back():
     w, _ = watch(1)
     w(0)
-    fresh, _ = watch(1)
-    fresh.load_state_dict(w.state_dict())
-    assert fresh.checks == w.checks
+    seeded_init, _ = watch(1)
+    seeded_init.load_state_dict(w.state_dict())
+    assert seeded_init.checks == w.checks
 
 
 def test_features_that_say_the_same_of_every_patch_are_warned_of(caplog: pytest.LogCaptureFixture):

@@ -15,7 +15,7 @@ from wsipipe.nn.train import Schedule, fit, generator
 from wsipipe.pretrain.losses import dino_loss, simclr_loss
 from wsipipe.pretrain.objectives import Byol, Dino, objective
 from wsipipe.pretrain.views import Views
-from wsipipe.runtime.device import Compute
+from wsipipe.runtime.device import ComputeContext
 
 METHODS = ("vicreg", "simclr", "byol", "dino")
 
@@ -50,7 +50,7 @@ def test_training_lowers_the_loss_and_swapping_the_views_changes_nothing(method:
     held = two_views(999)
     before = float(model.eval()(*held).detach())
     assert float(model(*reversed(held)).detach()) == pytest.approx(before, rel=1e-4)
-    cpu = Compute(torch.device("cpu"))
+    cpu = ComputeContext(torch.device("cpu"))
     losses = fit(model, two_views, lambda v: model(*v), Schedule(60, 3e-3), method, cpu)
     assert sum(losses[-10:]) < sum(losses[:10]) * 0.98
     assert all(math.isfinite(x) for x in losses)
@@ -66,7 +66,7 @@ def test_dino_brings_the_views_of_a_patch_nearer_than_those_of_others():
 
     model = objective("dino", small(), 8, 60)
     before = nearness(model)
-    fit(model, two_views, lambda v: model(*v), Schedule(60, 3e-3), "dino", Compute(torch.device("cpu")))
+    fit(model, two_views, lambda v: model(*v), Schedule(60, 3e-3), "dino", ComputeContext(torch.device("cpu")))
     assert nearness(model) > before + 0.05
 
 

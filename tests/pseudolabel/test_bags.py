@@ -13,11 +13,11 @@ from wsipipe.errors import LabelsError
 from wsipipe.geometry import Window
 from wsipipe.labels import Classes, LabelTable, WeakLabel
 from wsipipe.pseudolabel.bags import Bag, make_bags
-from wsipipe.pseudolabel.instance_grid import Lattice
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.store import SlideStore
 
 Box = tuple[float, float, float, float]
-LATTICE = Lattice(16, 32, 2)
+LATTICE = InstanceGrid(16, 32, 2)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def bags_of(stores: dict[str, SlideStore]) -> Maker:
     """`bags_of(("half", box, present), ..)`: lines count from 2, as in a file."""
 
     def make(
-        *rows: tuple[str, Box | None, tuple[int, ...]], min_tissue: float = 0.5, lattice: Lattice = LATTICE
+        *rows: tuple[str, Box | None, tuple[int, ...]], min_tissue: float = 0.5, lattice: InstanceGrid = LATTICE
     ) -> tuple[list[Bag], list[str]]:
         labels = tuple(WeakLabel(i + 2, s, p, box, f"of {s}") for i, (s, box, p) in enumerate(rows))
         table = LabelTable(Path("labels.csv"), Classes(("a", "b")), labels)

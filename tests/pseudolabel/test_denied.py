@@ -11,16 +11,16 @@ from support.textures import tiled_pictures, tissue
 from torch import Tensor, nn
 
 from wsipipe.labels import IGNORE, Classes
-from wsipipe.pseudolabel.instance_grid import Lattice
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.pseudolabel.method import ScoreMap
 from wsipipe.pseudolabel.methods import cam, drs, histosegnet
-from wsipipe.pseudolabel.paint import denied_cells, gate
+from wsipipe.pseudolabel.paint import excluded_cells, gate
 from wsipipe.pseudolabel.shared.cam import CamClassifier
 from wsipipe.pseudolabel.shared.windows import cut, slide_maps
 from wsipipe.store import SlideStore
 
 CPU = torch.device("cpu")
-LATTICE = Lattice(8, 64, 2)
+LATTICE = InstanceGrid(8, 64, 2)
 ROWS, COLS = 12, 20
 
 
@@ -32,18 +32,18 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
 
 def test_a_row_denies_cells_whose_centre_lies_in_its_box(slide: SlideStore):
     rules = [((1, 0), None), ((0, 1), (10.0, 20.0, 60.0, 30.0))]
-    denied = denied_cells(rules, 2, slide, 8)
-    assert denied[1].all()
+    excluded = excluded_cells(rules, 2, slide, 8)
+    assert excluded[1].all()
     for r, c in np.ndindex(ROWS, COLS):
-        assert denied[0, r, c] == (10 <= 8 * c + 4 < 70 and 20 <= 8 * r + 4 < 50)
+        assert excluded[0, r, c] == (10 <= 8 * c + 4 < 70 and 20 <= 8 * r + 4 < 50)
 
 
 def test_where_every_class_is_denied_none_is_certain():
     values = np.full((2, 1, 4), 0.9, np.float32)
     none = np.array([[0.1, 0.1, 0.1, np.nan]], np.float32)
     values[:, 0, 3] = np.nan
-    denied = np.array([[[0, 1, 1, 1]], [[0, 0, 1, 1]]], bool)
-    got = ScoreMap(values, none, 8).without(denied)
+    excluded = np.array([[[0, 1, 1, 1]], [[0, 0, 1, 1]]], bool)
+    got = ScoreMap(values, none, 8).without(excluded)
     np.testing.assert_array_equal(got.none, np.array([[0.1, 0.1, 1, np.nan]], np.float32))
     np.testing.assert_array_equal(got.values[:, 0, :3], np.array([[0.9, 0, 0], [0.9, 0.9, 0]], np.float32))
 
@@ -55,22 +55,22 @@ def test_tissue_that_a_label_calls_none_is_none_for_drs_not_unexplained(slide: S
 
 
 def test_windows_of_what_is_denied_are_cut_out_as_those_of_the_slide():
-    denied = np.random.default_rng(0).random((3, 10, 13)) < 0.5
-    got = cut(denied, np.array([[0, 0], [4, 7], [8, 12]]), 4).numpy()
+    excluded = np.random.default_rng(0).random((3, 10, 13)) < 0.5
+    got = cut(excluded, np.array([[0, 0], [4, 7], [8, 12]]), 4).numpy()
     assert got.shape == (3, 3, 4, 4)
     for k, (top, left) in enumerate(((0, 0), (4, 7), (8, 12))):
         for r, c in np.ndindex(4, 4):
             inside = top + r < 10 and left + c < 13
-            expected = denied[:, top + r, left + c] if inside else np.zeros(3, bool)
+            expected = excluded[:, top + r, left + c] if inside else np.zeros(3, bool)
             np.testing.assert_array_equal(got[k, :, r, c], expected)
 
 
 def test_maps_of_a_slide_get_what_is_denied_in_their_windows(slide: SlideStore):
-    denied = np.random.default_rng(1).random((2, ROWS, COLS)) < 0.5
-    got = slide_maps(slide, LATTICE, 0.5, 2, lambda rgb, tissue, denied: denied.float(), denied)
+    excluded = np.random.default_rng(1).random((2, ROWS, COLS)) < 0.5
+    got = slide_maps(slide, LATTICE, 0.5, 2, lambda rgb, tissue, excluded: excluded.float(), excluded)
     known = ~np.isnan(got)
     assert known.sum() > 300
-    np.testing.assert_allclose(got[known], denied[known], atol=1e-6)
+    np.testing.assert_allclose(got[known], excluded[known], atol=1e-6)
 
 
 class Constant(nn.Module):
@@ -96,8 +96,8 @@ def test_a_class_that_a_label_denies_holds_no_other_class_back(slide: SlideStore
     params = histosegnet.Params(none=none)
     model = network(params, (2.0, 1.0))
 
-    def painted(denied: NDArray[np.bool_] | None) -> set[int]:
-        scores = histosegnet.score(model, slide, LATTICE, params, CPU, denied)
+    def painted(excluded: NDArray[np.bool_] | None) -> set[int]:
+        scores = histosegnet.score(model, slide, LATTICE, params, CPU, excluded)
         mask = histosegnet.mask(scores, params)
         return set(np.unique(mask[scores.known]).tolist())
 
@@ -113,9 +113,9 @@ def test_class_maps_are_scaled_by_what_no_label_denies(slide: SlideStore, monkey
     maps[0, :, :5] = 4
     monkeypatch.setattr(cam, "slide_maps", lambda *a: maps.copy())
     model = CamClassifier(Constant(), 32, 1)
-    denied = np.zeros((1, ROWS, COLS), bool)
-    denied[0, :, :5] = True
+    excluded = np.zeros((1, ROWS, COLS), bool)
+    excluded[0, :, :5] = True
     assert cam.score(model, slide, LATTICE, cam.Params(), CPU).values[0, 0, 10] == 0.25
-    scores = cam.score(model, slide, LATTICE, cam.Params(), CPU, denied)
+    scores = cam.score(model, slide, LATTICE, cam.Params(), CPU, excluded)
     assert scores.values[0, 0, 10] == 1
     assert (scores.values[0, :, :5] == 0).all()

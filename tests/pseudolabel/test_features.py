@@ -14,13 +14,13 @@ from wsipipe.geometry import Window
 from wsipipe.nn.encoders import normalise
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.features import embed
-from wsipipe.pseudolabel.instance_grid import Lattice, read_crops
-from wsipipe.runtime.device import Compute
+from wsipipe.pseudolabel.instance_grid import InstanceGrid, read_crops
+from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 from wsipipe.store.features import feature_names
 
-CPU = Compute(torch.device("cpu"))
-LATTICE = Lattice(16, 32, 2)
+CPU = ComputeContext(torch.device("cpu"))
+LATTICE = InstanceGrid(16, 32, 2)
 
 
 class Counting(nn.Module):
@@ -93,7 +93,7 @@ def test_a_region_on_the_lattice_reads_what_lies_inside_its_bounds_and_computes_
 
 
 def test_a_region_fills_its_part_and_a_slide_the_rest(store: SlideStore):
-    alone = Lattice(16, 16, 1)
+    alone = InstanceGrid(16, 16, 1)
     region, encoder = boxes(store)[0], Counting()
     embed(encoder, [region], alone, CPU, "net")
     assert encoder.crops == 24
@@ -109,7 +109,7 @@ def test_other_weights_other_lattices_and_other_pixels_are_kept_apart(store: Sli
     )
     assert other.crops == 96
     narrow = Counting()
-    embed(narrow, [slide_bag(store)], Lattice(16, 16, 1), CPU, "net")
+    embed(narrow, [slide_bag(store)], InstanceGrid(16, 16, 1), CPU, "net")
     assert narrow.crops == 96
     assert len(feature_names(store)) == 3
     retiled = SlideStore(store.path)

@@ -18,7 +18,7 @@ from support.textures import tiled_pictures, tissue
 from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
 from wsipipe.pseudolabel import instance_grid as module
-from wsipipe.pseudolabel.instance_grid import Lattice, read_crops, shrunk
+from wsipipe.pseudolabel.instance_grid import InstanceGrid, read_crops, shrunk
 from wsipipe.store import SlideStore
 
 
@@ -37,7 +37,9 @@ def slow_shrunk(rgb: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     return out
 
 
-def slow_crop(store: SlideStore, xy: tuple[int, int], lattice: Lattice, bounds: Window | None) -> NDArray[np.uint8]:
+def slow_crop(
+    store: SlideStore, xy: tuple[int, int], lattice: InstanceGrid, bounds: Window | None
+) -> NDArray[np.uint8]:
     """One crop, read by itself."""
     corner = [v - (lattice.seen_px - lattice.instance_px) // 2 for v in xy]
     if bounds is not None:
@@ -52,7 +54,9 @@ def slow_crop(store: SlideStore, xy: tuple[int, int], lattice: Lattice, bounds: 
     return slow_shrunk(seen, lattice.shrink).transpose(2, 0, 1)
 
 
-def assert_crops(store: SlideStore, xy: list[tuple[int, int]], lattice: Lattice, bounds: Window | None = None) -> None:
+def assert_crops(
+    store: SlideStore, xy: list[tuple[int, int]], lattice: InstanceGrid, bounds: Window | None = None
+) -> None:
     got = read_crops(store, np.array(xy, np.int32).reshape(-1, 2), lattice, bounds)
     assert got.dtype == np.uint8
     assert got.shape == (len(xy), 3, lattice.input_px, lattice.input_px)
@@ -60,11 +64,17 @@ def assert_crops(store: SlideStore, xy: list[tuple[int, int]], lattice: Lattice,
         np.testing.assert_array_equal(crop, slow_crop(store, at, lattice, bounds), err_msg=str(at))
 
 
-LATTICES = [Lattice(16, 16, 1), Lattice(16, 32, 1), Lattice(16, 32, 2), Lattice(32, 32, 4), Lattice(9, 27, 3)]
+LATTICES = [
+    InstanceGrid(16, 16, 1),
+    InstanceGrid(16, 32, 1),
+    InstanceGrid(16, 32, 2),
+    InstanceGrid(32, 32, 4),
+    InstanceGrid(9, 27, 3),
+]
 
 
 @pytest.mark.parametrize("lattice", LATTICES, ids=str)
-def test_crops_equal_a_slow_reader_over_the_whole_slide_and_its_borders(plain: SlideStore, lattice: Lattice):
+def test_crops_equal_a_slow_reader_over_the_whole_slide_and_its_borders(plain: SlideStore, lattice: InstanceGrid):
     m = lattice.instance_px
     assert_crops(plain, [(x, y) for y in range(0, 220, m) for x in range(0, 300, m)][::3], lattice)
 
@@ -72,7 +82,7 @@ def test_crops_equal_a_slow_reader_over_the_whole_slide_and_its_borders(plain: S
 @pytest.mark.parametrize("block_px", [16, 50, 100])
 @pytest.mark.parametrize("lattice", LATTICES[1:4], ids=str)
 def test_crops_do_not_depend_on_the_blocks_that_they_are_cut_from(
-    plain: SlideStore, lattice: Lattice, block_px: int, monkeypatch: pytest.MonkeyPatch
+    plain: SlideStore, lattice: InstanceGrid, block_px: int, monkeypatch: pytest.MonkeyPatch
 ):
     xy = [(x, y) for y in range(-32, 256, 32) for x in range(-32, 320, 32)]
     whole = read_crops(plain, np.array(xy, np.int32), lattice)
@@ -95,9 +105,9 @@ def test_crops_of_a_region_equal_a_slow_reader_and_stay_inside_it(plain: SlideSt
         assert len(read_crops(plain, np.array([[x0, y0]], np.int32), lattice, bounds)) == 1
 
 
-@pytest.mark.parametrize("lattice", [Lattice(16, 32, 2), Lattice(9, 27, 3), Lattice(32, 32, 4)], ids=str)
+@pytest.mark.parametrize("lattice", [InstanceGrid(16, 32, 2), InstanceGrid(9, 27, 3), InstanceGrid(32, 32, 4)], ids=str)
 @pytest.mark.parametrize("spare", range(5))
-def test_crops_pushed_inwards_stay_on_the_raster_of_the_others(plain: SlideStore, lattice: Lattice, spare: int):
+def test_crops_pushed_inwards_stay_on_the_raster_of_the_others(plain: SlideStore, lattice: InstanceGrid, spare: int):
     m = lattice.instance_px
     bounds = Window(31, 22, 4 * m + spare, 4 * m + spare)
     xy = [(31 + c * m, 22 + r * m) for r in (0, 3) for c in range(4)]
@@ -108,7 +118,7 @@ def test_crops_pushed_inwards_stay_on_the_raster_of_the_others(plain: SlideStore
 
 def test_no_pixel_beside_a_region_is_seen(plain: SlideStore):
     """The outer squares of a patch look inwards."""
-    lattice, bounds = Lattice(16, 32, 2), Window(64, 64, 64, 64)
+    lattice, bounds = InstanceGrid(16, 32, 2), Window(64, 64, 64, 64)
     xy = np.array([(x, y) for y in range(64, 128, 16) for x in range(64, 128, 16)], np.int32)
     got = read_crops(plain, xy, lattice, bounds)
     np.testing.assert_array_equal(got[0], slow_crop(plain, (72, 72), lattice, None))
@@ -116,7 +126,7 @@ def test_no_pixel_beside_a_region_is_seen(plain: SlideStore):
 
 
 def test_a_region_smaller_than_what_is_seen_is_read_from_its_corner(plain: SlideStore):
-    lattice = Lattice(16, 48, 1)
+    lattice = InstanceGrid(16, 48, 1)
     got = read_crops(plain, np.array([[70, 50], [86, 50]], np.int32), lattice, Window(70, 50, 32, 32))
     for crop in got:
         np.testing.assert_array_equal(crop.transpose(1, 2, 0), plain.read(Window(70, 50, 48, 48)))
@@ -129,7 +139,7 @@ def test_no_instance_gives_no_crop(plain: SlideStore):
 def test_splitting_a_patch_and_putting_it_together_is_the_identity(plain: SlideStore):
     """Instance k is row k // 4, column k % 4."""
     xy = np.array([(64 + k % 4 * 16, 128 + k // 4 * 16) for k in range(16)], np.int32)
-    crops = read_crops(plain, xy, Lattice(16, 16, 1), Window(64, 128, 64, 64))
+    crops = read_crops(plain, xy, InstanceGrid(16, 16, 1), Window(64, 128, 64, 64))
     together = crops.reshape(4, 4, 3, 16, 16).transpose(0, 3, 1, 4, 2).reshape(64, 64, 3)
     np.testing.assert_array_equal(together, plain.read(Window(64, 128, 64, 64)))
 
@@ -158,7 +168,7 @@ def test_shrinking_keeps_a_constant(value: int, factor: int):
 )
 def test_sizes_that_do_not_divide_are_refused(sizes: tuple[int, int, int], text: str):
     with pytest.raises(ConfigError, match=text):
-        Lattice(*sizes)
+        InstanceGrid(*sizes)
 
 
 @pytest.fixture
@@ -189,14 +199,14 @@ def slow_cells(store: SlideStore, m: int, min_tissue: float) -> list[list[int]]:
 @pytest.mark.parametrize("m", [16, 32, 64])
 @pytest.mark.parametrize("min_tissue", [0.0, 0.5, 1.0])
 def test_cells_are_those_with_enough_tissue_inside_patches_row_by_row(island: SlideStore, m: int, min_tissue: float):
-    got = Lattice(m, m, 1).cells(island, min_tissue)
+    got = InstanceGrid(m, m, 1).cells(island, min_tissue)
     assert got.dtype == np.int32
     assert got.tolist() == slow_cells(island, m, min_tissue)
     assert len(got)
 
 
 def test_more_tissue_asked_for_means_fewer_cells(island: SlideStore):
-    counts = [len(Lattice(16, 16, 1).cells(island, t)) for t in (0.0, 0.3, 0.6, 1.0)]
+    counts = [len(InstanceGrid(16, 16, 1).cells(island, t)) for t in (0.0, 0.3, 0.6, 1.0)]
     assert all(a >= b for a, b in pairwise(counts))
     assert counts[0] > counts[-1] > 0
 
@@ -222,7 +232,7 @@ def slow_overlapping(store: SlideStore, m: int, min_tissue: float, overlap: int)
 
 @pytest.mark.parametrize(("m", "overlap"), [(16, 1), (32, 2), (32, 4), (48, 3)])
 def test_overlapping_instances_are_those_of_a_slow_search(island: SlideStore, m: int, overlap: int):
-    got = Lattice(m, m, 1).overlapping(island, 0.5, overlap)
+    got = InstanceGrid(m, m, 1).overlapping(island, 0.5, overlap)
     assert got.dtype == np.int32
     assert got.tolist() == slow_overlapping(island, m, 0.5, overlap)
     assert len(got)
@@ -235,11 +245,11 @@ def test_cells_of_an_unusable_patch_are_left_out(island: SlideStore):
     shutil.rmtree(island.path / "patches" / "64_64")
     island.write_patches(replace(table, status=status))
     row, col = table.cell[3].tolist()
-    cells = Lattice(16, 16, 1).cells(island, 0.0).tolist()
+    cells = InstanceGrid(16, 16, 1).cells(island, 0.0).tolist()
     assert cells == slow_cells(island, 16, 0.0)
     assert not [c for c in cells if c[0] // 4 == row and c[1] // 4 == col]
 
 
 def test_a_slide_without_tissue_has_no_cells(tile_pictures: Callable[..., dict[str, Path]]):
     paths = tile_pictures({"glass": np.full((130, 130, 3), 243, np.uint8)}, patch_px=64)
-    assert Lattice(16, 16, 1).cells(SlideStore(paths["glass"]), 0.5).shape == (0, 2)
+    assert InstanceGrid(16, 16, 1).cells(SlideStore(paths["glass"]), 0.5).shape == (0, 2)

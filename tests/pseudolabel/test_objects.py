@@ -17,12 +17,12 @@ from wsipipe.errors import StoreError
 from wsipipe.geometry import Grid, Window
 from wsipipe.labels import Classes
 from wsipipe.nn.encoders import create_encoder
-from wsipipe.pseudolabel.instance_grid import Lattice
+from wsipipe.pseudolabel import centres
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.pseudolabel.methods import irnet
 from wsipipe.pseudolabel.methods.irnet.boundary import STRIDE
 from wsipipe.pseudolabel.methods.irnet.displacements import displacement_px, slide_displacements
 from wsipipe.pseudolabel.objects import COLUMNS, Measures, Objects, numbered, painted_cells
-from wsipipe.pseudolabel import centres
 from wsipipe.pseudolabel.shared.windows import hat
 from wsipipe.store import SlideStore
 from wsipipe.store.label_images import shard_windows
@@ -30,7 +30,7 @@ from wsipipe.store.shards import ArraySpec
 from wsipipe.store.tissue_levels import TissueLevels
 
 CPU = torch.device("cpu")
-LATTICE = Lattice(16, 128, 2)
+LATTICE = InstanceGrid(16, 128, 2)
 CELL = 8
 WANTED = SimpleNamespace(displacement=True)
 NONE = torch.nn.Identity()

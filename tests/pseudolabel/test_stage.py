@@ -264,20 +264,20 @@ def test_a_store_at_another_resolution_fails_alone(stores: Stores, csv: Csv, sta
 
 
 def test_stain_must_be_read_alike(stores: Stores, csv: Csv, stage: Stage, run: RunConfig):
-    SlideStore(stores["free"]).even_stain()
+    SlideStore(stores["free"]).normalise_stain()
     report, _ = stage(stores, csv())
     assert statuses(report) == dict.fromkeys(stores, "done") | {"free": "failed"}
     assert (
         "the fit saw stain as scanned; tile this slide alike, with --no-even-stain" in report.of("failed")[0]["reason"]
     )
-    SlideStore(stores["blob"]).even_stain()
+    SlideStore(stores["blob"]).normalise_stain()
     with pytest.raises(ConfigError, match="some training stores were tiled with --even-stain and some were not"):
         stage(stores, csv(), name="mixed")
     for path in stores.values():
-        SlideStore(path).even_stain()
+        SlideStore(path).normalise_stain()
     assert stage(stores, csv(), name="even")[0].exit_code == 0
-    assert read_checkpoint(Path(run.runs) / "even").even_stain
-    assert not read_checkpoint(Path(run.runs) / "camel").even_stain
+    assert read_checkpoint(Path(run.runs) / "even").normalise_stain
+    assert not read_checkpoint(Path(run.runs) / "camel").normalise_stain
 
 
 def test_training_stores_must_share_patch_and_resolution(stores: Stores, csv: Csv, stage: Stage, tmp_path: Path):

@@ -23,7 +23,7 @@ from wsipipe.geometry import Window
 from wsipipe.nn.checkpoint import Checkpoint, read_checkpoint, save_weights
 from wsipipe.nn.encoders import Statistics, create_encoder
 from wsipipe.pretrain.stage import pretrain
-from wsipipe.pseudolabel.method import Fitting
+from wsipipe.pseudolabel.method import FitContext
 from wsipipe.pseudolabel.methods import camel
 from wsipipe.pseudolabel.stage import pseudolabel
 from wsipipe.store import SlideStore
@@ -50,7 +50,7 @@ def test_a_pretrained_encoder_is_shared_by_fits_and_not_made_again_after_a_stop(
 ):
     real = camel.fit
 
-    def broken(bags: object, lattice: object, params: object, given: Fitting) -> None:
+    def broken(bags: object, lattice: object, params: object, given: FitContext) -> None:
         given.encoder()
         raise KeyboardInterrupt
 
@@ -81,7 +81,7 @@ def test_pretraining_leaves_no_trace_in_what_is_made_after_it(
 ):
     drawn = []
 
-    def drawing(bags: object, lattice: object, params: object, given: Fitting) -> None:
+    def drawing(bags: object, lattice: object, params: object, given: FitContext) -> None:
         torch.manual_seed(1)
         given.encoder()
         drawn.append(torch.rand(3))

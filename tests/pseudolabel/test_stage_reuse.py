@@ -46,7 +46,7 @@ def test_a_fit_of_an_older_edition_counts_as_made_from_other_inputs(
     stores: Stores, csv: Csv, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ):
     stage(stores, csv())
-    monkeypatch.setattr(module, "EDITION", module.EDITION + 1)
+    monkeypatch.setattr(module, "CACHE_VERSION", module.CACHE_VERSION + 1)
     with pytest.raises(StoreError, match="holds a fit of other inputs"):
         stage(stores, csv())
     report, _ = stage(stores, csv(), overwrite=True)

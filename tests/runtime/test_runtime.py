@@ -23,7 +23,7 @@ from wsipipe.runtime.atomic import write_json
 from wsipipe.runtime.digest import digest
 from wsipipe.runtime.executor import executor, map_threads, threads
 from wsipipe.runtime.ledger import Report, read_ledger
-from wsipipe.runtime.lock import Hold
+from wsipipe.runtime.lock import SlideLock
 
 
 def report(max_failed: str, failed: int, total: int) -> Report:
@@ -305,7 +305,7 @@ def test_an_address_that_is_none_says_so(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_hold_is_exclusive_and_names_its_holder(tmp_path: Path):
     file = tmp_path / "new" / ".a.tiling"
-    mine, theirs = Hold(file, "a.zarr: tiling it"), Hold(file, "a.zarr: tiling it")
+    mine, theirs = SlideLock(file, "a.zarr: tiling it"), SlideLock(file, "a.zarr: tiling it")
     mine.take()
     assert (mine.is_held, theirs.is_held) == (True, False)
     message = (
@@ -314,13 +314,13 @@ def test_a_hold_is_exclusive_and_names_its_holder(tmp_path: Path):
     for _ in range(2):  # who asks does not wipe out the name
         with pytest.raises(StoreError, match=message):
             theirs.take()
-    theirs.let_go()
+    theirs.release()
     assert file.exists()
-    mine.let_go()
+    mine.release()
     assert (mine.is_held, list(file.parent.iterdir())) == (False, [])
-    mine.let_go()
+    mine.release()
     theirs.take()
-    theirs.let_go()
+    theirs.release()
     assert list(file.parent.iterdir()) == []
 
 
@@ -332,10 +332,10 @@ def test_a_hold_of_a_process_that_was_killed_is_free(tmp_path: Path):
     file = tmp_path / ".a.tiling"
     assert subprocess.run([sys.executable, "-c", code, file], check=False).returncode == -9
     assert file.read_text().startswith("process ")
-    hold = Hold(file, "a")
+    hold = SlideLock(file, "a")
     hold.take()
     assert f"process {os.getpid()} " in file.read_text()
-    hold.let_go()
+    hold.release()
     assert not file.exists()
 
 
@@ -343,7 +343,7 @@ def test_only_one_of_many_takes_a_hold(tmp_path: Path):
     file, got, start = tmp_path / ".a.tiling", [], threading.Barrier(8)
 
     def race() -> None:
-        hold = Hold(file, "a")
+        hold = SlideLock(file, "a")
         start.wait(10)
         try:
             hold.take()

@@ -21,7 +21,7 @@ from wsipipe.segment import predict, stitch
 from wsipipe.segment.predict import Network, predict_stores, stitching
 from wsipipe.slides import SlideFile
 from wsipipe.store import SlideStore
-from wsipipe.store.map_writer import GrowingMaps
+from wsipipe.store.map_writer import ResumableMapWriter
 from wsipipe.tiling.stage import tile_slides
 
 SMALL = SegmentConfig(score_stride_px=1)
@@ -209,7 +209,7 @@ def test_a_run_that_dies_at_the_end_only_ends_it(stores, run, checkpoint_of, mon
     expected = bytes_of(store, "unet")
     for kind in ("labels", "scores"):
         shutil.rmtree(store.path / kind / "unet")
-    owner = GrowingMaps if where == "_finish_scores" else SlideStore
+    owner = ResumableMapWriter if where == "_finish_scores" else SlideStore
     original = getattr(owner, where)
 
     def dies(self: object, *args: object) -> object:
@@ -240,8 +240,8 @@ def test_what_was_begun_with_other_settings_is_not_gone_on_with(stores, run, che
     predict_stores([store], checkpoint_of(SureNet(), digest="two"), SMALL, run)
     expected = bytes_of(store, "unet")
     predict_stores([store], checkpoint_of(SureNet(), digest="two"), dataclasses.replace(SMALL, name="fresh"), run)
-    fresh = {k.replace("/fresh/", "/unet/"): v for k, v in bytes_of(store, "fresh").items()}
-    assert {k: v for k, v in expected.items() if "/c/" in k} == {k: v for k, v in fresh.items() if "/c/" in k}
+    seeded_init = {k.replace("/fresh/", "/unet/"): v for k, v in bytes_of(store, "fresh").items()}
+    assert {k: v for k, v in expected.items() if "/c/" in k} == {k: v for k, v in seeded_init.items() if "/c/" in k}
 
 
 def more(config: SegmentConfig, monkeypatch: pytest.MonkeyPatch, **options: object) -> SegmentConfig:
@@ -294,7 +294,7 @@ def test_the_ledger_and_the_log_say_how_fast_it_went(stores, run, checkpoint_of,
 
 def test_a_map_that_another_process_makes_is_not_touched(stores, run, checkpoint_of):
     store = stores["left"]
-    with GrowingMaps(store, "unet", "other", 1, 8):
+    with ResumableMapWriter(store, "unet", "other", 1, 8):
         report, done = predict_stores([store], checkpoint_of(RedNet()), SMALL, run)
     assert (report.exit_code, done) == (1, [])
     assert "labels/unet is held by process" in report.rows[0]["reason"]
@@ -361,7 +361,7 @@ def test_a_store_at_another_resolution_fails_alone(stores, run, checkpoint_of):
 
 
 def test_a_store_whose_stain_is_read_otherwise_fails_alone(stores, run, checkpoint_of):
-    stores["left"].even_stain()
+    stores["left"].normalise_stain()
     report, _ = predict_stores(list(stores.values())[:2], checkpoint_of(SureNet()), SMALL, run)
     assert [r["status"] for r in report.rows] == [
         "failed" if s.slide_id == "left" else "done" for s in list(stores.values())[:2]

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from wsipipe.segment.prefetch import Flow
+from wsipipe.segment.prefetch import PrefetchPipeline
 from wsipipe.segment.stitch import READ_AHEAD, WAITING
 
 
@@ -20,7 +20,7 @@ def test_items_are_taken_in_order_with_their_answers():
         time.sleep(0.001 * (items[0] % 3))  # later batches may be read first
         return items
 
-    flow = Flow(
+    flow = PrefetchPipeline(
         read=read,
         network=lambda x: lambda: [10 * i for i in x],
         take=lambda items, answers: taken.extend(zip(items, answers, strict=True)),
@@ -36,7 +36,7 @@ def test_items_are_taken_in_order_with_their_answers():
 
 
 def test_nothing_to_do_is_done_at_once():
-    pace = Flow(read=pytest.fail, network=pytest.fail, take=pytest.fail).run([], 4)
+    pace = PrefetchPipeline(read=pytest.fail, network=pytest.fail, take=pytest.fail).run([], 4)
     assert pace.items == 0
 
 
@@ -49,7 +49,7 @@ def test_the_network_is_at_work_while_others_read_and_take():
         return lambda: 0
 
     start = time.perf_counter()
-    pace = Flow(read=wait_and_return, network=network, take=wait, readers=2).run(range(20), 1)
+    pace = PrefetchPipeline(read=wait_and_return, network=network, take=wait, readers=2).run(range(20), 1)
     seconds = time.perf_counter() - start
     assert seconds < 20 * 0.06 * 0.75, "the three steps took turns"
     assert pace.busy > 0.5
@@ -67,7 +67,7 @@ def test_a_device_computes_while_the_answer_before_is_fetched():
         events.append(f"launch {x[0]}")
         return lambda: events.append(f"fetch {x[0]}") or 0
 
-    Flow(read=list, network=network, take=lambda items, answer: None).run(range(3), 1)
+    PrefetchPipeline(read=list, network=network, take=lambda items, answer: None).run(range(3), 1)
     assert events == ["launch 0", "launch 1", "fetch 0", "launch 2", "fetch 1", "fetch 2"]
 
 
@@ -86,7 +86,7 @@ def test_a_slow_taker_holds_the_others_back():
             taken.append(items[0])
             lead.append(len(read) - len(taken))
 
-    Flow(read=note, network=lambda x: lambda: x, take=take, readers=8).run(range(60), 1)
+    PrefetchPipeline(read=note, network=lambda x: lambda: x, take=take, readers=8).run(range(60), 1)
     assert taken == list(range(60))
     assert max(lead) <= READ_AHEAD + WAITING + 3
 
@@ -113,7 +113,7 @@ def test_an_error_of_any_step_stops_all_and_is_raised(step: str, at: int):
         taken.extend(items)
 
     with pytest.raises(KeyError, match=step):
-        Flow(read=read, network=network, take=take, readers=2).run(range(10), 1)
+        PrefetchPipeline(read=read, network=network, take=take, readers=2).run(range(10), 1)
     assert taken == list(range(len(taken)))
     assert len(taken) <= at + WAITING + 2
     assert not [t for t in threading.enumerate() if t.name.startswith("ThreadPool")]

@@ -14,7 +14,7 @@ from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
 from wsipipe.segment import stitch as module
 from wsipipe.segment.stitch import Plan, Stitching, fitting, needed_bytes, stitcher
-from wsipipe.windows import BLENDS, Cover
+from wsipipe.windows import BLENDS, WindowLattice
 
 plans = st.fixed_dictionaries(
     {
@@ -30,7 +30,7 @@ plans = st.fixed_dictionaries(
 
 def plan_of(drawn: dict, width: int | None = None) -> Plan:
     stride = max(2, round(drawn["window"] * drawn["share"]))
-    cover = subset(Cover.plan(drawn["size"], drawn["window"], stride), drawn["seed"], 0.6)
+    cover = subset(WindowLattice.plan(drawn["size"], drawn["window"], stride), drawn["seed"], 0.6)
     return Plan(drawn["size"], cover, width or 2 * drawn["shard"], drawn["cell"], drawn["shard"])
 
 
@@ -71,7 +71,9 @@ def test_a_network_that_returns_its_input_gives_it_back(drawn: dict):
     width, height = drawn["size"]
     red = np.random.default_rng(drawn["seed"]).random((height, width), np.float32)
     stride = min(drawn["window"], max(2, round(drawn["window"] * drawn["share"])))
-    plan = Plan(drawn["size"], Cover.plan(drawn["size"], drawn["window"], stride), drawn["shard"], 1, drawn["shard"])
+    plan = Plan(
+        drawn["size"], WindowLattice.plan(drawn["size"], drawn["window"], stride), drawn["shard"], 1, drawn["shard"]
+    )
     mask, scores, _ = mapped(plan, reader(np.stack([1 - red, red])))
     assert np.abs(scores[0] - red * 255).max() <= 0.51
     sure = np.abs(red - 0.5) > 1e-4
@@ -80,7 +82,7 @@ def test_a_network_that_returns_its_input_gives_it_back(drawn: dict):
 
 def test_only_what_is_wanted_is_asked_and_nothing_is_written_elsewhere():
     size = (300, 200)
-    cover = Cover.plan(size, 16, 8, [Window(130, 70, 10, 10)])
+    cover = WindowLattice.plan(size, 16, 8, [Window(130, 70, 10, 10)])
     plan = Plan(size, cover, 64, 4, 64)
     asked: list[Window] = []
 
@@ -95,14 +97,14 @@ def test_only_what_is_wanted_is_asked_and_nothing_is_written_elsewhere():
     np.testing.assert_array_equal(mask, np.where(covered, 1, 255))
     np.testing.assert_array_equal(scores[0] > 0, covered.reshape(50, 4, 75, 4).any((1, 3)))
     assert sorted(order) == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
-    nothing = Plan(size, Cover.plan(size, 16, 8, []), 64, 4, 64)
+    nothing = Plan(size, WindowLattice.plan(size, 16, 8, []), 64, 4, 64)
     assert nothing.wanted() == []
     assert list(stitcher(nothing, 2, "hann", pytest.fail).windows()) == []
 
 
 def test_windows_over_a_seam_are_asked_once_a_strip_and_all_others_once():
     size, side, stride = (96, 80), 16, 8
-    cover = Cover.plan(size, side, stride)
+    cover = WindowLattice.plan(size, side, stride)
     for width, seams in ((64, [64]), (32, [32, 64]), (128, [])):
         stitch = stitcher(Plan(size, cover, width, 1, 32), 2, "hann", pytest.fail)
         asked = [window for _, window in stitch.windows()]
@@ -113,7 +115,7 @@ def test_windows_over_a_seam_are_asked_once_a_strip_and_all_others_once():
 
 
 def test_a_strip_goes_on_below_the_shards_that_are_done():
-    plan = Plan((100, 130), Cover.plan((100, 130), 16, 8), 64, 1, 32)
+    plan = Plan((100, 130), WindowLattice.plan((100, 130), 16, 8), 64, 1, 32)
     assert list(plan.strips(set(plan.wanted()))) == [Window(0, 0, 64, 130), Window(64, 0, 36, 130)]
     left = set(plan.wanted()) - {(0, 0), (0, 1), (1, 0), (3, 2), (3, 3)}
     assert list(plan.strips(left)) == [Window(0, 32, 64, 98), Window(64, 0, 36, 96), Window(64, 128, 36, 2)]

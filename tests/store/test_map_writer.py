@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.geometry import Grid, Window
 from wsipipe.store import SlideStore
-from wsipipe.store.map_writer import GrowingMaps, forget
+from wsipipe.store.map_writer import ResumableMapWriter, forget
 from wsipipe.store.verify import verify
 
 VALUES = {0: "none", 1: "tumour", 2: "stroma", 255: "not predicted"}
@@ -34,13 +34,13 @@ def drawn(size: tuple[int, int], stride: int, seed: int = 0) -> tuple[np.ndarray
     return rng.integers(0, 3, (h, w), np.uint8), rng.integers(1, 256, shape, np.uint8)
 
 
-def put(maps: GrowingMaps, shard: tuple[int, int], mask: np.ndarray, scores: np.ndarray) -> None:
+def put(maps: ResumableMapWriter, shard: tuple[int, int], mask: np.ndarray, scores: np.ndarray) -> None:
     n, (rows, cols) = maps.spec.shard_px, maps.cells(shard)
     y, x = shard[0] * n, shard[1] * n
     maps.write(shard, mask[y : y + n, x : x + n], scores[:, rows, cols])
 
 
-def every_shard(maps: GrowingMaps) -> list[tuple[int, int]]:
+def every_shard(maps: ResumableMapWriter) -> list[tuple[int, int]]:
     return [(r, c) for r in range(maps.spec.shards[0]) for c in range(maps.spec.shards[1])]
 
 
@@ -58,7 +58,7 @@ def damage_of_maps(store: SlideStore) -> list[str]:
 def test_what_is_written_by_shard_is_read_as_a_whole(tmp_path: Path, stride: int):
     store = empty_store(tmp_path / "a.zarr")
     mask, scores = drawn(SIZE, stride)
-    with GrowingMaps(store, "unet", "k", 2, stride, 256) as maps:
+    with ResumableMapWriter(store, "unet", "k", 2, stride, 256) as maps:
         for shard in reversed(every_shard(maps)):
             put(maps, shard, mask, scores)
         maps.finish(VALUES, META)
@@ -74,7 +74,7 @@ def test_what_is_written_by_shard_is_read_as_a_whole(tmp_path: Path, stride: int
 def test_the_result_is_that_of_the_writers_of_whole_arrays(tmp_path: Path):
     store = empty_store(tmp_path / "a.zarr", (5000, 300))
     mask, scores = drawn((5000, 300), 8)
-    with GrowingMaps(store, "unet", "k", 2, 8) as maps:
+    with ResumableMapWriter(store, "unet", "k", 2, 8) as maps:
         for shard in every_shard(maps):
             put(maps, shard, mask, scores)
         maps.finish(VALUES, META)
@@ -102,11 +102,11 @@ def test_a_run_that_dies_anywhere_goes_on_to_the_same_bytes(
     for name, cuts in (("whole", 0), ("cut", 2)):
         store = empty_store(folder / name / "a.zarr")
         for _ in range(cuts):
-            with GrowingMaps(store, "unet", "k", 2, 8, 256) as maps:
+            with ResumableMapWriter(store, "unet", "k", 2, 8, 256) as maps:
                 left = [s for s in every_shard(maps) if s not in maps.written]
                 for shard in left[: data.draw(st.integers(0, len(left)))]:
                     put(maps, shard, mask, scores)
-        with GrowingMaps(store, "unet", "k", 2, 8, 256) as maps:
+        with ResumableMapWriter(store, "unet", "k", 2, 8, 256) as maps:
             for shard in every_shard(maps):
                 if shard not in maps.written:
                     put(maps, shard, mask, scores)
@@ -115,9 +115,9 @@ def test_a_run_that_dies_anywhere_goes_on_to_the_same_bytes(
     assert found[0] == found[1]
 
 
-def begun(store: SlideStore, key: str = "k") -> GrowingMaps:
+def begun(store: SlideStore, key: str = "k") -> ResumableMapWriter:
     mask, scores = drawn(SIZE, 8)
-    with GrowingMaps(store, "unet", key, 2, 8, 256) as maps:
+    with ResumableMapWriter(store, "unet", key, 2, 8, 256) as maps:
         put(maps, (0, 0), mask, scores)
         put(maps, (1, 2), mask, scores)
     return maps
@@ -126,9 +126,9 @@ def begun(store: SlideStore, key: str = "k") -> GrowingMaps:
 def test_another_key_begins_anew(tmp_path: Path):
     store = empty_store(tmp_path / "a.zarr")
     begun(store)
-    with GrowingMaps(store, "unet", "k", 2, 8, 256) as maps:
+    with ResumableMapWriter(store, "unet", "k", 2, 8, 256) as maps:
         assert maps.written == {(0, 0), (1, 2)}
-    with GrowingMaps(store, "unet", "l", 2, 8, 256) as maps:
+    with ResumableMapWriter(store, "unet", "l", 2, 8, 256) as maps:
         assert maps.written == frozenset()
         assert not list((maps.folder / "labels").rglob("c/*"))
 
@@ -136,7 +136,7 @@ def test_another_key_begins_anew(tmp_path: Path):
 def test_shards_that_were_not_written_are_255_and_score_0(tmp_path: Path):
     store = empty_store(tmp_path / "a.zarr")
     begun(store)
-    with GrowingMaps(store, "unet", "k", 2, 8, 256) as maps:
+    with ResumableMapWriter(store, "unet", "k", 2, 8, 256) as maps:
         maps.finish(VALUES, META)
     mask, scores = drawn(SIZE, 8)
     expected, its_scores = np.full_like(mask, 255), np.zeros_like(scores)
@@ -157,7 +157,7 @@ def test_a_record_that_a_loss_of_power_cut_off_is_as_if_it_was_not_there(tmp_pat
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes({"empty": b"", "flip": bytes(data), "cut": bytes(data[:-9])}[damage])
-    with GrowingMaps(store, "unet", "k", 2, 8, 256) as maps:
+    with ResumableMapWriter(store, "unet", "k", 2, 8, 256) as maps:
         assert maps.written == {(1, 2)}
 
 
@@ -166,7 +166,7 @@ def test_files_that_a_killed_writer_left_half_written_are_cleared(tmp_path: Path
     folder = begun(store).folder
     for place in ("labels/0/c/0/.1.partial", "written/.0.1.partial", "labels/0/.zarr.json.partial"):
         (folder / place).write_bytes(b"half")
-    with GrowingMaps(store, "unet", "k", 2, 8, 256) as maps:
+    with ResumableMapWriter(store, "unet", "k", 2, 8, 256) as maps:
         assert not list(folder.rglob("*.partial"))
         assert maps.written == {(0, 0), (1, 2)}
 
@@ -174,29 +174,29 @@ def test_files_that_a_killed_writer_left_half_written_are_cleared(tmp_path: Path
 def test_one_process_at_a_time(tmp_path: Path):
     store = empty_store(tmp_path / "a.zarr")
     with (
-        GrowingMaps(store, "unet", "k", 2, 8),
+        ResumableMapWriter(store, "unet", "k", 2, 8),
         pytest.raises(StoreError, match=r"labels/unet is held by process \d+"),
-        GrowingMaps(SlideStore(store.path), "unet", "k", 2, 8),
+        ResumableMapWriter(SlideStore(store.path), "unet", "k", 2, 8),
     ):
         pass
-    with GrowingMaps(store, "unet", "k", 2, 8), GrowingMaps(store, "other", "k", 2, 8):
+    with ResumableMapWriter(store, "unet", "k", 2, 8), ResumableMapWriter(store, "other", "k", 2, 8):
         pass
 
 
 def test_names_that_could_leave_the_folder_are_refused(tmp_path: Path):
     with pytest.raises(ConfigError):
-        GrowingMaps(empty_store(tmp_path / "a.zarr"), "../a", "k", 2, 8)
+        ResumableMapWriter(empty_store(tmp_path / "a.zarr"), "../a", "k", 2, 8)
 
 
 def test_what_was_there_stays_until_the_new_maps_are_complete(tmp_path: Path):
     store = empty_store(tmp_path / "a.zarr")
     begun(store)
-    with GrowingMaps(store, "unet", "k", 2, 8, 256) as maps:
+    with ResumableMapWriter(store, "unet", "k", 2, 8, 256) as maps:
         maps.finish(VALUES, META)
     before = files(store)
     begun(store, "new")
     assert files(store) == before
-    with GrowingMaps(store, "unet", "new", 2, 8, 256) as maps:
+    with ResumableMapWriter(store, "unet", "new", 2, 8, 256) as maps:
         maps.finish(VALUES, {**META, "digest": "new"})
     assert store.attributes("labels", "unet")["digest"] == "new"
 

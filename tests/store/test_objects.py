@@ -18,7 +18,7 @@ from wsipipe.geometry import Window
 from wsipipe.store import SlideStore
 from wsipipe.store.info import describe
 from wsipipe.store.label_images import shard_windows
-from wsipipe.store.map_writer import GrowingMaps
+from wsipipe.store.map_writer import ResumableMapWriter
 from wsipipe.store.names import check_name
 from wsipipe.store.verify import verify
 
@@ -125,7 +125,7 @@ def test_objects_go_with_the_mask_that_they_were_cut_from(both: SlideStore):
 
 
 def test_objects_go_with_a_mask_that_a_network_replaces(both: SlideStore):
-    with GrowingMaps(both, "irnet", "key", 1, 16) as maps:
+    with ResumableMapWriter(both, "irnet", "key", 1, 16) as maps:
         maps.finish(VALUES, META)
     assert both.names("objects") == []
 

@@ -75,25 +75,25 @@ def test_the_memory_keeps_its_order():
 def test_a_store_reads_by_the_tables_and_keeps_its_pixels(store: SlideStore):
     w = Window(40, 30, 200, 150)
     stored, digest, plain = store.pixels().read(w), store.digest, store.read(w)
-    store.even_stain()
+    store.normalise_stain()
     again = SlideStore(store.path)
     for seen in (store, again):
         table = stain.tables(seen.meta["stain_gamma"])
         np.testing.assert_array_equal(seen.read(w), np.moveaxis(stain.evened(stored, table), 0, -1))
         np.testing.assert_array_equal(seen.read_batch([w])[0], np.moveaxis(seen.read(w), -1, 0))
         np.testing.assert_array_equal(seen.pixels().read(w), stored)
-    assert again.is_even
+    assert again.is_normalised
     assert again.digest != digest
     assert verify(store.path).damage == ()
     assert "stain      evened out: read with a gamma of " in describe(store.path)
-    store.even_stain(False)
-    assert (SlideStore(store.path).digest, SlideStore(store.path).is_even) == (digest, False)
+    store.normalise_stain(False)
+    assert (SlideStore(store.path).digest, SlideStore(store.path).is_normalised) == (digest, False)
     np.testing.assert_array_equal(store.read(w), plain)
     assert "stain" not in describe(store.path)
 
 
 def test_the_mean_density_of_tissue_is_then_the_reference(store: SlideStore):
-    store.even_stain()
+    store.normalise_stain()
     height, width = store.grid.level_shape(0)
     whole = Window(0, 0, width, height)
     tissue = store.labels("tissue").read(whole) == 1

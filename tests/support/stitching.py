@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from wsipipe.geometry import Window
-from wsipipe.segment.prefetch import Flow
+from wsipipe.segment.prefetch import PrefetchPipeline
 from wsipipe.segment.stitch import Plan, stitcher
-from wsipipe.windows import Cover
+from wsipipe.windows import WindowLattice
 
 Predict = Callable[[Sequence[Window]], np.ndarray]
 
@@ -89,10 +89,10 @@ def slow_scores(p: np.ndarray, cell: int) -> np.ndarray:
     return out
 
 
-def subset(cover: Cover, seed: int, share: float) -> Cover:
+def subset(cover: WindowLattice, seed: int, share: float) -> WindowLattice:
     """The cover with a random share of its windows."""
     chosen = np.random.default_rng(seed).random(cover.wanted.shape) < share
-    return Cover(cover.side_px, cover.ys, cover.xs, chosen)
+    return WindowLattice(cover.side_px, cover.ys, cover.xs, chosen)
 
 
 def mapped(plan: Plan, predict: Predict, blend: str = "hann", batch: int = 5, readers: int = 2) -> tuple:
@@ -112,7 +112,7 @@ def mapped(plan: Plan, predict: Predict, blend: str = "hann", batch: int = 5, re
         scores[:, y : y + its_scores.shape[1], x : x + its_scores.shape[2]] = its_scores
 
     stitch = stitcher(plan, channels, blend, write)
-    Flow(
+    PrefetchPipeline(
         read=lambda items: [window for _, window in items],
         network=lambda windows: lambda: predict(windows),
         take=stitch.add,

@@ -15,7 +15,7 @@ from support.tilings import CONFIG, corrupt, cut, ledger, streams, tile_one
 
 from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.geometry import Window
-from wsipipe.pseudolabel.instance_grid import Lattice
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.segment.data import find_samples
 from wsipipe.slides import SlideFile
 from wsipipe.slides.readers import openslide as reader
@@ -227,7 +227,7 @@ def test_later_stages_never_see_a_bad_tile(svs_path: Path, tmp_path: Path, run: 
     samples = find_samples([store], "all", 1)
     assert len(samples) == len(store.patches().windows) > 0
     assert not any(cut(bad, s.window).any() for s in samples)
-    cells = Lattice(32, 32, 1).cells(store, 0.1)
+    cells = InstanceGrid(32, 32, 1).cells(store, 0.1)
     assert len(cells) > 0
     assert not any(bad[r * 32 : r * 32 + 32, c * 32 : c * 32 + 32].any() for r, c in cells)
 

@@ -152,16 +152,16 @@ def test_switching_back_restores_the_lattice_and_its_digest(svs_path: Path, run:
 
 def test_stain_is_evened_out_and_back_without_a_pixel_written(svs_path: Path, run: RunConfig, tmp_path: Path):
     go(svs_path, run)
-    before, plain, even = stamps(store_of(run).path), store_of(run).digest, replace(CONFIG, even_stain=True)
+    before, plain, even = stamps(store_of(run).path), store_of(run).digest, replace(CONFIG, normalise_stain=True)
     assert go(svs_path, run, even)["status"] == "added"
     changed = {k for k, v in stamps(store_of(run).path).items() if before.get(k) != v}
     assert changed == {"zarr.json"}
-    assert store_of(run).is_even
+    assert store_of(run).is_normalised
     assert go(svs_path, run, even)["status"] == "skipped"
     direct = tile_one(svs_path, tmp_path / "direct", even)
     assert (direct.digest, direct.meta["stain_gamma"]) == (store_of(run).digest, store_of(run).meta["stain_gamma"])
     assert go(svs_path, run)["status"] == "added"
-    assert (store_of(run).is_even, store_of(run).digest) == (False, plain)
+    assert (store_of(run).is_normalised, store_of(run).digest) == (False, plain)
 
 
 def pieces(folder: Path) -> Path:

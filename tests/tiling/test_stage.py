@@ -22,7 +22,7 @@ from support.tilings import CONFIG, corrupt, files, ledger, stamps, tile_one
 from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.geometry import Window
-from wsipipe.runtime.lock import Hold
+from wsipipe.runtime.lock import SlideLock
 from wsipipe.slides import SlideFile, find_slides
 from wsipipe.store import SlideStore
 from wsipipe.tiling import stage
@@ -218,7 +218,7 @@ def test_slides_overlap_in_the_pool_and_tasks_in_flight_are_bounded(
 
 def test_two_runs_on_one_slide_end_with_the_name_of_the_one_that_has_it(svs_path: Path, run: RunConfig, tmp_path: Path):
     stores = Path(run.stores)
-    held = Hold(stores / ".blob.zarr.tiling", "blob")
+    held = SlideLock(stores / ".blob.zarr.tiling", "blob")
     held.take()
     aside = stores / ".blob.zarr.partial"
     aside.mkdir()
@@ -233,7 +233,7 @@ def test_two_runs_on_one_slide_end_with_the_name_of_the_one_that_has_it(svs_path
     assert holder in " ".join(loser.stderr.split())
     assert (aside / "theirs").exists()
     assert f"process {os.getpid()} " in (stores / ".blob.zarr.tiling").read_text()
-    held.let_go()
+    held.release()
     assert sorted(p.name for p in stores.iterdir()) == [aside.name]
     winner = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (winner.returncode, winner.stdout) == (0, f"{stores / 'blob.zarr'}\n"), winner.stderr
@@ -242,12 +242,12 @@ def test_two_runs_on_one_slide_end_with_the_name_of_the_one_that_has_it(svs_path
 
 
 def test_a_slide_that_is_held_costs_only_itself(svs_path: Path, wide_path: Path, run: RunConfig):
-    held = Hold(Path(run.stores) / ".blob.zarr.tiling", "blob")
+    held = SlideLock(Path(run.stores) / ".blob.zarr.tiling", "blob")
     held.take()
     try:
         report, _ = tile_slides({"blob": SlideFile(svs_path), "wide": SlideFile(wide_path)}, CONFIG, run)
     finally:
-        held.let_go()
+        held.release()
     assert statuses(report.rows) == [("blob", "failed"), ("wide", "done")]
     assert "wait for it to end, or stop it" in report.rows[0]["reason"]
 

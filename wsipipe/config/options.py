@@ -45,7 +45,7 @@ class TileConfig:
     max_corrupt: float = option(0.05, "share (0..1) of a slide's tiles that may be unreadable before the slide fails")
     fast_resample: bool = option(False, "let libjpeg shrink tiles while it decodes them: faster, not the exact mean")
     qc_image: bool = option(False, "write the picture that a person checks the tissue by: runs/tile/<slide_id>.png")
-    even_stain: bool = option(
+    normalise_stain: bool = option(
         False, "read every slide with its mean optical density over tissue brought to one reference; pixels stay"
     )
 

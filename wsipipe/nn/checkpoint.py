@@ -26,7 +26,7 @@ class Checkpoint:
     """What weights need to be used rightly. `mpp` in um/px; `mean`, `std` of RGB in 0..1.
 
     `network` names the architecture (`encoder` for an encoder alone), `digest` all that it was trained on, `settings`
-    what else its maker needs; `even_stain`, whether a fit or a
+    what else its maker needs; `normalise_stain`, whether a fit or a
     network saw slides with their stain evened out (an encoder may serve either).
     """
 
@@ -39,7 +39,7 @@ class Checkpoint:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     settings: dict[str, object]
-    even_stain: bool = False
+    normalise_stain: bool = False
 
     def save(self, folder: Path, model: nn.Module, name: str = "model") -> Path:
         """Write `<name>.safetensors` and then `<name>.json`, each aside and renamed; returns the JSON's path."""

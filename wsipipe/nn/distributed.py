@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
-class Group:
+class ProcessGroup:
     """Processes that work together on one training, as torchrun starts them: this is number `rank` of `size`."""
 
     rank: int = 0
@@ -48,10 +48,10 @@ class Group:
         return DistributedDataParallel(model)
 
 
-def join_group(on: torch.device) -> Group:
+def join_group(on: torch.device) -> ProcessGroup:
     """The group that torchrun has started, joined; a group of one elsewhere."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return Group()
+        return ProcessGroup()
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo" if on.type == "cpu" else "nccl")
-    return Group(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    return ProcessGroup(torch.distributed.get_rank(), torch.distributed.get_world_size())

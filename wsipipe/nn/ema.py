@@ -13,7 +13,7 @@ DECAY = 0.999
 """Share of the average that a step keeps, once there have been many (Tarvainen & Valpola, NeurIPS 2017: 0.999)."""
 
 
-class Average:
+class WeightEMA:
     """Exponential moving average of weights and buffers.
 
     w' <- d w' + (1 - d) w after step t, with d = min(DECAY, (1 + t) / (10 + t)): the start is soon forgotten. After

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from wsipipe.errors import CheckpointError
-from wsipipe.nn.ema import Average
-from wsipipe.nn.training_state import Keep, Stateful, Watcher
-from wsipipe.runtime.device import Compute, autocast
+from wsipipe.nn.ema import WeightEMA
+from wsipipe.nn.training_state import Stateful, TrainingState, Watcher
+from wsipipe.runtime.device import ComputeContext, autocast
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ Record = Callable[[int, float, float, float], None]
 
 
 @dataclass(frozen=True)
-class Around(Generic[B]):
+class TrainHooks(Generic[B]):
     """What goes on around the steps of a training; all of it may be left out.
 
     keep: where the state is kept, so that a killed training goes on to the same weights; the caller clears it once the
@@ -56,9 +56,9 @@ class Around(Generic[B]):
     a batch, for the progress.
     """
 
-    keep: Keep | None = None
+    keep: TrainingState | None = None
     watch: Watcher | None = None
-    average: Average | None = None
+    average: WeightEMA | None = None
     record: Record | None = None
     split: Callable[[B, int], Sequence[B]] | None = None
     size: int = 0
@@ -74,8 +74,8 @@ def fit(
     loss: Callable[[B], Tensor],
     schedule: Schedule,
     task: str,
-    compute: Compute,
-    around: Around[B] = Around(),
+    compute: ComputeContext,
+    around: TrainHooks[B] = TrainHooks(),
 ) -> list[float]:
     """Train the parameters of `model` that want a gradient; returns the loss of every step.
 
@@ -126,7 +126,11 @@ class _Descent(Generic[B]):
     """Loss and gradient of a batch, in as many parts as the memory asks for."""
 
     def __init__(
-        self, loss: Callable[[B], Tensor], split: Callable[[B, int], Sequence[B]] | None, task: str, compute: Compute
+        self,
+        loss: Callable[[B], Tensor],
+        split: Callable[[B, int], Sequence[B]] | None,
+        task: str,
+        compute: ComputeContext,
     ) -> None:
         self._loss, self._split, self._task, self._compute = loss, split, task, compute
         self._parts = 1
@@ -177,7 +181,7 @@ def seeded(on: torch.device, *parts: int) -> Iterator[None]:
         yield
 
 
-def fresh(make: Callable[[], M], seed: int) -> M:
+def seeded_init(make: Callable[[], M], seed: int) -> M:
     """A network that `make` makes, its first weights depending on nothing but the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

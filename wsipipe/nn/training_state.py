@@ -38,7 +38,7 @@ class Watcher(Stateful, Protocol):
 
 
 @dataclass
-class Keep:
+class TrainingState:
     """Where the state of one training is kept, and how often.
 
     path: the file. key: digest of all that the training depends on; a file of another key is of another training and

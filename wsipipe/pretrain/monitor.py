@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import generator, seeded
 from wsipipe.pretrain.views import Pool, Views
-from wsipipe.runtime.device import Compute, autocast
+from wsipipe.runtime.device import ComputeContext, autocast
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Watch:
     """
 
     def __init__(
-        self, objective: nn.Module, aside: Pool, views: Views, compute: Compute, steps: int, patience: int
+        self, objective: nn.Module, aside: Pool, views: Views, compute: ComputeContext, steps: int, patience: int
     ) -> None:
         self._objective, self._views, self._compute = objective, views, compute
         self._steps, self._every, self._patience = steps, max(1, steps // CHECKS), patience

@@ -15,13 +15,13 @@ from wsipipe.errors import CheckpointError, ConfigError, check
 from wsipipe.labels import read_labels
 from wsipipe.nn.checkpoint import Checkpoint, maker_of
 from wsipipe.nn.encoders import create_encoder, normalise, statistics_of, width_of
-from wsipipe.nn.train import Around, Schedule, fit, generator, seeded
-from wsipipe.nn.training_state import KEEP_S, Keep
+from wsipipe.nn.train import Schedule, TrainHooks, fit, generator, seeded
+from wsipipe.nn.training_state import KEEP_S, TrainingState
 from wsipipe.pretrain.monitor import Watch
 from wsipipe.pretrain.objectives import objective
 from wsipipe.pretrain.views import Pool, Views, patch_pool
 from wsipipe.runtime.atomic import write_csv
-from wsipipe.runtime.device import Compute, device
+from wsipipe.runtime.device import ComputeContext, device
 from wsipipe.runtime.digest import digest
 from wsipipe.runtime.ledger import Report
 from wsipipe.runtime.progress import Progress, silent
@@ -107,13 +107,13 @@ def encoder_of(
         log.info("%s: pretrained before on the same patches", folder)
         return folder / "model.json"
     check(bool(stores), "no slide to pretrain on; check the stores and the splits of the labels")
-    compute = Compute(device(run.device), run.seed, progress)
+    compute = ComputeContext(device(run.device), run.seed, progress)
     if config.method == "dino" and compute.device.type == "cpu":
         log.warning("dino needs many steps and a GPU; on a CPU vicreg or simclr learn more in the same time")
     pool = patch_pool(stores, view_of.px, view_of.shrink, run.seed)
     if len(pool) < 2:
         raise ConfigError(f"{len(pool)} patches to pretrain on; check what the stores hold with: wsipipe info STORE")
-    keep = Keep(folder / "training.state", key, KEEP_S)
+    keep = TrainingState(folder / "training.state", key, KEEP_S)
     with seeded(torch.device("cpu"), run.seed):
         encoder = create_encoder(config.encoder)
     watch, losses = train(encoder, pool, Views(view_of.px, config.stain), config, compute, keep)
@@ -130,7 +130,12 @@ def encoder_of(
 
 
 def train(
-    encoder: torch.nn.Module, pool: Pool, views: Views, config: PretrainConfig, compute: Compute, keep: Keep | None
+    encoder: torch.nn.Module,
+    pool: Pool,
+    views: Views,
+    config: PretrainConfig,
+    compute: ComputeContext,
+    keep: TrainingState | None,
 ) -> tuple[Watch, list[float]]:
     """Train `encoder` in place on two random views of each drawn patch; returns the checks and the losses."""
     learn, aside = pool.split(ASIDE, compute.seed)
@@ -148,5 +153,5 @@ def train(
         return torch.as_tensor(model(a, b))
 
     schedule = Schedule(config.steps, config.lr or RATES[config.method])
-    losses = fit(model, batch, loss, schedule, "pretrain", compute, Around(keep, watch))
+    losses = fit(model, batch, loss, schedule, "pretrain", compute, TrainHooks(keep, watch))
     return watch, losses

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from wsipipe.errors import LabelsError
 from wsipipe.geometry import Window
 from wsipipe.labels import LabelTable, WeakLabel
-from wsipipe.pseudolabel.instance_grid import Lattice
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.store import SlideStore
 
 
@@ -35,7 +35,11 @@ class Bag:
 
 
 def make_bags(
-    table: LabelTable, rows: Sequence[WeakLabel], stores: Mapping[str, SlideStore], lattice: Lattice, min_tissue: float
+    table: LabelTable,
+    rows: Sequence[WeakLabel],
+    stores: Mapping[str, SlideStore],
+    lattice: InstanceGrid,
+    min_tissue: float,
 ) -> tuple[list[Bag], list[str]]:
     """A bag for every row, and notes on rows left out because no instance has `min_tissue` of tissue.
 
@@ -67,7 +71,7 @@ def make_bags(
     return bags, notes
 
 
-def _misplaced(window: Window, store: SlideStore, lattice: Lattice) -> str:
+def _misplaced(window: Window, store: SlideStore, lattice: InstanceGrid) -> str:
     width, height = store.grid.size_px
     if window.x_px >= width or window.y_px >= height:
         return f"the region starts outside slide {store.slide_id} ({width} x {height} px at the working mpp)"
@@ -76,7 +80,7 @@ def _misplaced(window: Window, store: SlideStore, lattice: Lattice) -> str:
     return ""
 
 
-def _box_bag(row: WeakLabel, window: Window, store: SlideStore, lattice: Lattice, min_tissue: float) -> Bag:
+def _box_bag(row: WeakLabel, window: Window, store: SlideStore, lattice: InstanceGrid, min_tissue: float) -> Bag:
     """The bag of a labelled rectangle: a lattice of its own, from its top left."""
     m, side = lattice.instance_px, store.grid.patch_px
     patch = abs(window.width_px - side) <= 1 and abs(window.height_px - side) <= 1

@@ -13,19 +13,21 @@ from torch import Tensor, nn
 from wsipipe.nn.checkpoint import digest_of
 from wsipipe.nn.encoders import statistics_of, width_of
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import Lattice, corners_of, read_crops
+from wsipipe.pseudolabel.instance_grid import InstanceGrid, corners_of, read_crops
 from wsipipe.pseudolabel.shared.classifier import apply_in_batches
 from wsipipe.pseudolabel.shared.instances import apply_to_bags
-from wsipipe.runtime.device import Compute
+from wsipipe.runtime.device import ComputeContext
 from wsipipe.runtime.digest import digest
 from wsipipe.store import SlideStore
 from wsipipe.store.features import Features, chunks_of, open_features
 
-EDITION = 2
+CACHE_VERSION = 2
 """Raised when the same instances come to be seen otherwise, so that features of before are computed again."""
 
 
-def embed(encoder: nn.Module, bags: Sequence[Bag], lattice: Lattice, compute: Compute, name: str = "") -> list[Tensor]:
+def embed(
+    encoder: nn.Module, bags: Sequence[Bag], lattice: InstanceGrid, compute: ComputeContext, name: str = ""
+) -> list[Tensor]:
     """Features float32 [M, D], rounded to float16, of the instances of every bag.
 
     name: of the encoder. With it, instances on the lattice of their slide are read from `features/<name>-<digest of the
@@ -38,7 +40,7 @@ def embed(encoder: nn.Module, bags: Sequence[Bag], lattice: Lattice, compute: Co
     if name:
         weights = digest_of(encoder)
         folder = f"{_plain(name)}-{weights[:8]}"
-        made_of = digest(weights, asdict(statistics_of(encoder)), asdict(lattice), EDITION)
+        made_of = digest(weights, asdict(statistics_of(encoder)), asdict(lattice), CACHE_VERSION)
         stores = {b.store.path: b.store for b in bags}
         for i, store in enumerate(stores.values()):
             own = [k for k, b in enumerate(bags) if b.store.path == store.path and kept[k].any()]
@@ -57,7 +59,12 @@ def embed(encoder: nn.Module, bags: Sequence[Bag], lattice: Lattice, compute: Co
 
 
 def _fill(
-    features: Features, cells: NDArray[np.int32], encoder: nn.Module, store: SlideStore, lattice: Lattice, on: Compute
+    features: Features,
+    cells: NDArray[np.int32],
+    encoder: nn.Module,
+    store: SlideStore,
+    lattice: InstanceGrid,
+    on: ComputeContext,
 ) -> None:
     """Compute and keep the features of those cells int [M, 2] of a slide that are not there, chunk by chunk."""
     missing = cells[np.isnan(features.read(cells)).any(1)]
@@ -68,20 +75,20 @@ def _fill(
         features.write(part, apply_in_batches(encoder, crops, on.device).numpy())
 
 
-def _open(store: SlideStore, folder: str, lattice: Lattice, width: int, made_of: str) -> Features:
+def _open(store: SlideStore, folder: str, lattice: InstanceGrid, width: int, made_of: str) -> Features:
     m = lattice.instance_px
     grid = f"{m}_{lattice.seen_px}_{lattice.shrink}"
     return open_features(store, folder, grid, (*store.grid.cells(m), width), digest(made_of, store.pixel_digest))
 
 
-def _kept(bag: Bag, lattice: Lattice) -> NDArray[np.bool_]:
+def _kept(bag: Bag, lattice: InstanceGrid) -> NDArray[np.bool_]:
     """Which instances are cells of the slide's lattice and see what they see as parts of the whole slide."""
     on = (bag.xy_px % lattice.instance_px == 0).all(1)
     seen, whole = (corners_of(bag.xy_px, lattice, b) for b in (bag.bounds, bag.store.grid.frame))
     return np.asarray(on & (seen == whole).all(1))
 
 
-def _cells(xy_px: NDArray[np.int32], lattice: Lattice) -> NDArray[np.int32]:
+def _cells(xy_px: NDArray[np.int32], lattice: InstanceGrid) -> NDArray[np.int32]:
     """Cells (row, col) of instances at xy, int32 [M, 2] both."""
     return np.ascontiguousarray(xy_px[:, ::-1] // lattice.instance_px).astype(np.int32)
 

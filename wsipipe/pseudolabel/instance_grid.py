@@ -17,7 +17,7 @@ BLOCK_PX = 1024
 
 
 @dataclass(frozen=True)
-class Lattice:
+class InstanceGrid:
     """Geometry of instances.
 
     instance_px: side of the square that a score is for. seen_px: side of the square around it that the classifier
@@ -77,7 +77,7 @@ def _window_sums(values: NDArray[Any], side: int) -> NDArray[np.float64]:
     return sums
 
 
-def corners_of(xy_px: NDArray[np.int32], lattice: Lattice, bounds: Window | None = None) -> NDArray[np.int64]:
+def corners_of(xy_px: NDArray[np.int32], lattice: InstanceGrid, bounds: Window | None = None) -> NDArray[np.int64]:
     """Top left (x, y) of the squares seen of the instances at `xy_px`, int64 [M, 2]; for `bounds` see `read_crops`."""
     n, f = lattice.seen_px, lattice.shrink
     corner = xy_px.astype(np.int64) - (n - lattice.instance_px) // 2
@@ -90,7 +90,7 @@ def corners_of(xy_px: NDArray[np.int32], lattice: Lattice, bounds: Window | None
 
 
 def read_crops(
-    store: SlideStore, xy_px: NDArray[np.int32], lattice: Lattice, bounds: Window | None = None
+    store: SlideStore, xy_px: NDArray[np.int32], lattice: InstanceGrid, bounds: Window | None = None
 ) -> NDArray[np.uint8]:
     """What the classifier sees of the instances at `xy_px` (top left, int [M, 2] as x, y): uint8 [M, 3, s, s].
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from wsipipe.labels import IGNORE, Classes
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import Lattice
-from wsipipe.runtime.device import Compute
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
+from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 
 
@@ -37,12 +37,12 @@ class ScoreMap:
         """A map of independent probabilities; what speaks against all classes is the complement of the likeliest."""
         return cls(values, 1 - np.fmax.reduce(values, axis=0), stride_px, complement=True)
 
-    def without(self, denied: NDArray[np.bool_]) -> ScoreMap:
-        """The map with the values of `denied`, bool [K, rows, cols], set to 0; none is certain where all are denied."""
-        values = np.where(denied & self.known, np.float32(0), self.values)
+    def without(self, excluded: NDArray[np.bool_]) -> ScoreMap:
+        """The map with `excluded`, bool [K, rows, cols], set to 0; where all classes are excluded, none is certain."""
+        values = np.where(excluded & self.known, np.float32(0), self.values)
         if self.complement:
             return self.of_probabilities(values, self.stride_px)
-        return replace(self, values=values, none=np.where(denied.all(0) & self.known, np.float32(1), self.none))
+        return replace(self, values=values, none=np.where(excluded.all(0) & self.known, np.float32(1), self.none))
 
     @property
     def known(self) -> NDArray[np.bool_]:
@@ -59,7 +59,7 @@ def strongest(scores: ScoreMap) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class Fitting:
+class FitContext:
     """What a method is given beside bags and parameters.
 
     encoder() makes a fresh encoder, pretrained if so asked. embed(bags, lattice) gives what that encoder, frozen, makes
@@ -69,8 +69,8 @@ class Fitting:
     classes: Classes
     encoder: Callable[[], nn.Module]
     self_train: bool
-    compute: Compute
-    embed: Callable[[Sequence[Bag], Lattice], list[Tensor]]
+    compute: ComputeContext
+    embed: Callable[[Sequence[Bag], InstanceGrid], list[Tensor]]
 
 
 class Method(Protocol):
@@ -82,15 +82,15 @@ class Method(Protocol):
     Params: type[Any]
     REFINEMENT: str
 
-    def lattice(self, patch_px: int, params: Any) -> Lattice:
+    def lattice(self, patch_px: int, params: Any) -> InstanceGrid:
         """Geometry of the instances for patches of `patch_px`."""
         ...
 
-    def build(self, classes: Classes, encoder: nn.Module, lattice: Lattice, params: Any) -> nn.Module:
+    def build(self, classes: Classes, encoder: nn.Module, lattice: InstanceGrid, params: Any) -> nn.Module:
         """The untrained scoring network, into which the weights of a fit can be loaded; constants are its buffers."""
         ...
 
-    def fit(self, bags: Sequence[Bag], lattice: Lattice, params: Any, run: Fitting) -> nn.Module:
+    def fit(self, bags: Sequence[Bag], lattice: InstanceGrid, params: Any, run: FitContext) -> nn.Module:
         """Learn a scoring network from bags."""
         ...
 
@@ -98,10 +98,10 @@ class Method(Protocol):
         self,
         model: nn.Module,
         store: SlideStore,
-        lattice: Lattice,
+        lattice: InstanceGrid,
         params: Any,
         on: torch.device,
-        denied: NDArray[np.bool_] | None = None,
+        excluded: NDArray[np.bool_] | None = None,
     ) -> ScoreMap:
         """Scores of a whole slide.
 
@@ -119,12 +119,12 @@ class Method(Protocol):
 class FindsObjects(Protocol):
     """What a method adds to `Method` if its masks can be cut into objects; its Params have a bool `displacement`."""
 
-    def displacement_px(self, lattice: Lattice) -> int:
+    def displacement_px(self, lattice: InstanceGrid) -> int:
         """Working px along a side of a cell of displacements."""
         ...
 
     def displacements(
-        self, model: nn.Module, store: SlideStore, lattice: Lattice, wanted: NDArray[np.bool_], on: torch.device
+        self, model: nn.Module, store: SlideStore, lattice: InstanceGrid, wanted: NDArray[np.bool_], on: torch.device
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Displacements (y, x) to object centres, in cells, float32 [2, rows, cols], and where they are known.
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from wsipipe.geometry import Grid, Window
 from wsipipe.pseudolabel.centres import clusters, connected
-from wsipipe.pseudolabel.instance_grid import Lattice
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.pseudolabel.method import FindsObjects, Method
 from wsipipe.runtime.atomic import write_csv
 from wsipipe.store import SlideStore
@@ -39,7 +39,7 @@ class Objects:
 
     method: Method
     params: Any
-    lattice: Lattice
+    lattice: InstanceGrid
     device: torch.device
     name: str
     folder: Path

@@ -18,13 +18,13 @@ Rule = tuple[tuple[int, ...], tuple[float, float, float, float] | None]
 """What a training row says of a slide: 0 or 1 for each class, in a box of level-0 px or (None) everywhere."""
 
 
-def denied_cells(rules: Sequence[Rule], classes: int, store: SlideStore, stride_px: int) -> NDArray[np.bool_]:
+def excluded_cells(rules: Sequence[Rule], classes: int, store: SlideStore, stride_px: int) -> NDArray[np.bool_]:
     """Where a training label says that a class is absent: bool [classes, rows, cols], a cell every `stride_px` px.
 
     A row of the whole slide speaks of all of it, a region or patch row only of the cells whose centre lies in its box.
     """
     rows, cols = store.grid.cells(stride_px)
-    denied = np.zeros((classes, rows, cols), bool)
+    excluded = np.zeros((classes, rows, cols), bool)
     centre = (np.arange(max(rows, cols)) + 0.5) * stride_px
     for label, box in rules:
         inside = np.ones((rows, cols), bool)
@@ -33,13 +33,13 @@ def denied_cells(rules: Sequence[Rule], classes: int, store: SlideStore, stride_
             in_y = (centre[:rows] >= w.y_px) & (centre[:rows] < w.y_px + w.height_px)
             in_x = (centre[:cols] >= w.x_px) & (centre[:cols] < w.x_px + w.width_px)
             inside = in_y[:, None] & in_x[None, :]
-        denied[[k for k, present in enumerate(label) if not present]] |= inside
-    return denied
+        excluded[[k for k, present in enumerate(label) if not present]] |= inside
+    return excluded
 
 
 def gate(scores: ScoreMap, rules: Sequence[Rule], store: SlideStore) -> ScoreMap:
     """Scores with a class set to 0 wherever a training label says that it is absent."""
-    return scores.without(denied_cells(rules, len(scores.values), store, scores.stride_px))
+    return scores.without(excluded_cells(rules, len(scores.values), store, scores.stride_px))
 
 
 def painted(

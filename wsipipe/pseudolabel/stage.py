@@ -21,18 +21,18 @@ from wsipipe.errors import CheckpointError, ConfigError, StoreError
 from wsipipe.labels import match_stores, read_labels
 from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, read_checkpoint, weights_digest
 from wsipipe.nn.encoders import HUBS, chosen_encoder, create_encoder, statistics_of
-from wsipipe.nn.train import fresh
+from wsipipe.nn.train import seeded_init
 from wsipipe.pretrain.stage import Input, encoder_of, key_of
 from wsipipe.pseudolabel.bags import Bag, make_bags
 from wsipipe.pseudolabel.features import embed
-from wsipipe.pseudolabel.instance_grid import Lattice
-from wsipipe.pseudolabel.method import Fitting, Method
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
+from wsipipe.pseudolabel.method import FitContext, Method
 from wsipipe.pseudolabel.objects import Objects
-from wsipipe.pseudolabel.paint import Rule, denied_cells, gate, mask_values, painted
+from wsipipe.pseudolabel.paint import Rule, excluded_cells, gate, mask_values, painted
 from wsipipe.pseudolabel.refinement import Step, refined
 from wsipipe.pseudolabel.registry import chosen, load, load_refinement, names, refinements
 from wsipipe.runtime.atomic import write_bytes, write_json
-from wsipipe.runtime.device import Compute, device
+from wsipipe.runtime.device import ComputeContext, device
 from wsipipe.runtime.digest import digest
 from wsipipe.runtime.ledger import Report, read_ledger
 from wsipipe.runtime.progress import Progress, silent
@@ -43,7 +43,7 @@ from wsipipe.store.shards import ArraySpec, Cell
 
 log = logging.getLogger(__name__)
 
-EDITION = 3
+CACHE_VERSION = 3
 """Raised when the same inputs come to give other fits or masks, so that none of before is taken for one of now."""
 
 Sections = Mapping[str, Mapping[str, Any]]
@@ -142,8 +142,8 @@ class Stage:
             log.info("%d stores have no row in %s: scored, not trained on", len(unlabelled), config.labels)
         self.train_ids = sorted({r.slide_id for r in self.table.of_split("train")})
         self.grid = _common_grid([self.stores[i] for i in self.train_ids])
-        self.even_stain = stain.alike(self.stores[i].is_even for i in self.train_ids)
-        self.lattice: Lattice = self.method.lattice(self.grid[1], self.params)
+        self.normalise_stain = stain.alike(self.stores[i].is_normalised for i in self.train_ids)
+        self.lattice: InstanceGrid = self.method.lattice(self.grid[1], self.params)
         self.method.build(self.table.classes, encoder, self.lattice, self.params)  # what cannot be is found now
         self.device = device(run.device)
         self.objects = Objects(self.method, self.params, self.lattice, self.device, self.name, self.folder)
@@ -165,7 +165,7 @@ class Stage:
         """Key of the fit: labels, training stores, the parameters that it depends on, encoder and seed."""
         rows = [asdict(r) | {"line": 0} for r in self.table.of_split("train")]
         made_of = {
-            "edition": EDITION,
+            "edition": CACHE_VERSION,
             "rows": rows,
             "classes": self.table.classes.names,
             "stores": [self.stores[i].digest for i in self.train_ids],
@@ -193,7 +193,7 @@ class Stage:
             self._save(model, path)
             return model
         make, compute = self._encoder_maker(progress), self._compute(progress)
-        run = Fitting(
+        run = FitContext(
             self.table.classes,
             make,
             self.config.self_train,
@@ -235,8 +235,8 @@ class Stage:
         how = step and (step.name, asdict(step.params), step.stride_px)
         return digest(self.digest, asdict(self.params), store.digest, self._rules(store.slide_id), how)
 
-    def _compute(self, progress: Progress) -> Compute:
-        return Compute(self.device, self.run.seed, progress)
+    def _compute(self, progress: Progress) -> ComputeContext:
+        return ComputeContext(self.device, self.run.seed, progress)
 
     @property
     def _pretrains(self) -> bool:
@@ -257,7 +257,7 @@ class Stage:
                 return self._pretrained(progress) if self._pretrains else self.weights
 
         def make() -> nn.Module:
-            return fresh(lambda: create_encoder(self.encoder, weights()), self.run.seed)
+            return seeded_init(lambda: create_encoder(self.encoder, weights()), self.run.seed)
 
         return make
 
@@ -282,7 +282,7 @@ class Stage:
             mean=self.statistics.mean,
             std=self.statistics.std,
             settings=asdict(self.params),
-            even_stain=self.even_stain,
+            normalise_stain=self.normalise_stain,
         ).save(self.folder, model)
         write_bytes(self.folder / "labels.csv", self.snapshot)
         write_json(path, {"digest": self.digest, "config": asdict(self.config), "run": asdict(self.run)})
@@ -300,9 +300,9 @@ class Stage:
         there = (store.current(kind, self.name, key, overwrite) for kind in ("labels", "scores"))
         if all(there) and self.objects.current(store, key, overwrite):
             return "skipped"
-        store.check_like(self.grid[0], self.even_stain, "the fit")
-        denied = denied_cells(rules, len(self.table.classes), store, self.lattice.instance_px)
-        scores = self.method.score(model, store, self.lattice, self.params, self.device, denied)
+        store.check_like(self.grid[0], self.normalise_stain, "the fit")
+        excluded = excluded_cells(rules, len(self.table.classes), store, self.lattice.instance_px)
+        scores = self.method.score(model, store, self.lattice, self.params, self.device, excluded)
         scores = gate(scores, rules, store)
         sharp = scores
         if self.refinement:  # which may carry a class over the border of a box that excludes it

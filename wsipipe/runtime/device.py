@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Compute:
+class ComputeContext:
     """Where to compute, from which seed, and who is told how far it has come."""
 
     device: torch.device

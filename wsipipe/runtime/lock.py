@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from wsipipe.errors import StoreError
 
 
-class Hold:
+class SlideLock:
     """An exclusive hold on a piece of work, over processes; the file names who has it, and goes when it is let go."""
 
     def __init__(self, file: Path, what: str) -> None:
@@ -35,7 +35,7 @@ class Hold:
         """Whether this process has it."""
         return self._lock.is_locked
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Let go of it; nothing happens if it is not held."""
         if self._lock.is_locked:
             self._file.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ _TINY = np.float32(1e-30)  # below every sum of weights, so that 0 / 0 becomes 0
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class Band:
     """Finished pixels of a map from (x_px, y_px) on.
 
     values: float32 [C, h, w], the weighted mean over the windows, 0 where none reached. known: bool [h, w], whether any
@@ -30,7 +30,7 @@ class Piece:
     known: NDArray[np.bool_]
 
 
-class Blend:
+class WindowAccumulator:
     """The sums of one rectangle, `area`. Each pixel is sum(w p) / sum(w) over the windows that cover it.
 
     Windows come row by row, each row from left to right, so that the terms of a pixel are added in the same order
@@ -68,7 +68,7 @@ class Blend:
         self._reached = max(self._reached, y2)
         self._across = min(self._across[0], columns.start), max(self._across[1], columns.stop)
 
-    def take(self, until_px: int) -> Iterator[Piece]:
+    def take(self, until_px: int) -> Iterator[Band]:
         """The finished rows above `until_px`, from where windows may still come; parts that none met are left out."""
         area, c = self.area, self.cell_px
         bottom = area.y_px + area.height_px
@@ -82,7 +82,7 @@ class Blend:
         if self.next_px >= self._reached:
             self._across = (area.width_px, 0)
 
-    def _pieces(self, y1: int, y2: int, columns: slice) -> Iterator[Piece]:
+    def _pieces(self, y1: int, y2: int, columns: slice) -> Iterator[Band]:
         """The rows [y1, y2), whose place in the ring is made free."""
         shape = (y2 - y1, columns.stop - columns.start)
         values, norm = np.empty((len(self._total), *shape), np.float32), np.empty(shape, np.float32)
@@ -94,7 +94,7 @@ class Blend:
         self.next_px = y2
         known = norm > 0
         values /= np.maximum(norm, _TINY, out=norm)
-        yield Piece(self.area.x_px + columns.start, y1, values, known)
+        yield Band(self.area.x_px + columns.start, y1, values, known)
 
     def _ring(self, y1: int, y2: int) -> Iterator[tuple[int, slice]]:
         """Rows [y1, y2) as runs of the ring: (first row, place)."""
@@ -105,7 +105,7 @@ class Blend:
             y1 += n
 
 
-def strongest(piece: Piece, nothing: int) -> NDArray[np.uint8]:
+def strongest(piece: Band, nothing: int) -> NDArray[np.uint8]:
     """The channel with the highest value, the first of equals: uint8 [h, w]; `nothing` where no window reached."""
     best, mask = piece.values[0].copy(), np.zeros(piece.known.shape, np.uint8)
     for k, values in enumerate(piece.values[1:], 1):
@@ -115,7 +115,7 @@ def strongest(piece: Piece, nothing: int) -> NDArray[np.uint8]:
     return mask
 
 
-def cell_means(piece: Piece, cell_px: int, first: int = 0) -> NDArray[np.float32]:
+def cell_means(piece: Band, cell_px: int, first: int = 0) -> NDArray[np.float32]:
     """Mean over the known pixels of each square of `cell_px`, 0 where there are none: float32 [C - first, rows, cols].
 
     The piece starts on a square's edge. The channels before `first` are left out. Rows are added before columns.

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from wsipipe.config.options import SegmentConfig
-from wsipipe.nn.distributed import Group
+from wsipipe.nn.distributed import ProcessGroup
 from wsipipe.nn.encoders import normalise
 from wsipipe.pretrain.monitor import CHECKS, is_flat
-from wsipipe.runtime.device import Compute, autocast
+from wsipipe.runtime.device import ComputeContext, autocast
 from wsipipe.segment.data import Sample, find_samples
 from wsipipe.segment.losses import segmentation_loss
 from wsipipe.store import SlideStore
@@ -28,7 +28,7 @@ TOP = 0.1
 """Share of the pixels of a slide whose mean probability, the highest, is its score."""
 
 
-class HeldOut:
+class ValidationMonitor:
     """Checks a network on held-out slides `CHECKS` times; says stop once `patience` checks brought nothing better.
 
     `checks` lists (step, loss, AUC): the loss against the masks, which hold no pixel label, and the mean over the
@@ -37,7 +37,12 @@ class HeldOut:
     """
 
     def __init__(
-        self, model: nn.Module, stores: Sequence[SlideStore], config: SegmentConfig, compute: Compute, group: Group
+        self,
+        model: nn.Module,
+        stores: Sequence[SlideStore],
+        config: SegmentConfig,
+        compute: ComputeContext,
+        group: ProcessGroup,
     ) -> None:
         self._model, self._config, self._compute, self._group = model, config, compute, group
         self._every = max(1, config.steps // CHECKS)

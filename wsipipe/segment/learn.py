@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from wsipipe.config.options import SegmentConfig
 from wsipipe.errors import check
-from wsipipe.nn.distributed import Group
-from wsipipe.nn.ema import Average
+from wsipipe.nn.distributed import ProcessGroup
+from wsipipe.nn.ema import WeightEMA
 from wsipipe.nn.encoders import normalise
-from wsipipe.nn.train import Around, Schedule, fit
-from wsipipe.nn.training_state import Keep
-from wsipipe.runtime.device import Compute, compiled
+from wsipipe.nn.train import Schedule, TrainHooks, fit
+from wsipipe.nn.training_state import TrainingState
+from wsipipe.runtime.device import ComputeContext, compiled
 from wsipipe.segment.curves import Curves
 from wsipipe.segment.data import Batch, Batches, Variation, find_samples
-from wsipipe.segment.early_stopping import HeldOut
+from wsipipe.segment.early_stopping import ValidationMonitor
 from wsipipe.segment.losses import segmentation_loss, taught
 from wsipipe.segment.slides import held_out
 from wsipipe.store import SlideStore
@@ -28,7 +28,12 @@ log = logging.getLogger(__name__)
 
 
 def learn(
-    model: nn.Module, stores: Sequence[SlideStore], config: SegmentConfig, compute: Compute, group: Group, keep: Keep
+    model: nn.Module,
+    stores: Sequence[SlideStore],
+    config: SegmentConfig,
+    compute: ComputeContext,
+    group: ProcessGroup,
+    keep: TrainingState,
 ) -> nn.Module:
     """Train `model` on `labels/<config.labels>` of stores; returns the network to keep, in evaluation mode.
 
@@ -41,13 +46,13 @@ def learn(
     log.info("training on %d patches of %d slides, labels/%s", len(samples), len(own), config.labels)
     how = Variation(zoom=config.zoom, mosaic=config.mosaic, border_px=config.border_px)
     batches = Batches(samples, config.labels, config.batch, compute.seed, how)
-    average = Average(model, round_ends(config.steps, config.rounds)) if config.average else None
-    watch = HeldOut(average.model if average else model, aside, config, compute, group) if aside else None
+    average = WeightEMA(model, round_ends(config.steps, config.rounds)) if config.average else None
+    watch = ValidationMonitor(average.model if average else model, aside, config, compute, group) if aside else None
     compiled(model, compute.device)
     step = _Step(group.shared(model), average, config, compute.device)
     schedule = Schedule(config.steps, config.lr)
     with Curves(keep.path.parent, schedule, config.batch, config.tensorboard and group.leads) as curves:
-        around = Around(keep, watch, average, curves.record, Batch.split, config.batch)
+        around = TrainHooks(keep, watch, average, curves.record, Batch.split, config.batch)
         draw = partial(batches, on=compute.device, only=group.own)
         losses = fit(model, draw, step, schedule, "train", compute, around)
         if group.leads:
@@ -63,7 +68,7 @@ def round_ends(steps: int, rounds: int) -> list[int]:
 class _Step:
     """The loss of a batch, whose masks a teacher corrects as soon as there is one."""
 
-    def __init__(self, model: nn.Module, average: Average | None, config: SegmentConfig, on: torch.device) -> None:
+    def __init__(self, model: nn.Module, average: WeightEMA | None, config: SegmentConfig, on: torch.device) -> None:
         self._model, self._average, self._config, self._on = model, average, config, on
 
     def __call__(self, batch: Batch) -> Tensor:

@@ -24,14 +24,14 @@ from wsipipe.runtime.digest import digest
 from wsipipe.runtime.executor import threads
 from wsipipe.runtime.ledger import Report
 from wsipipe.runtime.progress import Progress, silent
-from wsipipe.segment.prefetch import Flow, Pace
+from wsipipe.segment.prefetch import PrefetchPipeline, Throughput
 from wsipipe.segment.stitch import Plan, Stitching, fitting, stitcher
 from wsipipe.segment.train import check_side, load
 from wsipipe.segment.tta import VIEWS, mean_over_views
 from wsipipe.store import SlideStore
-from wsipipe.store.map_writer import GrowingMaps, forget
+from wsipipe.store.map_writer import ResumableMapWriter, forget
 from wsipipe.store.shards import SHARD_PX, Cell
-from wsipipe.windows import BLENDS, Cover
+from wsipipe.windows import BLENDS, WindowLattice
 
 log = logging.getLogger(__name__)
 
@@ -153,26 +153,26 @@ class _Job:
         how = {k: v for k, v in asdict(self.how).items() if k != "memory_mb"}
         return digest(self.checkpoint.digest, self.store.digest, how)
 
-    def run(self, model: nn.Module, run: RunConfig, progress: Progress, overwrite: bool) -> Pace | None:
+    def run(self, model: nn.Module, run: RunConfig, progress: Progress, overwrite: bool) -> Throughput | None:
         """Map the slide, or go on with it; None if it is mapped already."""
         store, classes = self.store, list(self.checkpoint.classes)
         if all([store.current(kind, self.name, self.key, overwrite) for kind in ("labels", "scores")]):
             forget(store, self.name)
             return None
-        store.check_like(self.checkpoint.mpp, self.checkpoint.even_stain, "the network")
+        store.check_like(self.checkpoint.mpp, self.checkpoint.normalise_stain, "the network")
         meta = {"digest": self.key, "classes": classes, "checkpoint": self.checkpoint.digest}
         values = {0: "none", **{k + 1: n for k, n in enumerate(classes)}, IGNORE: "not predicted"}
-        with GrowingMaps(store, self.name, self.key, len(classes), self.how.cell_px, SHARD_PX) as maps:
-            pace = Pace(0, 0.0, 0.0) if maps.complete else self._stitch(maps, model, run, progress)
+        with ResumableMapWriter(store, self.name, self.key, len(classes), self.how.cell_px, SHARD_PX) as maps:
+            pace = Throughput(0, 0.0, 0.0) if maps.complete else self._stitch(maps, model, run, progress)
             maps.finish(values, meta)
         return pace
 
-    def _stitch(self, maps: GrowingMaps, model: nn.Module, run: RunConfig, progress: Progress) -> Pace:
+    def _stitch(self, maps: ResumableMapWriter, model: nn.Module, run: RunConfig, progress: Progress) -> Throughput:
         """Predict and write the shards that are missing."""
         store, how, on, channels = self.store, self.how, device(run.device), len(self.checkpoint.classes) + 1
         most = (BATCH_PX if on.type == "cpu" else ACCELERATOR_BATCH_PX) // how.window_px**2
         batch, width_px = fitting(how, channels, min(MOST_WINDOWS, max(1, most)), SHARD_PX)
-        cover = Cover.plan(store.grid.size_px, how.window_px, how.stride_px, store.patches().windows)
+        cover = WindowLattice.plan(store.grid.size_px, how.window_px, how.stride_px, store.patches().windows)
         plan = Plan(store.grid.size_px, cover, width_px, how.cell_px, SHARD_PX)
         tissue = store.labels("tissue")
 
@@ -188,7 +188,7 @@ class _Job:
         stitch = stitcher(plan, channels, how.blend, write, maps.written)
         total = stitch.count()
         network = Network(model, on, how.views, batch)
-        flow = Flow(
+        flow = PrefetchPipeline(
             read=lambda items: network.pixels(store.read_batch([window for _, window in items])),
             network=network,
             take=stitch.add,
@@ -198,7 +198,7 @@ class _Job:
         return flow.run(stitch.windows(), batch, lambda n: progress(f"stitch {store.slide_id}", n, total))
 
 
-def _told(store: SlideStore, pace: Pace | None) -> dict[str, str]:
+def _told(store: SlideStore, pace: Throughput | None) -> dict[str, str]:
     """What the ledger and the log say of how one slide went."""
     if pace is None:
         return {}

@@ -18,7 +18,7 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """How a run went: items done, seconds it took, and seconds in which the network was at work."""
 
     items: int
@@ -32,7 +32,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Flow(Generic[Item, Input, Answer]):
+class PrefetchPipeline(Generic[Item, Input, Answer]):
     """What is done with batches of items, one step after the other, several batches on their way at a time.
 
     read: runs in `readers` threads, ahead of the network. network: runs in the caller's thread and may return before
@@ -46,7 +46,7 @@ class Flow(Generic[Item, Input, Answer]):
     end: Callable[[], None] = lambda: None
     readers: int = 1
 
-    def run(self, items: Iterable[Item], batch: int, on_done: Callable[[int], None] | None = None) -> Pace:
+    def run(self, items: Iterable[Item], batch: int, on_done: Callable[[int], None] | None = None) -> Throughput:
         """Do all items; `on_done` is told how many the network has done. The first error of any step is raised."""
         started, busy, count = time.perf_counter(), 0.0, 0
         take, groups = _until_it_fails(self.take), _batches(items, batch)
@@ -81,7 +81,7 @@ class Flow(Generic[Item, Input, Answer]):
                 taking.shutdown(wait=False, cancel_futures=True)
                 raise
         self.end()
-        return Pace(count, time.perf_counter() - started, busy)
+        return Throughput(count, time.perf_counter() - started, busy)
 
 
 def _until_it_fails(take: Callable[[Sequence[Item], Answer], None]) -> Callable[[Sequence[Item], Answer], None]:

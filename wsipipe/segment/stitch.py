@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
-from wsipipe.segment.accumulate import PIECE_ROWS, Blend, Piece, cell_means, strongest
+from wsipipe.segment.accumulate import PIECE_ROWS, Band, WindowAccumulator, cell_means, strongest
 from wsipipe.store.shards import SHARD_PX, Cell
-from wsipipe.windows import Cover, blend_weight
+from wsipipe.windows import WindowLattice, blend_weight
 
 READ_AHEAD = 4
 """Batches of pixels that wait for the network at most."""
@@ -52,7 +52,7 @@ class Plan:
     """
 
     size_px: tuple[int, int]
-    cover: Cover
+    cover: WindowLattice
     width_px: int
     cell_px: int = 1
     shard_px: int = SHARD_PX
@@ -119,7 +119,7 @@ class Stitcher:
     write: Callable[[Cell, NDArray[np.uint8], NDArray[np.uint8]], None]
     todo: set[Cell]
     _strip: Window | None = None
-    _blend: Blend | None = None
+    _blend: WindowAccumulator | None = None
     _open: dict[Cell, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = field(default_factory=dict)
 
     def windows(self) -> Iterator[tuple[Window, Window]]:
@@ -144,14 +144,17 @@ class Stitcher:
         self._end_strip()
         self._write(list(self._open))
 
-    def _begin(self, strip: Window) -> Blend:
+    def _begin(self, strip: Window) -> WindowAccumulator:
         self._end_strip()
         shards = self._shards(strip, strip.y_px, strip.y_px + strip.height_px)
         self._write([shard for shard in self._open if shard not in shards])
         for shard in shards:
             if not self._holds(strip, shard):
                 self._buffers(shard)
-        self._strip, self._blend = strip, Blend(self.plan.area(strip), self.channels, self.weight, self._cell)
+        self._strip, self._blend = (
+            strip,
+            WindowAccumulator(self.plan.area(strip), self.channels, self.weight, self._cell),
+        )
         return self._blend
 
     def _end_strip(self) -> None:
@@ -174,7 +177,7 @@ class Stitcher:
     def _cell(self) -> int:
         return self.plan.cell_px
 
-    def _take(self, strip: Window, blend: Blend, until_px: int) -> None:
+    def _take(self, strip: Window, blend: WindowAccumulator, until_px: int) -> None:
         if until_px <= blend.next_px:
             return
         for piece in blend.take(until_px):
@@ -191,7 +194,7 @@ class Stitcher:
         cells = product(range(y1 // n, -(-y2 // n)), range(strip.x_px // n, -(-_right(strip) // n)))
         return [cell for cell in cells if cell in self.todo]
 
-    def _paint(self, strip: Window, piece: Piece) -> None:
+    def _paint(self, strip: Window, piece: Band) -> None:
         """Put a piece into the buffers of the shards that it lies on."""
         mask = strongest(piece, IGNORE)
         scores = np.rint(cell_means(piece, self._cell, first=1) * 255).astype(np.uint8)

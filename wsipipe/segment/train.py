@@ -16,9 +16,9 @@ from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, maker_of, read_ch
 from wsipipe.nn.distributed import join_group
 from wsipipe.nn.encoders import Statistics, chosen_encoder, expect, load_weights
 from wsipipe.nn.segmenters import create_segmenter, encoder_of
-from wsipipe.nn.train import fresh
-from wsipipe.nn.training_state import KEEP_S, Keep
-from wsipipe.runtime.device import Compute, device
+from wsipipe.nn.train import seeded_init
+from wsipipe.nn.training_state import KEEP_S, TrainingState
+from wsipipe.runtime.device import ComputeContext, device
 from wsipipe.runtime.digest import digest
 from wsipipe.runtime.progress import Progress
 from wsipipe.segment.learn import learn
@@ -65,7 +65,7 @@ def train(
             )
     on = device(run.device)
     group = join_group(on)
-    model = fresh(lambda: create_segmenter(config.architecture, encoder, len(classes) + 1), run.seed)
+    model = seeded_init(lambda: create_segmenter(config.architecture, encoder, len(classes) + 1), run.seed)
     statistics = _start_from(model, weights, _fit_of(Path(run.runs) / config.labels, encoder))
     model.to(on).to(memory_format=torch.channels_last)
     checkpoint = Checkpoint(
@@ -78,11 +78,11 @@ def train(
         mean=statistics.mean,
         std=statistics.std,
         settings=asdict(config),
-        even_stain=chosen[0].is_even,
+        normalise_stain=chosen[0].is_normalised,
     )
-    keep = Keep(folder / "training.state", key, KEEP_S, writes=group.leads)
+    keep = TrainingState(folder / "training.state", key, KEEP_S, writes=group.leads)
     try:
-        learnt = learn(model, chosen, config, Compute(on, run.seed, progress), group, keep)
+        learnt = learn(model, chosen, config, ComputeContext(on, run.seed, progress), group, keep)
     except CheckpointError as error:
         if group.leads:
             saved = checkpoint.save(folder, model, "last-good")

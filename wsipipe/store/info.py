@@ -53,7 +53,7 @@ def _pixels(store: SlideStore) -> Iterator[str]:
 
 def _stain(store: SlideStore) -> Iterator[str]:
     """How colours are read, where not as they are stored."""
-    if store.is_even:
+    if store.is_normalised:
         yield f"stain      evened out: read with a gamma of {', '.join(f'{g:.2f}' for g in store.meta['stain_gamma'])}"
 
 

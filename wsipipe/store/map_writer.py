@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from wsipipe.errors import StoreError
 from wsipipe.labels import IGNORE
 from wsipipe.runtime.atomic import write_bytes
-from wsipipe.runtime.lock import Hold
+from wsipipe.runtime.lock import SlideLock
 from wsipipe.store import layout
 from wsipipe.store.label_images import finish_labels, label_specs, score_attributes, shard_key
 from wsipipe.store.names import check_name
@@ -35,7 +35,7 @@ from wsipipe.store.slide_store import SlideStore
 _PARTS_HELD = 4  # more than the parts that one chunk of scores lies on, so that neighbouring chunks share them
 
 
-class GrowingMaps:
+class ResumableMapWriter:
     """`labels/<name>` and `scores/<name>` of `store`, made of what `key` stands for. A context; one process at a time.
 
     What an earlier run has written is found again if it was made under the same key and is removed otherwise. Shards
@@ -53,22 +53,22 @@ class GrowingMaps:
         self.spec = ArraySpec((height, width), "uint8", IGNORE, shard_px=shard_px)
         self.scores_shape = (classes, *store.grid.cells(stride_px))
         hold = store.path.with_name(f".{store.path.name}.maps.{name}.hold")
-        self._hold = Hold(hold, f"{store.path}: labels/{name}")
+        self._hold = SlideLock(hold, f"{store.path}: labels/{name}")
         self._written: dict[Cell, int] = {}
 
-    def __enter__(self) -> GrowingMaps:
+    def __enter__(self) -> ResumableMapWriter:
         self._hold.take()
         try:
             self._open()
         except BaseException:
-            self._hold.let_go()
+            self._hold.release()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hold.let_go()
+        self._hold.release()
 
     @property
     def written(self) -> frozenset[Cell]:

@@ -51,7 +51,7 @@ class SlideStore:
             self.slide_id = str(meta["slide_id"])
             self.grid = Grid.from_dict(meta["grid"])
             self.pixel_digest = str(meta["pixel_digest"])
-            self._tables = stain.tables(meta["stain_gamma"]) if self.is_even else None
+            self._tables = stain.tables(meta["stain_gamma"]) if self.is_normalised else None
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{path}/zarr.json: damaged ({error!r}); tile this slide again") from None
         self._arrays: dict[str, ShardedArray] = {}
@@ -86,28 +86,28 @@ class SlideStore:
     @property
     def digest(self) -> str:
         """Of what the later stages see: the pixels and the lattice of patches."""
-        seen = (self.pixel_digest, self.meta["stain_gamma"]) if self.is_even else (self.pixel_digest,)
+        seen = (self.pixel_digest, self.meta["stain_gamma"]) if self.is_normalised else (self.pixel_digest,)
         return digest(*seen, patches_attributes(self.path, self.grid).get("content", ""))
 
     @property
-    def is_even(self) -> bool:
+    def is_normalised(self) -> bool:
         """Whether pixels are read with their stain evened out (see `store.stain`)."""
         return bool(self.meta.get("stain_gamma"))
 
-    def even_stain(self, on: bool = True) -> None:
+    def normalise_stain(self, on: bool = True) -> None:
         """Read pixels with their stain evened out from now on, or as they are stored."""
         level = max(k for k in range(self.grid.levels) if k == 0 or self.grid.mpp[0] * LEVEL_FACTOR**k <= stain.MPP)
         measured = stain.measured(self.pixels(level), self.labels("tissue", level)) if on else ()
         self.note(stain_gamma=list(measured))
         self._tables = stain.tables(self.meta["stain_gamma"]) if on else None
 
-    def check_like(self, mpp: float, even_stain: bool, whose: str) -> None:
+    def check_like(self, mpp: float, normalise_stain: bool, whose: str) -> None:
         """StoreError unless the slide is seen as `whose` slides were: at the same um/px, and stain alike."""
         own = sum(self.grid.mpp) / 2
         if abs(own / mpp - 1) > 0.05:
             raise StoreError(f"{self.path}: is at {own:g} um/px, {whose} at {mpp:g}; tile it with --mpp {mpp:g}")
-        if self.is_even != even_stain:
-            seen, flag = ("evened out", "--even-stain") if even_stain else ("as scanned", "--no-even-stain")
+        if self.is_normalised != normalise_stain:
+            seen, flag = ("evened out", "--even-stain") if normalise_stain else ("as scanned", "--no-even-stain")
             raise StoreError(f"{self.path}: {whose} saw stain {seen}; tile this slide alike, with {flag}")
 
     @property

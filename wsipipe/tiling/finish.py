@@ -58,8 +58,8 @@ def finish(job: TileJob) -> None:
         bad=bad_rows(bad),
         bad_px=[astuple(w) for w in windows],
     )
-    if job.config.even_stain:
-        store.even_stain()
+    if job.config.normalise_stain:
+        store.normalise_stain()
     if job.qc_image:
         _write_qc_image(job.qc_image, store, plan.tissue, table, windows)
     swap(job.aside, job.target)

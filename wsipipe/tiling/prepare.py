@@ -97,9 +97,9 @@ def _kept(job: TileJob, slide: Slide, old: SlideStore, recipe: Recipe) -> Prepar
             f"{job.target}: its patches of {lattice[0]} px every {lattice[1]} px were chosen with another "
             "--min-tissue; replace them with --overwrite"
         )
-    restained = old.is_even != job.config.even_stain
+    restained = old.is_normalised != job.config.normalise_stain
     if restained:
-        old.even_stain(job.config.even_stain)
+        old.normalise_stain(job.config.normalise_stain)
     if held != recipe.patches:
         _add_lattice(job, slide, old, recipe)
         return Prepared("added")

@@ -17,7 +17,7 @@ from wsipipe.errors import WsipipeError
 from wsipipe.runtime.atomic import write_csv
 from wsipipe.runtime.executor import executor, first_done
 from wsipipe.runtime.ledger import Report, read_ledger
-from wsipipe.runtime.lock import Hold
+from wsipipe.runtime.lock import SlideLock
 from wsipipe.runtime.progress import Progress, silent
 from wsipipe.slides import SlideFile
 from wsipipe.slides.base import chosen_mpp
@@ -68,7 +68,7 @@ def tile_slides(
         jobs = [job.absolute() for job in jobs]
     report = Report(run.max_failed)
     with executor(run.workers, run.dask) as (pool, workers), prober or Prober() as opener:
-        line = _Line(pool, workers, opener, report, progress)
+        line = _Scheduler(pool, workers, opener, report, progress)
         try:
             line.run(jobs)
         finally:
@@ -86,7 +86,7 @@ class _Slide:
     """A slide on its way through the line."""
 
     job: TileJob
-    hold: Hold
+    hold: SlideLock
     began: float = field(default_factory=time.monotonic)
     waiting: deque[ShardTask] = field(default_factory=deque)
     flying: int = 0
@@ -96,7 +96,7 @@ class _Slide:
     error: WsipipeError | None = None
 
 
-class _Line:
+class _Scheduler:
     """Keeps the pool busy: shards of the slides under way first, then the next slide."""
 
     def __init__(self, pool: Executor, workers: int, prober: Prober, report: Report, progress: Progress) -> None:
@@ -131,7 +131,7 @@ class _Line:
         """Take back what has not begun, wait for what has, and let go of every slide."""
         wait([future for future in self._flying if not future.cancel()])
         for slide in self._active:
-            slide.hold.let_go()
+            slide.hold.release()
 
     def _fill(self, waiting: deque[TileJob]) -> None:
         """Give the pool work, oldest slide first, and begin slides while it has room."""
@@ -144,7 +144,7 @@ class _Line:
             self._prober.end()  # all slides have been opened: its memory is better used
 
     def _begin(self, job: TileJob) -> None:
-        slide = _Slide(job, Hold(job.target.with_name(f".{job.target.name}.tiling"), f"{job.target}: tiling it"))
+        slide = _Slide(job, SlideLock(job.target.with_name(f".{job.target.name}.tiling"), f"{job.target}: tiling it"))
         self._active.append(slide)
         try:
             slide.hold.take()
@@ -219,7 +219,7 @@ class _Line:
         self._leave(slide)
 
     def _leave(self, slide: _Slide) -> None:
-        slide.hold.let_go()
+        slide.hold.release()
         self._active.remove(slide)
         self._tell(slide.job.slide_id)
 

@@ -16,7 +16,7 @@ from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
 from wsipipe.nn.encoders import MEAN, STD, Statistics, create_encoder, expect, normalise
-from wsipipe.pseudolabel.instance_grid import Lattice
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.pseudolabel.methods import cam
 from wsipipe.pseudolabel.methods.cam import Params
 from wsipipe.pseudolabel.shared.cam import CamClassifier
@@ -92,7 +92,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
     return SlideStore(tiled_pictures(tmp_path_factory.mktemp("slide"), {"slide": rgb}, patch_px=64)["slide"])
 
 
-LATTICE = Lattice(8, 64, 2)
+LATTICE = InstanceGrid(8, 64, 2)
 
 
 def colour_model(bias: float = 0.0) -> CamClassifier:
@@ -161,7 +161,7 @@ def test_a_class_is_painted_above_a_share_of_its_maximum(slide: SlideStore, thre
 
 
 def test_the_lattice_scores_cells_and_sees_whole_patches():
-    assert cam.lattice(256, Params()) == Lattice(16, 256, 2)
+    assert cam.lattice(256, Params()) == InstanceGrid(16, 256, 2)
     with pytest.raises(ConfigError, match=r"cam.cells: a patch of 250 px does not split into 16"):
         cam.lattice(250, Params())
 

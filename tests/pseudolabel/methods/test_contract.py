@@ -16,11 +16,11 @@ from wsipipe.labels import IGNORE, Classes, read_labels
 from wsipipe.nn.encoders import create_encoder
 from wsipipe.pseudolabel.bags import make_bags
 from wsipipe.pseudolabel.features import embed
-from wsipipe.pseudolabel.instance_grid import Lattice
-from wsipipe.pseudolabel.method import Fitting, Method, ScoreMap
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
+from wsipipe.pseudolabel.method import FitContext, Method, ScoreMap
 from wsipipe.pseudolabel.refinement import Step, refined
 from wsipipe.pseudolabel.registry import load, load_refinement, names, refinements
-from wsipipe.runtime.device import Compute
+from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 
 CPU = torch.device("cpu")
@@ -45,7 +45,7 @@ def short(method: Method, **others: Any) -> Any:
     return method.Params(**{n: short[n.split("_")[-1]] for n in names if n.split("_")[-1] in short}, **others)
 
 
-Fit = tuple[torch.nn.Module, Lattice, Any]
+Fit = tuple[torch.nn.Module, InstanceGrid, Any]
 
 
 def fitted(method: Method, cohort: Cohort, seed: int = 0, **others: Any) -> Fit:
@@ -60,8 +60,10 @@ def fitted(method: Method, cohort: Cohort, seed: int = 0, **others: Any) -> Fit:
             torch.manual_seed(0)
             return create_encoder("resnet18_quarter")
 
-    compute = Compute(CPU, seed)
-    run = Fitting(table.classes, encoder, True, compute, lambda bags, lattice: embed(encoder(), bags, lattice, compute))
+    compute = ComputeContext(CPU, seed)
+    run = FitContext(
+        table.classes, encoder, True, compute, lambda bags, lattice: embed(encoder(), bags, lattice, compute)
+    )
     model = method.fit(bags, lattice, params, run)
     return model, lattice, params
 
@@ -157,10 +159,10 @@ def test_any_refinement_follows_and_its_masks_hold_what_is_known(
 
 def test_the_weights_of_a_fit_load_into_a_fresh_network(method: Method, fit: Fit, small_cohort: Cohort):
     model, lattice, params = fit
-    fresh = method.build(Classes(("blobs",)), create_encoder("resnet18_quarter"), lattice, params)
-    fresh.load_state_dict(model.state_dict())
+    seeded_init = method.build(Classes(("blobs",)), create_encoder("resnet18_quarter"), lattice, params)
+    seeded_init.load_state_dict(model.state_dict())
     store = SlideStore(small_cohort.stores["s1"])
-    a, b = (method.score(m, store, lattice, params, CPU) for m in (model, fresh.eval()))
+    a, b = (method.score(m, store, lattice, params, CPU) for m in (model, seeded_init.eval()))
     np.testing.assert_array_equal(a.values, b.values)
 
 

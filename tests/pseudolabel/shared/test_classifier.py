@@ -20,7 +20,7 @@ from wsipipe.pseudolabel.shared.classifier import (
     masked_bce,
     train_classifier,
 )
-from wsipipe.runtime.device import Compute
+from wsipipe.runtime.device import ComputeContext
 
 CPU = torch.device("cpu")
 NAN = float("nan")
@@ -134,7 +134,7 @@ def test_positives_and_negatives_of_each_class_are_drawn_in_equal_numbers(monkey
     crops, targets = toy(rare)
     drawn: list[Tensor] = []
     monkeypatch.setattr(classifier, "masked_bce", lambda z, y: (drawn.append(y), masked_bce(z, y))[1])
-    compute = Compute(CPU)
+    compute = ComputeContext(CPU)
     train_classifier(Recorder(2), crops, targets, Schedule(20, 0.0), "toy", compute, 32)
     y = torch.cat(drawn)
     assert len(y) == 20 * 32
@@ -151,7 +151,7 @@ def test_training_tells_two_textures_apart_and_depends_on_the_seed_alone():
     def trained(seed: int) -> tuple[InstanceClassifier, list[float]]:
         torch.manual_seed(0)
         model = InstanceClassifier(create_encoder("resnet18_quarter"), 128, 1)
-        losses = train_classifier(model, crops, targets, Schedule(25, 2e-3), "toy", Compute(CPU, seed), 16)
+        losses = train_classifier(model, crops, targets, Schedule(25, 2e-3), "toy", ComputeContext(CPU, seed), 16)
         return model, losses
 
     model, losses = trained(1)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsipipe.pseudolabel.shared.mil import Rule, bag_loss, max_max, max_min, prevalence, select, trusted
+from wsipipe.pseudolabel.shared.mil import Rule, bag_loss, max_max, max_min, prevalence, prevalence_k, select
 
 tenth = partial(prevalence, ratio=0.1)
 bags = st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=30)
@@ -94,18 +94,18 @@ def test_a_bag_of_one_instance_yields_that_instance_whatever_its_score(rule: Rul
     ],
 )
 def test_the_number_of_trusted_instances(count: int, ratio: float, trust: int):
-    assert trusted(count, ratio) == trust
+    assert prevalence_k(count, ratio) == trust
 
 
 @given(st.integers(1, 10_000), st.integers(1, 1000))
 def test_the_number_of_trusted_instances_is_the_formula_in_whole_numbers(count: int, thousandths: int):
-    assert trusted(count, thousandths / 1000) == max(1, math.ceil(-(-count * thousandths // 1000)) - 1)
+    assert prevalence_k(count, thousandths / 1000) == max(1, math.ceil(-(-count * thousandths // 1000)) - 1)
 
 
 @given(bags, st.floats(0.01, 1))
 def test_of_a_positive_bag_the_highest_scores_are_trusted(scores: list[float], ratio: float):
     picked = chosen(partial(prevalence, ratio=ratio), scores, 1)
-    assert len(picked) == trusted(len(scores), ratio)
+    assert len(picked) == prevalence_k(len(scores), ratio)
     assert [scores[i] for i in picked] == sorted(scores, reverse=True)[: len(picked)]
 
 

@@ -16,7 +16,7 @@ from support.textures import tiled_pictures, tissue
 from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import Lattice, read_crops
+from wsipipe.pseudolabel.instance_grid import InstanceGrid, read_crops
 from wsipipe.pseudolabel.registry import load, names
 from wsipipe.pseudolabel.shared import windows as module
 from wsipipe.pseudolabel.shared.windows import (
@@ -33,7 +33,7 @@ from wsipipe.pseudolabel.shared.windows import (
 )
 from wsipipe.store import SlideStore
 
-LATTICE = Lattice(8, 64, 2)
+LATTICE = InstanceGrid(8, 64, 2)
 NAN = float("nan")
 
 

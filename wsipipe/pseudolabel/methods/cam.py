@@ -30,10 +30,10 @@ from wsipipe.config.options import option
 from wsipipe.errors import check
 from wsipipe.labels import Classes
 from wsipipe.nn.encoders import normalise
-from wsipipe.nn.train import fresh
+from wsipipe.nn.train import seeded_init
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import Lattice
-from wsipipe.pseudolabel.method import Fitting, ScoreMap, strongest
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
+from wsipipe.pseudolabel.method import FitContext, ScoreMap, strongest
 from wsipipe.pseudolabel.shared.cam import CamClassifier
 from wsipipe.pseudolabel.shared.windows import WindowParams, draw_windows, slide_maps, train_windows
 from wsipipe.runtime.device import autocast
@@ -56,19 +56,19 @@ class Params(WindowParams):
         check(0 < self.threshold < 1, f"cam.threshold: {self.threshold} is outside 0..1")
 
 
-def lattice(patch_px: int, params: Params) -> Lattice:
+def lattice(patch_px: int, params: Params) -> InstanceGrid:
     """Scores of patch_px / cells px; the classifier sees windows of patch_px."""
     return params.lattice(patch_px)
 
 
-def build(classes: Classes, encoder: nn.Module, lattice: Lattice, params: Params) -> nn.Module:
+def build(classes: Classes, encoder: nn.Module, lattice: InstanceGrid, params: Params) -> nn.Module:
     """The classifier of windows."""
     return CamClassifier(encoder, lattice.input_px, len(classes))
 
 
-def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> nn.Module:
+def fit(bags: Sequence[Bag], lattice: InstanceGrid, params: Params, run: FitContext) -> nn.Module:
     """Train the classifier on windows with the labels of their bags; there is no round of self-training."""
-    model = fresh(lambda: build(run.classes, run.encoder(), lattice, params), run.compute.seed)
+    model = seeded_init(lambda: build(run.classes, run.encoder(), lattice, params), run.compute.seed)
     windows = draw_windows(bags, lattice, params.windows, params.max_windows, run.compute.seed)
     train_windows(model, windows, params.training, run.compute)
     return model
@@ -77,10 +77,10 @@ def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> 
 def score(
     model: nn.Module,
     store: SlideStore,
-    lattice: Lattice,
+    lattice: InstanceGrid,
     params: Params,
     on: torch.device,
-    denied: NDArray[np.bool_] | None = None,
+    excluded: NDArray[np.bool_] | None = None,
 ) -> ScoreMap:
     """Class maps of the whole slide, every class divided by its maximum over the tissue where no label denies it.
 
@@ -96,8 +96,8 @@ def score(
             return maps * (model.evidence(maps) >= 0)[:, :, None, None]
 
     values = np.maximum(slide_maps(store, lattice, params.min_tissue, model.linear.out_features, maps_of), 0)
-    if denied is not None:
-        values[denied & ~np.isnan(values)] = 0
+    if excluded is not None:
+        values[excluded & ~np.isnan(values)] = 0
     top = np.nanmax(values, axis=(1, 2), keepdims=True, initial=0)
     values = np.divide(values, top, out=values, where=top > 0)
     return ScoreMap(values, np.where(np.isnan(values[0]), np.nan, np.float32(params.threshold)), lattice.instance_px)

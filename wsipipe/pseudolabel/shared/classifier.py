@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from wsipipe.nn.augment import STAIN_STRENGTH, dihedral, random_view
 from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import Schedule, fit, generator
-from wsipipe.pseudolabel.shared.mil import draw_evenly, kinds
-from wsipipe.runtime.device import Compute, autocast
+from wsipipe.pseudolabel.shared.mil import balanced_sample, class_pools
+from wsipipe.runtime.device import ComputeContext, autocast
 
 
 class Head(nn.Module):
@@ -107,7 +107,7 @@ def train_classifier(
     targets: Tensor,
     schedule: Schedule,
     task: str,
-    compute: Compute,
+    compute: ComputeContext,
     batch: int = 64,
     how: Retraining = Retraining(),
 ) -> list[float]:
@@ -115,12 +115,12 @@ def train_classifier(
 
     Each step draws positives and negatives of every class in equal numbers. Returns the loss of every step.
     """
-    pools = kinds(targets)
+    pools = class_pools(targets)
     w1, w2 = how.weights
 
     def draw(step: int) -> tuple[Tensor, Tensor, Any]:
         g = generator(compute.seed, 2, step)
-        chosen = draw_evenly(pools, -(-batch // len(pools)), g)
+        chosen = balanced_sample(pools, -(-batch // len(pools)), g)
         x = torch.from_numpy(crops[chosen.numpy()]).float() / 255
         whole = how.constraint.draw(step) if how.constraint else None
         return random_view(x, how.stain, how.zoom, g), targets[chosen], whole

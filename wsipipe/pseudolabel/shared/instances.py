@@ -8,16 +8,16 @@ import numpy as np
 from torch import Tensor, nn
 
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import Lattice, read_crops
+from wsipipe.pseudolabel.instance_grid import InstanceGrid, read_crops
 from wsipipe.pseudolabel.shared.classifier import apply_in_batches
-from wsipipe.runtime.device import Compute
+from wsipipe.runtime.device import ComputeContext
 
 TOGETHER = 1024
 """Instances of small bags that go through a network in one call."""
 
 
 def apply_to_bags(
-    model: nn.Module, bags: Sequence[Bag], lattice: Lattice, views: int, compute: Compute, task: str
+    model: nn.Module, bags: Sequence[Bag], lattice: InstanceGrid, views: int, compute: ComputeContext, task: str
 ) -> list[Tensor]:
     """model(instances) of every bag: float32 [M, ..] each; small bags go through the network together."""
     out: list[Tensor] = []

@@ -37,22 +37,22 @@ def prevalence(scores: Tensor, label: int, ratio: float) -> Tensor:
     """
     if not label:
         return torch.arange(len(scores))
-    return torch.sort(scores, descending=True, stable=True).indices[: trusted(len(scores), ratio)]
+    return torch.sort(scores, descending=True, stable=True).indices[: prevalence_k(len(scores), ratio)]
 
 
-def trusted(count: int, ratio: float) -> int:
+def prevalence_k(count: int, ratio: float) -> int:
     """How many instances of a positive bag the prevalence rule trusts."""
     exact = count * ratio
     ceiling = int(-(-exact // 1)) if exact - round(exact) > 1e-9 else round(exact)
     return max(1, ceiling - 1)
 
 
-def kinds(labels: Tensor) -> list[Tensor]:
+def class_pools(labels: Tensor) -> list[Tensor]:
     """For each class the rows that hold it, and those that do not, if any: labels [N, K] with 0, 1 or nan."""
     return [p for k in range(labels.shape[1]) for v in (1, 0) if len(p := torch.nonzero(labels[:, k] == v).ravel())]
 
 
-def draw_evenly(pools: Sequence[Tensor], share: int, generator: torch.Generator) -> Tensor:
+def balanced_sample(pools: Sequence[Tensor], share: int, generator: torch.Generator) -> Tensor:
     """`share` members of every pool, drawn with replacement: int64 [share * pools]."""
     return torch.cat([p[torch.randint(0, len(p), (share,), generator=generator)] for p in pools])
 

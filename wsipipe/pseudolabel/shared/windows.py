@@ -17,10 +17,10 @@ from wsipipe.geometry import Window
 from wsipipe.nn.augment import STAIN_STRENGTH
 from wsipipe.nn.train import Schedule
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import Lattice, corners_of, read_crops
+from wsipipe.pseudolabel.instance_grid import InstanceGrid, corners_of, read_crops
 from wsipipe.pseudolabel.shared.classifier import Retraining, apply_in_batches, train_classifier
-from wsipipe.pseudolabel.shared.mil import trusted
-from wsipipe.runtime.device import Compute
+from wsipipe.pseudolabel.shared.mil import prevalence_k
+from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 
 TOGETHER = 64
@@ -43,7 +43,7 @@ class Windows:
     patch: NDArray[np.bool_]
 
 
-def draw_windows(bags: Sequence[Bag], lattice: Lattice, per_bag: int, most: int, seed: int) -> Windows:
+def draw_windows(bags: Sequence[Bag], lattice: InstanceGrid, per_bag: int, most: int, seed: int) -> Windows:
     """Windows around drawn instances with the labels of their bags: one of a patch, `per_bag` of a slide or region.
 
     At most `most` in all. No window reaches over the edge of its bag, so that of a patch is the patch.
@@ -65,7 +65,7 @@ def draw_windows(bags: Sequence[Bag], lattice: Lattice, per_bag: int, most: int,
 
 
 def read_tissue(
-    store: SlideStore, xy_px: NDArray[np.int32], lattice: Lattice, bounds: Window | None = None
+    store: SlideStore, xy_px: NDArray[np.int32], lattice: InstanceGrid, bounds: Window | None = None
 ) -> NDArray[np.bool_]:
     """Whether the pixels that `read_crops` gives of the same instances are mostly tissue: bool [M, s, s]."""
     array, f, n = store.labels("tissue"), lattice.shrink, lattice.seen_px
@@ -109,12 +109,12 @@ class WindowParams:
     def _method(self) -> str:
         return type(self).__module__.rpartition(".")[2]
 
-    def lattice(self, patch_px: int) -> Lattice:
+    def lattice(self, patch_px: int) -> InstanceGrid:
         """Scores of patch_px / cells px; the classifier sees windows of patch_px."""
         m = patch_px // self.cells
         splits = m * self.cells == patch_px
         check(splits, f"{self._method}.cells: a patch of {patch_px} px does not split into {self.cells}")
-        return Lattice(m, patch_px, self.shrink)
+        return InstanceGrid(m, patch_px, self.shrink)
 
     @property
     def training(self) -> WindowTraining:
@@ -137,7 +137,7 @@ class WindowTraining:
     stain: float = STAIN_STRENGTH
 
 
-def train_windows(model: nn.Module, windows: Windows, how: WindowTraining, compute: Compute) -> None:
+def train_windows(model: nn.Module, windows: Windows, how: WindowTraining, compute: ComputeContext) -> None:
     """Train `model`, windows (normalised) float [B, 3, s, s] -> logits [B, K], on the labels of windows."""
 
     def learn(labels: Tensor, steps: int) -> None:
@@ -151,8 +151,8 @@ def train_windows(model: nn.Module, windows: Windows, how: WindowTraining, compu
         return
     half = max(1, how.steps // 2)
     learn(windows.labels, half)
-    believed = likeliest(windows, apply_in_batches(model, windows.rgb, compute.device), how.prevalence)
-    learn(believed, max(1, how.steps - half))
+    targets_from_picks = likeliest(windows, apply_in_batches(model, windows.rgb, compute.device), how.prevalence)
+    learn(targets_from_picks, max(1, how.steps - half))
 
 
 def likeliest(windows: Windows, logits: Tensor, prevalence: float) -> Tensor:
@@ -160,7 +160,7 @@ def likeliest(windows: Windows, logits: Tensor, prevalence: float) -> Tensor:
     labels = windows.labels.clone()
     for b in np.unique(windows.bag[~windows.patch]):
         own = torch.from_numpy(np.flatnonzero(windows.bag == b))
-        count = trusted(len(own), prevalence)
+        count = prevalence_k(len(own), prevalence)
         for k in torch.nonzero(labels[own[0]] == 1).ravel().tolist():
             order = torch.sort(logits[own, k], descending=True, stable=True).indices
             labels[own[order[count:]], k] = float("nan")
@@ -176,11 +176,11 @@ Where `slide_maps` is given denied classes, a third argument are those of the wi
 
 def slide_maps(
     store: SlideStore,
-    lattice: Lattice,
+    lattice: InstanceGrid,
     min_tissue: float,
     channels: int,
     maps_of: MapsOf,
-    denied: NDArray[np.bool_] | None = None,
+    excluded: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
     """The maps of a whole slide, one value a cell of the lattice: float32 [channels, rows, cols], nan where not scored.
 
@@ -198,7 +198,7 @@ def slide_maps(
     corners = window_corners(known, n)
     for first in range(0, len(corners), TOGETHER):
         some = corners[first : first + TOGETHER]
-        beside = () if denied is None else (cut(denied, some, n),)
+        beside = () if excluded is None else (cut(excluded, some, n),)
         for (r, c), values in zip(some.tolist(), _maps_at(store, some * m, lattice, maps_of, *beside), strict=True):
             add_faded(total, weights, (r, c), values, hats)
     return np.where(known, total / np.where(known, weights, 1), np.nan).astype(np.float32)
@@ -230,9 +230,9 @@ def add_faded(
     weights[r : r + n, c : c + n] += hats[: rows - r, : cols - c]
 
 
-def cut(denied: NDArray[np.bool_], corners: NDArray[np.int64], side: int) -> Tensor:
+def cut(excluded: NDArray[np.bool_], corners: NDArray[np.int64], side: int) -> Tensor:
     """Windows of side x side cells, top left at `corners` int [M, 2]: bool [K, rows, cols] -> [M, K, side, side]."""
-    padded = np.pad(denied, ((0, 0), (0, side), (0, side)))
+    padded = np.pad(excluded, ((0, 0), (0, side), (0, side)))
     return torch.from_numpy(np.stack([padded[:, r : r + side, c : c + side] for r, c in corners.tolist()]))
 
 
@@ -251,7 +251,7 @@ def window_corners(known: NDArray[np.bool_], side: int) -> NDArray[np.int64]:
 
 
 def _maps_at(
-    store: SlideStore, corner_px: NDArray[np.int64], lattice: Lattice, maps_of: MapsOf, *beside: Tensor
+    store: SlideStore, corner_px: NDArray[np.int64], lattice: InstanceGrid, maps_of: MapsOf, *beside: Tensor
 ) -> Iterator[NDArray[np.float32]]:
     """The maps of every window, top left (y, x) at int [M, 2], enlarged to its cells: float32 [channels, n, n] each."""
     n = lattice.seen_px // lattice.instance_px

@@ -18,13 +18,13 @@ from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE, Classes, read_labels
 from wsipipe.nn.encoders import create_encoder, normalise
 from wsipipe.pseudolabel.bags import Bag, make_bags
-from wsipipe.pseudolabel.instance_grid import Lattice, read_crops
-from wsipipe.pseudolabel.method import Fitting, ScoreMap
+from wsipipe.pseudolabel.instance_grid import InstanceGrid, read_crops
+from wsipipe.pseudolabel.method import FitContext, ScoreMap
 from wsipipe.pseudolabel.methods import camel
 from wsipipe.pseudolabel.methods.camel import Params
 from wsipipe.pseudolabel.shared.classifier import Head, InstanceClassifier
 from wsipipe.pseudolabel.shared.mil import Rule, max_max, max_min
-from wsipipe.runtime.device import Compute
+from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 
 NAN = float("nan")
@@ -77,7 +77,7 @@ def test_the_score_of_a_place_is_the_mean_over_the_instances_that_cover_it(
     rgb[20:130, 14:150] = noise((136, 110), 9.0, 3)
     store = SlideStore(tile_pictures({"s": rgb}, patch_px=64, min_tissue=0.1)["s"])
     params, model = Params(context=context, overlap=overlap, views=1), red_model()
-    lattice = Lattice(16, round(16 * context), 1)
+    lattice = InstanceGrid(16, round(16 * context), 1)
     got = camel.score(model, store, lattice, params, torch.device("cpu"))
     step = 16 // overlap
     assert got.stride_px == step
@@ -108,8 +108,8 @@ def test_the_shift_of_a_fit_moves_its_scores_and_belongs_to_its_weights():
 
 
 def test_the_lattice_splits_the_patch_and_sees_its_context():
-    assert camel.lattice(256, Params()) == Lattice(64, 128, 2)
-    assert camel.lattice(256, Params(lattice=8, context=1.0, shrink=1)) == Lattice(32, 32, 1)
+    assert camel.lattice(256, Params()) == InstanceGrid(64, 128, 2)
+    assert camel.lattice(256, Params(lattice=8, context=1.0, shrink=1)) == InstanceGrid(32, 32, 1)
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,9 @@ class Seen(Exception):
     """What a test wanted to see has been seen."""
 
 
-def stub_run(self_train: bool = False) -> Fitting:
-    compute = Compute(torch.device("cpu"), 0)
-    return Fitting(
+def stub_run(self_train: bool = False) -> FitContext:
+    compute = ComputeContext(torch.device("cpu"), 0)
+    return FitContext(
         Classes(("a",)), Red, self_train, compute, lambda bags, lattice: [torch.zeros(len(b.xy_px), 2) for b in bags]
     )
 
@@ -188,7 +188,7 @@ def test_slide_and_region_bags_follow_the_prevalence_rule_and_patches_the_max_ru
     monkeypatch.setattr(camel, "train_selector", spy)
     bags = [strip_bag(strip, 0, 1), strip_bag(strip, 1, 0, patch=False)]
     with pytest.raises(Seen):
-        camel.fit(bags, Lattice(16, 16, 1), Params(prevalence=0.3, calibrate=False, warm_steps=0), stub_run())
+        camel.fit(bags, InstanceGrid(16, 16, 1), Params(prevalence=0.3, calibrate=False, warm_steps=0), stub_run())
     assert [r[0] for r in seen] == [max_max, max_min]
     for _, rule in seen:
         assert rule(torch.arange(20.0), 1).tolist() == [19, 18, 17, 16, 15]
@@ -206,7 +206,7 @@ def test_each_half_is_scored_by_what_learned_from_the_other_alone(strip: SlideSt
         return model
 
     monkeypatch.setattr(camel._Camel, "learned", spy)
-    problem = camel._Camel(bags, Lattice(16, 16, 1), Params(), stub_run())
+    problem = camel._Camel(bags, InstanceGrid(16, 16, 1), Params(), stub_run())
     last, answers, everyone = problem.cross_fitted([[0, 3], [1, 2]])
     assert learned == [[1, 2], [0, 3]]
     assert float(last.shift) == 2
@@ -241,12 +241,12 @@ def test_the_encoder_learns_bags_before_selectors_see_its_features_and_retrainin
     monkeypatch.setattr(camel, "train_classifier", learn)
     monkeypatch.setattr(camel, "train_selector", select)
     params = Params(warm_steps=5, views=1)
-    camel._Camel(bags, Lattice(16, 16, 1), params, replace(stub_run(), encoder=Red)).learned([1, 2])
+    camel._Camel(bags, InstanceGrid(16, 16, 1), params, replace(stub_run(), encoder=Red)).learned([1, 2])
     (first, targets, start), (second, _, end) = trained
     assert (first, second) == ("warm up", "retrain")
     assert targets.tolist() == [[1.0]] * len(bags[1].xy_px) + [[0.0]] * len(bags[2].xy_px)
     assert end == start + 1, "retraining goes on from the encoder that learned the bags"
-    lattice = Lattice(16, 16, 1)
+    lattice = InstanceGrid(16, 16, 1)
     for features, bag in zip(seen[0], (bags[1], bags[2]), strict=True):
         crops = read_crops(bag.store, bag.xy_px, lattice, bag.bounds)
         torch.testing.assert_close(features, Red(float(end))(normalise(torch.from_numpy(crops))))
@@ -268,21 +268,21 @@ def test_every_option_gives_another_fit_than_the_plain_one(strip: SlideStore, me
     bags = [strip_bag(strip, c, c % 2) for c in range(4)]
     g = torch.Generator().manual_seed(0)
     features = {id(b): torch.randn(16, 8, generator=g) for b in bags}
-    compute = Compute(torch.device("cpu"), 0)
+    compute = ComputeContext(torch.device("cpu"), 0)
 
     def encoder() -> nn.Module:
         return create_encoder("resnet18_quarter")
 
-    def embed(of: list[Bag], lattice: Lattice) -> list[Tensor]:
+    def embed(of: list[Bag], lattice: InstanceGrid) -> list[Tensor]:
         return [features[id(b)] if id(b) in features else torch.zeros(len(b.xy_px), 8) for b in of]
 
-    run = Fitting(Classes(("a",)), encoder, False, compute, embed)
+    run = FitContext(Classes(("a",)), encoder, False, compute, embed)
     short = {"context": 1.0, "shrink": 1, "overlap": 1, "selector_steps": 8, "selector_lr": 0.1, "retrain_steps": 2}
     fits = []
     for more in ({}, method):
         torch.manual_seed(0)
         params = Params(**{"calibrate": False, "batch": 8, "views": 1, "warm_steps": 0} | short | more)
-        fits.append(camel.fit(bags, Lattice(16, 16, 1), params, run).state_dict())
+        fits.append(camel.fit(bags, InstanceGrid(16, 16, 1), params, run).state_dict())
     assert not all(torch.equal(v, fits[1][k]) for k, v in fits[0].items())
 
 
@@ -293,7 +293,7 @@ def test_the_cascade_adds_instances_of_the_crops_that_it_labelled(small_cohort: 
     table = read_labels(small_cohort.labels())
     bags, _ = make_bags(table, table.rows, stores, lattice, 0.5)
 
-    def embed(bags: list[Bag], lattice: Lattice) -> list[Tensor]:
+    def embed(bags: list[Bag], lattice: InstanceGrid) -> list[Tensor]:
         """How rough and how bright each crop is."""
         out = []
         for b in bags:
@@ -302,7 +302,7 @@ def test_the_cascade_adds_instances_of_the_crops_that_it_labelled(small_cohort: 
             out.append(torch.from_numpy(np.stack([blurred.std((1, 2, 3)), x.mean((1, 2, 3))], 1)))
         return out
 
-    run = Fitting(table.classes, Red, False, Compute(torch.device("cpu"), 0), embed)
+    run = FitContext(table.classes, Red, False, ComputeContext(torch.device("cpu"), 0), embed)
     problem = camel._Camel(bags, lattice, params, run)
     of = list(range(len(bags)))
     a, b = (route(of, None, lambda: problem._features(of, None)) for route in (problem._route_a, problem._route_b))

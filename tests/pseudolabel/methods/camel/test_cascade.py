@@ -11,12 +11,12 @@ from support.textures import tiled_pictures, tissue
 
 from wsipipe.geometry import Window
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import Lattice
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.pseudolabel.methods.camel.cascade import coarse_lattice, intermediate, sub_bags
 from wsipipe.pseudolabel.methods.camel.selectors import Pick
 from wsipipe.store import SlideStore
 
-LATTICE = Lattice(16, 32, 2)
+LATTICE = InstanceGrid(16, 32, 2)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_crops_are_squares_of_instances_row_by_row_and_part_the_patch(bag: Bag):
     crops = intermediate(bag, LATTICE, 2)
     assert crops.bag.xy_px.tolist() == [[64, 0], [96, 0], [64, 32], [96, 32]]
     assert [i.tolist() for i in crops.inside] == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
-    assert coarse_lattice(LATTICE, 2) == Lattice(32, 32, 2)
+    assert coarse_lattice(LATTICE, 2) == InstanceGrid(32, 32, 2)
     assert (crops.bag.bounds, crops.bag.label) == (bag.bounds, bag.label)
 
 

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import Lattice, read_crops
-from wsipipe.pseudolabel.methods.camel.instances import believed, confident_answers, instance_set
+from wsipipe.pseudolabel.instance_grid import InstanceGrid, read_crops
+from wsipipe.pseudolabel.methods.camel.instances import confident_answers, instance_set, targets_from_picks
 from wsipipe.pseudolabel.methods.camel.selectors import Pick
 from wsipipe.pseudolabel.shared import instances
 from wsipipe.pseudolabel.shared.classifier import apply_in_batches
 from wsipipe.pseudolabel.shared.instances import apply_to_bags
-from wsipipe.runtime.device import Compute
+from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 
 NAN = float("nan")
-COMPUTE = Compute(torch.device("cpu"))
+COMPUTE = ComputeContext(torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def strip(tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
     return SlideStore(paths["strip"])
 
 
-LATTICE = Lattice(16, 16, 1)
+LATTICE = InstanceGrid(16, 16, 1)
 
 
 def patch_bag(store: SlideStore, column: int, label: tuple[int, ...]) -> Bag:
@@ -47,7 +47,7 @@ def patch_bag(store: SlideStore, column: int, label: tuple[int, ...]) -> Bag:
 def made_set(
     bags: list[Bag], chosen: list[tuple[int, int, int, int]], limit: int = 100
 ) -> tuple[NDArray[np.uint8], list[list[float]]]:
-    crops, targets = instance_set(bags, LATTICE, believed([Pick(*c) for c in chosen], bags), limit, 0)
+    crops, targets = instance_set(bags, LATTICE, targets_from_picks([Pick(*c) for c in chosen], bags), limit, 0)
     return crops, targets.tolist()
 
 

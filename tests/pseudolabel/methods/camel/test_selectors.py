@@ -13,10 +13,10 @@ from torch import Tensor
 from wsipipe.nn.train import Schedule
 from wsipipe.pseudolabel.methods.camel.selectors import Pick, collect, score_features, train_selector, vetoed
 from wsipipe.pseudolabel.shared.mil import Rule, max_max, max_min, prevalence
-from wsipipe.runtime.device import Compute
+from wsipipe.runtime.device import ComputeContext
 
 tenth = partial(prevalence, ratio=0.1)
-COMPUTE = Compute(torch.device("cpu"))
+COMPUTE = ComputeContext(torch.device("cpu"))
 
 
 def collected(bags: list[tuple[list[float], int]], rule: Rule) -> list[Pick]:
@@ -106,7 +106,7 @@ def test_a_selector_depends_on_its_seed_alone():
 
     def trained(seed: int) -> Tensor:
         torch.manual_seed(seed + 7)
-        compute = Compute(torch.device("cpu"), seed)
+        compute = ComputeContext(torch.device("cpu"), seed)
         return train_selector(features, labels, [tenth] * 20, Schedule(5, 1e-2), compute).linear.weight
 
     assert torch.equal(trained(1), trained(1))

@@ -12,11 +12,11 @@ from wsipipe.geometry import Window
 from wsipipe.nn.encoders import create_encoder
 from wsipipe.nn.train import Schedule
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import Lattice
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.pseudolabel.methods.camel.whole_bags import MOST, WholeBags, fixed_statistics, whole_bag_loss
 from wsipipe.pseudolabel.shared.classifier import InstanceClassifier, Retraining, train_classifier
 from wsipipe.pseudolabel.shared.mil import Rule, bag_loss, max_max, max_min
-from wsipipe.runtime.device import Compute
+from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 
 CPU = torch.device("cpu")
@@ -115,7 +115,7 @@ def bags(tmp_path_factory: pytest.TempPathFactory) -> list[Bag]:
 
 def whole(bags: list[Bag], rules: list[Rule] = BOTH, count: int = 4) -> WholeBags:
     labels = torch.tensor([b.label for b in bags]).float()
-    return WholeBags(bags, labels, [[r] * len(bags) for r in rules], Lattice(16, 32, 1), 0, 0.2, 1.2, count)
+    return WholeBags(bags, labels, [[r] * len(bags) for r in rules], InstanceGrid(16, 32, 1), 0, 0.2, 1.2, count)
 
 
 def test_positive_and_negative_bags_are_drawn_in_equal_numbers_and_whole(bags: list[Bag]):
@@ -147,7 +147,7 @@ class Scale(nn.Module):
 def trained(how: Retraining, steps: int = 6) -> list[float]:
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (12, 3, 32, 32), np.uint8), torch.tensor([[0.0], [1.0]] * 6)
-    return train_classifier(Scale(), x, y, Schedule(steps, 1e-2), "toy", Compute(CPU), 8, how)
+    return train_classifier(Scale(), x, y, Schedule(steps, 1e-2), "toy", ComputeContext(CPU), 8, how)
 
 
 def test_without_its_weight_the_constraint_changes_nothing(bags: list[Bag]):

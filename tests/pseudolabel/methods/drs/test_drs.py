@@ -21,13 +21,13 @@ from wsipipe.config.options import RunConfig
 from wsipipe.geometry import Window
 from wsipipe.labels import Classes
 from wsipipe.nn.encoders import create_encoder, normalise
-from wsipipe.nn.train import fresh
+from wsipipe.nn.train import seeded_init
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import Lattice, shrunk
+from wsipipe.pseudolabel.instance_grid import InstanceGrid, shrunk
 from wsipipe.pseudolabel.methods import drs
 from wsipipe.pseudolabel.methods.drs import Drs, Params, Pooled
 from wsipipe.pseudolabel.shared.windows import Windows, WindowTraining, draw_windows, train_windows
-from wsipipe.runtime.device import Compute
+from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 
 NAN = float("nan")
@@ -41,7 +41,7 @@ PUBLISHED: dict[str, Any] = {
 }
 """As published, but for `network` and `prevalence`."""
 
-LATTICE = Lattice(8, 64, 2)
+LATTICE = InstanceGrid(8, 64, 2)
 
 
 class ColourMaps(nn.Module):
@@ -75,7 +75,7 @@ def slow_localised(model: Drs, rgb: torch.Tensor, glass: np.ndarray, labels: np.
     p = model.params
     out = np.zeros((len(rgb), 3, 4, 4))
     for b in range(len(rgb)):
-        maps, denied, means = [], [], []
+        maps, excluded, means = [], [], []
         for size in p.scales:
             side = round(32 * size / 8) * 8
             x = rgb[b : b + 1].float() / 255
@@ -86,12 +86,12 @@ def slow_localised(model: Drs, rgb: torch.Tensor, glass: np.ndarray, labels: np.
             f = F.interpolate(f, size=(4, 4), mode="bilinear")[0].numpy()
             maps.append([[[max(0, v) for v in row] for row in m] for m in f])
             maps[-1] = [np.array(m) / (np.max(m) + 1e-5) for m in maps[-1]]
-            denied.append([[min(max(0, -f[c, i, j]) for c in range(2)) for j in range(4)] for i in range(4)])
+            excluded.append([[min(max(0, -f[c, i, j]) for c in range(2)) for j in range(4)] for i in range(4)])
         fuse = np.max if p.fusion == "max" else np.mean
         w = [1 / (1 + math.exp(-z)) if p.weigh else 1.0 for z in np.mean(means, axis=0)]
         w = [0.0 if labels is not None and labels[b, c] == 0 else w[c] for c in range(2)]
         for i, j in np.ndindex(4, 4):
-            absence = min(1, fuse([d[i][j] for d in denied]) / float(model.absent))
+            absence = min(1, fuse([d[i][j] for d in excluded]) / float(model.absent))
             none = (1 - max(w)) + max(w) * absence if p.absence else 0.0
             out[b, 0, i, j] = 1.0 if glass[b, i, j] else none
         for c in range(2):
@@ -198,8 +198,8 @@ def test_the_level_of_absence_is_the_mean_over_the_tissue_of_windows_without_any
     values = []
     for b in (1, 3):
         maps = [F.interpolate(model(x)[b : b + 1], size=(4, 4), mode="bilinear")[0] for x in model._sizes(rgb)]
-        denied = torch.stack([torch.minimum((-m[0]).relu(), (-m[1]).relu()) for m in maps]).mean(0)
-        values += denied[2 if b == 1 else 0 :].ravel().tolist()
+        excluded = torch.stack([torch.minimum((-m[0]).relu(), (-m[1]).relu()) for m in maps]).mean(0)
+        values += excluded[2 if b == 1 else 0 :].ravel().tolist()
     assert len(values) == 8 + 16
     assert min(values) < max(values)
     assert float(drs.absent_level(model, windows)) == pytest.approx(np.mean(values), rel=1e-4)
@@ -231,7 +231,7 @@ def fitted(slide: SlideStore, monkeypatch: pytest.MonkeyPatch, **values: Any) ->
 
     monkeypatch.setattr(drs, "train_refiner", learn)
     run = SimpleNamespace(
-        classes=Classes(("a", "b")), encoder=lambda: create_encoder("resnet18_quarter"), compute=Compute(CPU, 3)
+        classes=Classes(("a", "b")), encoder=lambda: create_encoder("resnet18_quarter"), compute=ComputeContext(CPU, 3)
     )
     bags = [patch(slide, 64, (1, 0)), patch(slide, 0, (0, 0)), patch(slide, 96, (1, 1))]
     model = drs.fit(bags, LATTICE, Params(cells=8, steps=7, refiner_steps=9, **values), run)
@@ -313,10 +313,10 @@ def test_maps_cover_more_of_the_texture_the_smaller_the_share():
     coverage = []
     for delta in (1.0, 0.5):
         params = Params(delta=delta, suppress_from=1, refiner=False)
-        made = partial(drs.build, Classes(("a",)), create_encoder("resnet18_quarter"), Lattice(8, 64, 1), params)
-        model = fresh(made, 0)
+        made = partial(drs.build, Classes(("a",)), create_encoder("resnet18_quarter"), InstanceGrid(8, 64, 1), params)
+        model = seeded_init(made, 0)
         assert isinstance(model, Drs)
-        train_windows(Pooled(model.classifier), train, WindowTraining(150, 2e-3, 16), Compute(CPU, 0))
+        train_windows(Pooled(model.classifier), train, WindowTraining(150, 2e-3, 16), ComputeContext(CPU, 0))
         maps = model.evidence(torch.from_numpy(test.rgb), torch.from_numpy(test.tissue)).numpy()[:, 1]
         coverage.append(maps[truth].mean())
     assert coverage[1] > coverage[0]

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from wsipipe.errors import ConfigError
 from wsipipe.labels import IGNORE
-from wsipipe.pseudolabel.instance_grid import Lattice
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.pseudolabel.method import ScoreMap
 from wsipipe.pseudolabel.methods import drs
 from wsipipe.pseudolabel.methods.drs import Params, mask
@@ -89,7 +89,7 @@ def test_a_class_without_evidence_is_never_painted(scores: ScoreMap, absent: int
 
 
 def test_the_lattice_scores_cells_and_sees_whole_patches():
-    assert drs.lattice(256, Params()) == Lattice(16, 256, 2)
+    assert drs.lattice(256, Params()) == InstanceGrid(16, 256, 2)
     with pytest.raises(ConfigError, match=r"drs.cells: a patch of 250 px does not split into 16"):
         drs.lattice(250, Params())
 

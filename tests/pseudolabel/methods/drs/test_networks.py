@@ -13,13 +13,13 @@ from torch import nn
 from wsipipe.errors import ConfigError
 from wsipipe.labels import Classes
 from wsipipe.nn.encoders import create_encoder
-from wsipipe.pseudolabel.instance_grid import Lattice
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.pseudolabel.methods import drs
 from wsipipe.pseudolabel.methods.drs import Drs, Params, feature_level
 from wsipipe.pseudolabel.methods.drs.suppression import Suppressor
-from wsipipe.runtime.device import Compute
+from wsipipe.runtime.device import ComputeContext
 
-LATTICE = Lattice(8, 64, 2)
+LATTICE = InstanceGrid(8, 64, 2)
 PUBLISHED: dict[str, Any] = {"absence": False, "suppress_from": 1, "refiner_from": "encoder"}
 """As published, in what is about networks."""
 
@@ -130,7 +130,7 @@ def test_an_encoder_that_cannot_suppress_is_spoken_of(
 
     monkeypatch.setattr(drs, "draw_windows", stop)
     run = SimpleNamespace(
-        classes=Classes(("a",)), encoder=lambda: create_encoder(encoder), compute=Compute(torch.device("cpu"), 0)
+        classes=Classes(("a",)), encoder=lambda: create_encoder(encoder), compute=ComputeContext(torch.device("cpu"), 0)
     )
     with caplog.at_level(logging.WARNING), pytest.raises(Enough):
         drs.fit([], LATTICE, Params(), run)

@@ -20,9 +20,9 @@ from wsipipe.pseudolabel.methods.drs.refiner import (
     strongest_only,
     train_refiner,
 )
-from wsipipe.runtime.device import Compute
+from wsipipe.runtime.device import ComputeContext
 
-CPU = Compute(torch.device("cpu"), 3)
+CPU = ComputeContext(torch.device("cpu"), 3)
 
 
 @settings(max_examples=50)

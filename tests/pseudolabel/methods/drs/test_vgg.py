@@ -42,8 +42,8 @@ def test_the_score_of_a_class_is_the_mean_of_its_map():
 def test_sixteen_suppressors_follow_the_hidden_convolutions_and_none_the_last(network: nn.Sequential):
     with torch.device("meta"):
         layers = list(suppressed(network, Suppression(LEARNABLE)).modules())
-    kinds = [type(m) for m in layers if isinstance(m, nn.Conv2d | Suppressor)]
-    assert kinds == [nn.Conv2d, Suppressor] * 16 + [nn.Conv2d]
+    class_pools = [type(m) for m in layers if isinstance(m, nn.Conv2d | Suppressor)]
+    assert class_pools == [nn.Conv2d, Suppressor] * 16 + [nn.Conv2d]
     weights = [p for m in layers if isinstance(m, Suppressor) for p in m.parameters()]
     assert sum(p.numel() for p in weights) == 2_596_864
 

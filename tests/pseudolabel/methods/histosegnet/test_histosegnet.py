@@ -20,8 +20,8 @@ from wsipipe.geometry import Window
 from wsipipe.labels import Classes
 from wsipipe.nn.encoders import normalise
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import Lattice
-from wsipipe.pseudolabel.method import Fitting
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
+from wsipipe.pseudolabel.method import FitContext
 from wsipipe.pseudolabel.methods import histosegnet
 from wsipipe.pseudolabel.methods.histosegnet import (
     Adjustment,
@@ -37,7 +37,7 @@ from wsipipe.pseudolabel.methods.histosegnet.x17 import X17
 from wsipipe.pseudolabel.shared.blur import blurred
 from wsipipe.pseudolabel.shared.cam import CamClassifier
 from wsipipe.pseudolabel.shared.windows import Windows, draw_windows
-from wsipipe.runtime.device import Compute
+from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 
 CPU = torch.device("cpu")
@@ -221,7 +221,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
     return SlideStore(tiled_pictures(tmp_path_factory.mktemp("slide"), {"slide": rgb}, patch_px=64)["slide"])
 
 
-LATTICE = Lattice(8, 64, 2)
+LATTICE = InstanceGrid(8, 64, 2)
 
 
 @pytest.mark.parametrize("bias", [0.0, -9.0])
@@ -267,7 +267,7 @@ def test_a_class_that_counts_as_other_is_never_painted(slide: SlideStore):
 
 
 def test_the_lattice_scores_cells_and_sees_whole_patches():
-    assert histosegnet.lattice(256, Params()) == Lattice(16, 256, 2)
+    assert histosegnet.lattice(256, Params()) == InstanceGrid(16, 256, 2)
     assert histosegnet.lattice(448, Params(cells=56, network="x1.7")).input_px == 224
     with pytest.raises(ConfigError, match=r"histosegnet.cells: a patch of 250 px does not split into 16"):
         histosegnet.lattice(250, Params())
@@ -303,8 +303,8 @@ def whole(store: SlideStore, label: tuple[int, ...]) -> Bag:
     return Bag(store.slide_id, store, np.ascontiguousarray(cells[:, ::-1] * 8), label, False, store.grid.frame)
 
 
-def fitting(classes: Classes, encoder: Callable[[], torch.nn.Module] = Colours) -> Fitting:
-    return Fitting(classes, encoder, False, Compute(CPU, 0), lambda bags, lattice: [])
+def fitting(classes: Classes, encoder: Callable[[], torch.nn.Module] = Colours) -> FitContext:
+    return FitContext(classes, encoder, False, ComputeContext(CPU, 0), lambda bags, lattice: [])
 
 
 @pytest.mark.parametrize("network", ["x1.7", "encoder"])

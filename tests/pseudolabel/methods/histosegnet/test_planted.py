@@ -12,14 +12,14 @@ from support.textures import Cohort
 from wsipipe.labels import read_labels
 from wsipipe.nn.encoders import create_encoder
 from wsipipe.pseudolabel.bags import make_bags
-from wsipipe.pseudolabel.method import Fitting, Method
+from wsipipe.pseudolabel.method import FitContext, Method
 from wsipipe.pseudolabel.methods import cam as plain
 from wsipipe.pseudolabel.methods import histosegnet
 from wsipipe.pseudolabel.methods.histosegnet import (
     HistoSegNet,
     Params,
 )
-from wsipipe.runtime.device import Compute
+from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ def planted_fit(cohort: Cohort, params: Params, seed: int = 0) -> HistoSegNet:
         torch.manual_seed(seed)
         return create_encoder("resnet18_quarter")
 
-    run = Fitting(table.classes, encoder, False, Compute(CPU, 0), lambda bags, lattice: [])
+    run = FitContext(table.classes, encoder, False, ComputeContext(CPU, 0), lambda bags, lattice: [])
     return histosegnet.fit(bags, lattice, params, run)
 
 

@@ -68,10 +68,10 @@ def test_the_logits_are_those_of_the_description_written_out():
 def test_the_statistics_move_by_a_hundredth_in_training_and_dropout_is_between_the_layers_of_a_block():
     model = X17(1, 4)
     assert {m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)} == {0.01}
-    kinds = [
+    class_pools = [
         m.p if isinstance(m, nn.Dropout) else "pool" for m in model.layers if isinstance(m, (nn.Dropout, nn.MaxPool2d))
     ]
-    assert kinds == [0.3, "pool", 0.4, "pool", 0.4, 0.4]
+    assert class_pools == [0.3, "pool", 0.4, "pool", 0.4, 0.4]
 
 
 def test_grad_cam_weights_of_every_image_are_the_closed_form():

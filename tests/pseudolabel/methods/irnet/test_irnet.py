@@ -17,7 +17,7 @@ from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE, Classes
 from wsipipe.nn.encoders import create_encoder, normalise
-from wsipipe.pseudolabel.instance_grid import Lattice
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.pseudolabel.method import ScoreMap
 from wsipipe.pseudolabel.methods import irnet
 from wsipipe.pseudolabel.methods.irnet import IrNet, Params, granted, highest, seed_pools, train_boundary, window_seeds
@@ -25,15 +25,15 @@ from wsipipe.pseudolabel.methods.irnet.boundary import BoundaryNet
 from wsipipe.pseudolabel.methods.irnet.seeds import published_seeds
 from wsipipe.pseudolabel.shared.affinity import Pairs, boundary_loss
 from wsipipe.pseudolabel.shared.cam import CamClassifier
-from wsipipe.pseudolabel.shared.mil import draw_evenly
+from wsipipe.pseudolabel.shared.mil import balanced_sample
 from wsipipe.pseudolabel.shared.walk import Walk, random_walk
 from wsipipe.pseudolabel.shared.windows import Windows
-from wsipipe.runtime.device import Compute
+from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 
 NAN = float("nan")
 CPU = torch.device("cpu")
-LATTICE = Lattice(8, 64, 2)
+LATTICE = InstanceGrid(8, 64, 2)
 
 
 def encoder() -> torch.nn.Module:
@@ -106,8 +106,8 @@ def test_seeds_are_of_the_labelled_classes_of_other_tissue_and_of_glass():
     assert seeds.shape == (3, 8, 8)
     assert (seeds[:, :, 6:] == 0).all()
     allowed = [{1, 3, IGNORE}, {2, 3, IGNORE}, {3}]
-    for found, kinds in zip(seeds[:, :, :6], allowed, strict=True):
-        assert set(found.unique().tolist()) <= kinds
+    for found, class_pools in zip(seeds[:, :, :6], allowed, strict=True):
+        assert set(found.unique().tolist()) <= class_pools
     with torch.inference_mode():
         maps = model.class_maps(normalise(torch.from_numpy(w.rgb)))[0][0, 0]
     share = (maps / maps.max())[:, :6]
@@ -166,7 +166,7 @@ def test_the_boundary_is_learnt_between_seeds_that_differ_and_the_loss_falls():
     net = BoundaryNet(encoder(), displacement=True)
     frozen = {k: v.clone() for k, v in net.backbone.state_dict().items()}
     params = Params(boundary_steps=30, boundary_batch=4, boundary_lr=2e-2, pair_radius=5, displacement=True)
-    losses = train_boundary(net, rgb, seeds, params, Compute(CPU, 0))
+    losses = train_boundary(net, rgb, seeds, params, ComputeContext(CPU, 0))
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:3])
     assert all(torch.equal(v, frozen[k]) for k, v in net.backbone.state_dict().items())
     with torch.inference_mode():
@@ -184,12 +184,12 @@ def test_half_of_every_step_shows_two_kinds_of_seeds(monkeypatch: pytest.MonkeyP
     drawn: list[Tensor] = []
 
     def draw(*how: Any) -> Tensor:
-        drawn.append(draw_evenly(*how))
+        drawn.append(balanced_sample(*how))
         return drawn[-1]
 
     monkeypatch.setattr(irnet, "draw_evenly", draw)
     params = Params(boundary_steps=3, boundary_batch=8, pair_radius=2)
-    train_boundary(BoundaryNet(encoder()), rgb, seeds, params, Compute(CPU, 0))
+    train_boundary(BoundaryNet(encoder()), rgb, seeds, params, ComputeContext(CPU, 0))
     assert [len(d) for d in drawn] == [8, 8, 8]
     assert all((d == 7).sum() >= 4 for d in drawn)
     assert len(torch.cat(drawn).unique()) > 4, "the others take part"
@@ -205,7 +205,7 @@ def test_pairs_of_seeds_count_by_class_except_as_published(as_published: bool, m
 
     monkeypatch.setattr(irnet, "boundary_loss", loss)
     params = Params(boundary_steps=2, boundary_batch=2, pair_radius=2, as_published=as_published)
-    train_boundary(BoundaryNet(encoder()), *two_sided(2), params, Compute(CPU, 0))
+    train_boundary(BoundaryNet(encoder()), *two_sided(2), params, ComputeContext(CPU, 0))
     assert asked == [not as_published] * 2
 
 
@@ -303,7 +303,7 @@ def test_the_frozen_backbone_is_the_trained_classifiers_or_as_it_came(backbone: 
     monkeypatch.setattr(irnet, "draw_windows", lambda *a: w)
     monkeypatch.setattr(irnet, "train_windows", trained)
     monkeypatch.setattr(irnet, "train_boundary", lambda *a: [])
-    run = SimpleNamespace(classes=Classes(("a", "b")), encoder=encoder, compute=Compute(CPU, 0))
+    run = SimpleNamespace(classes=Classes(("a", "b")), encoder=encoder, compute=ComputeContext(CPU, 0))
     model = irnet.fit([], LATTICE, Params(backbone=backbone), run)
     wanted = model.classifier.encoder if backbone == "classifier" else encoder()
     own = model.boundary.backbone.encoder.state_dict()
@@ -329,7 +329,7 @@ def test_a_fit_learns_boundaries_from_the_seeds_of_its_windows_and_then_measures
     monkeypatch.setattr(irnet, "draw_windows", lambda *a: w)
     monkeypatch.setattr(irnet, "train_windows", trained)
     monkeypatch.setattr(irnet, "train_boundary", learnt)
-    run = SimpleNamespace(classes=Classes(("a", "b")), encoder=encoder, compute=Compute(CPU, 0))
+    run = SimpleNamespace(classes=Classes(("a", "b")), encoder=encoder, compute=ComputeContext(CPU, 0))
     model = irnet.fit([], LATTICE, params, run)
     ((net, rgb, seeds),) = given
     assert net is model.boundary
@@ -342,7 +342,7 @@ def test_a_fit_learns_boundaries_from_the_seeds_of_its_windows_and_then_measures
 
 
 def test_the_lattice_scores_cells_and_needs_whole_cells_of_four_input_px():
-    assert irnet.lattice(256, Params()) == Lattice(16, 256, 2)
+    assert irnet.lattice(256, Params()) == InstanceGrid(16, 256, 2)
     with pytest.raises(ConfigError, match=r"irnet.cells: a patch of 250 px does not split into 16"):
         irnet.lattice(250, Params())
     with pytest.raises(ConfigError, match=r"irnet.shrink: a patch is 54 px at 1/2, which 4 does not divide"):

@@ -15,10 +15,10 @@ from wsipipe.geometry import Window
 from wsipipe.labels import Classes
 from wsipipe.nn.encoders import create_encoder
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import Lattice
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.pseudolabel.methods import irnet
 from wsipipe.pseudolabel.methods.irnet import IrNet, Params, highest
-from wsipipe.runtime.device import Compute
+from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def encoder() -> torch.nn.Module:
     return create_encoder("resnet18_quarter").eval()
 
 
-def patch_bags(stores: list[SlideStore], truths: list[np.ndarray], lattice: Lattice) -> list[Bag]:
+def patch_bags(stores: list[SlideStore], truths: list[np.ndarray], lattice: InstanceGrid) -> list[Bag]:
     """Every patch without the class, and with more than a twentieth of it, as a bag with that label."""
     bags = []
     for store, truth in zip(stores, truths, strict=True):
@@ -75,7 +75,7 @@ def test_on_planted_textures_the_loss_falls_and_short_walks_better_the_class_map
     bags, losses = patch_bags(stores, truths, lattice), []
     learn = irnet.train_boundary
     monkeypatch.setattr(irnet, "train_boundary", lambda *a: losses.extend(learn(*a)))
-    run = SimpleNamespace(classes=Classes(("a",)), encoder=encoder, compute=Compute(CPU, 0))
+    run = SimpleNamespace(classes=Classes(("a",)), encoder=encoder, compute=ComputeContext(CPU, 0))
     model = irnet.fit(bags, lattice, params, run)
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
     drawn = irnet.draw_windows(bags, lattice, 1, 1000, 0)

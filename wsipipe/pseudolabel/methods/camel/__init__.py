@@ -42,14 +42,14 @@ from wsipipe.errors import check
 from wsipipe.labels import IGNORE, Classes
 from wsipipe.nn.augment import STAIN_STRENGTH
 from wsipipe.nn.encoders import width_of
-from wsipipe.nn.train import Schedule, fresh
+from wsipipe.nn.train import Schedule, seeded_init
 from wsipipe.nn.train import fit as train
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import Lattice, read_crops
-from wsipipe.pseudolabel.method import Fitting, ScoreMap, strongest
+from wsipipe.pseudolabel.instance_grid import InstanceGrid, read_crops
+from wsipipe.pseudolabel.method import FitContext, ScoreMap, strongest
 from wsipipe.pseudolabel.methods.camel.calibrate import halves, same_share, shifts
 from wsipipe.pseudolabel.methods.camel.cascade import coarse_lattice, intermediate, sub_bags
-from wsipipe.pseudolabel.methods.camel.instances import believed, confident_answers, instance_set
+from wsipipe.pseudolabel.methods.camel.instances import confident_answers, instance_set, targets_from_picks
 from wsipipe.pseudolabel.methods.camel.selectors import Pick, collect, score_features, train_selector, vetoed
 from wsipipe.pseudolabel.methods.camel.whole_bags import WholeBags
 from wsipipe.pseudolabel.shared.classifier import InstanceClassifier, Retraining, apply_in_batches, train_classifier
@@ -114,13 +114,13 @@ class Params:
         check(1 <= self.zoom <= 2, f"camel.zoom: {self.zoom} is outside 1..2")
 
 
-def lattice(patch_px: int, params: Params) -> Lattice:
+def lattice(patch_px: int, params: Params) -> InstanceGrid:
     """Instances of patch_px / N px, seen with their context."""
     m = patch_px // params.lattice
     check(
         m * params.lattice == patch_px, f"camel.lattice: a patch of {patch_px} px does not split into {params.lattice}"
     )
-    instances = Lattice(m, round(m * params.context), params.shrink)
+    instances = InstanceGrid(m, round(m * params.context), params.shrink)
     check(
         m % (params.overlap * params.shrink) == 0,
         f"camel.overlap: instances of {m} px do not shift by 1/{params.overlap} in steps of {params.shrink} px "
@@ -129,12 +129,12 @@ def lattice(patch_px: int, params: Params) -> Lattice:
     return instances
 
 
-def build(classes: Classes, encoder: nn.Module, lattice: Lattice, params: Params) -> nn.Module:
+def build(classes: Classes, encoder: nn.Module, lattice: InstanceGrid, params: Params) -> nn.Module:
     """The instance classifier."""
     return InstanceClassifier(encoder, width_of(encoder, lattice.input_px), len(classes))
 
 
-def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> nn.Module:
+def fit(bags: Sequence[Bag], lattice: InstanceGrid, params: Params, run: FitContext) -> nn.Module:
     """Selectors, instance set, retraining; the border of the classes; and one round of self-training."""
     camel = _Camel(bags, lattice, params, run)
     everything = list(range(len(bags)))
@@ -158,7 +158,7 @@ def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> 
 class _Camel:
     """The steps of CAMEL on given bags; each step takes the indices of the bags that it may learn from."""
 
-    def __init__(self, bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> None:
+    def __init__(self, bags: Sequence[Bag], lattice: InstanceGrid, params: Params, run: FitContext) -> None:
         self.bags, self.lattice, self.params, self.run = bags, lattice, params, run
         self.labels = torch.tensor([b.label for b in bags])
         self.seed = run.compute.seed
@@ -173,7 +173,7 @@ class _Camel:
         picks = [p._replace(bag=of[p.bag]) for p in both]
         model = self._fresh(0, warm)
         constraint = self._whole_bags(of, self.rules) if self.params.constraint else None
-        answers = believed(picks, self.bags)
+        answers = targets_from_picks(picks, self.bags)
         self._train(model, answers, "retrain", self.params.retrain_steps, self.params.lr, 0, constraint)
         return model
 
@@ -216,7 +216,7 @@ class _Camel:
         self._train(model, answers, "warm up", self.params.warm_steps, self.params.lr, 6)
         return model.encoder
 
-    def _embedded(self, bags: Sequence[Bag], lattice: Lattice, warm: nn.Module | None) -> list[Tensor]:
+    def _embedded(self, bags: Sequence[Bag], lattice: InstanceGrid, warm: nn.Module | None) -> list[Tensor]:
         """Features float [M, D] of each bag, by the warmed-up encoder or (None) by that which the run is given."""
         if warm is None:
             return self.run.embed(bags, lattice)
@@ -290,7 +290,7 @@ class _Camel:
     def _fresh(self, number: int, warm: nn.Module | None = None) -> InstanceClassifier:
         """A new classifier, its encoder a copy of `warm` or (None) as the run gives it."""
         encoder = self.run.encoder if warm is None else partial(deepcopy, warm)
-        model = fresh(lambda: build(self.run.classes, encoder(), self.lattice, self.params), self.seed + number)
+        model = seeded_init(lambda: build(self.run.classes, encoder(), self.lattice, self.params), self.seed + number)
         assert isinstance(model, InstanceClassifier)
         return model
 
@@ -314,10 +314,10 @@ class _Camel:
 def score(
     model: nn.Module,
     store: SlideStore,
-    lattice: Lattice,
+    lattice: InstanceGrid,
     params: Params,
     on: torch.device,
-    denied: NDArray[np.bool_] | None = None,
+    excluded: NDArray[np.bool_] | None = None,
 ) -> ScoreMap:
     """Mean score of the instances that cover each place; they begin every 1/`overlap` of an instance."""
     k = params.overlap

@@ -33,11 +33,11 @@ def halves(bags: Sequence[Bag], labels: Tensor, seed: int) -> list[list[int]]:
         groups: dict[str, list[int]] = {}
         for i, k in enumerate(key):
             groups.setdefault(k, []).append(i)
-        kinds: dict[tuple[float, ...], list[list[int]]] = {}
+        class_pools: dict[tuple[float, ...], list[list[int]]] = {}
         for group in groups.values():
-            kinds.setdefault(tuple(labels[group].float().mean(0).tolist()), []).append(group)
+            class_pools.setdefault(tuple(labels[group].float().mean(0).tolist()), []).append(group)
         parts: list[list[int]] = [[], []]
-        for alike in kinds.values():
+        for alike in class_pools.values():
             for j in rng.permutation(len(alike)):
                 min(parts, key=len).extend(alike[j])
         if all(set(labels[p, k].tolist()) >= {0, 1} for p in parts for k in range(labels.shape[1]) if p) and all(parts):

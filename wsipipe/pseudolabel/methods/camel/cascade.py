@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import Lattice
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.pseudolabel.methods.camel.selectors import Pick
 
 
@@ -23,13 +23,13 @@ class Crops:
     inside: tuple[NDArray[np.int64], ...]
 
 
-def coarse_lattice(lattice: Lattice, n2: int) -> Lattice:
+def coarse_lattice(lattice: InstanceGrid, n2: int) -> InstanceGrid:
     """Intermediate crops of N2 x N2 instances, seen without context: four crops with context would see one patch."""
     side = lattice.instance_px * n2
-    return Lattice(side, side, lattice.shrink)
+    return InstanceGrid(side, side, lattice.shrink)
 
 
-def intermediate(bag: Bag, lattice: Lattice, n2: int) -> Crops:
+def intermediate(bag: Bag, lattice: InstanceGrid, n2: int) -> Crops:
     """The crops of N2 x N2 instances of a patch, row-major; those without any instance (glass) are left out."""
     side = lattice.instance_px * n2
     origin = np.array([bag.bounds.x_px, bag.bounds.y_px])

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from wsipipe.errors import ConfigError
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import Lattice, read_crops
+from wsipipe.pseudolabel.instance_grid import InstanceGrid, read_crops
 from wsipipe.pseudolabel.methods.camel.selectors import Pick
 
 
-def believed(picks: Iterable[Pick], bags: Sequence[Bag]) -> list[Tensor]:
+def targets_from_picks(picks: Iterable[Pick], bags: Sequence[Bag]) -> list[Tensor]:
     """What picks say of the instances of every bag: float32 [M, K] of 1, 0 and nan (not known)."""
     out = [torch.full((len(b.xy_px), len(b.label)), float("nan")) for b in bags]
     for b, i, k, y in picks:
@@ -40,7 +40,7 @@ def confident_answers(logits: Sequence[Tensor], labels: Tensor, confident: float
 
 
 def instance_set(
-    bags: Sequence[Bag], lattice: Lattice, answers: Sequence[Tensor], limit: int, seed: int
+    bags: Sequence[Bag], lattice: InstanceGrid, answers: Sequence[Tensor], limit: int, seed: int
 ) -> tuple[NDArray[np.uint8], Tensor]:
     """Crops of the instances of which anything is believed, with their targets: uint8 [M, 3, s, s], float [M, K].
 

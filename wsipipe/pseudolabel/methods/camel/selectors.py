@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wsipipe.nn.train import Schedule, fresh, generator
+from wsipipe.nn.train import Schedule, generator, seeded_init
 from wsipipe.nn.train import fit as train
 from wsipipe.pseudolabel.shared.classifier import Head
-from wsipipe.pseudolabel.shared.mil import Rule, bag_loss, draw_evenly, kinds, select
-from wsipipe.runtime.device import Compute
+from wsipipe.pseudolabel.shared.mil import Rule, bag_loss, balanced_sample, class_pools, select
+from wsipipe.runtime.device import ComputeContext
 
 
 class Pick(NamedTuple):
@@ -26,19 +26,19 @@ class Pick(NamedTuple):
 
 
 def train_selector(
-    features: Sequence[Tensor], labels: Tensor, rules: Sequence[Rule], schedule: Schedule, compute: Compute
+    features: Sequence[Tensor], labels: Tensor, rules: Sequence[Rule], schedule: Schedule, compute: ComputeContext
 ) -> Head:
     """A head trained on what its own rule selects; positive and negative bags of each class in equal numbers.
 
     features: float [M, D] of each bag; labels: [B, K] with 0, 1 or nan (not known); rules: that of each bag.
     """
-    head = fresh(lambda: Head(features[0].shape[1], labels.shape[1]), compute.seed)
+    head = seeded_init(lambda: Head(features[0].shape[1], labels.shape[1]), compute.seed)
     head.standardise(torch.cat(list(features)))
-    pools = kinds(labels)
+    pools = class_pools(labels)
     share = 16 if len(features) > 64 else 4
 
     def draw(step: int) -> list[int]:
-        return [int(b) for b in draw_evenly(pools, share, generator(compute.seed, 3, step))]
+        return [int(b) for b in balanced_sample(pools, share, generator(compute.seed, 3, step))]
 
     def loss(bag_ids: list[int]) -> Tensor:
         return torch.stack([bag_loss(head(features[b]), labels[b], rules[b]) for b in bag_ids]).mean()

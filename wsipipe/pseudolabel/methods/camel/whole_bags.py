@@ -14,8 +14,8 @@ from wsipipe.nn.augment import random_view
 from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import generator
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import Lattice, read_crops
-from wsipipe.pseudolabel.shared.mil import Rule, draw_evenly, kinds, select, selected_loss
+from wsipipe.pseudolabel.instance_grid import InstanceGrid, read_crops
+from wsipipe.pseudolabel.shared.mil import Rule, balanced_sample, class_pools, select, selected_loss
 
 MOST = 64
 """Instances of a bag in a step; of a larger bag (a slide, a region) as many are drawn, and its rule sees these."""
@@ -34,7 +34,7 @@ class WholeBags:
     bags: Sequence[Bag]
     labels: Tensor
     rules: Sequence[Sequence[Rule]]
-    lattice: Lattice
+    lattice: InstanceGrid
     seed: int
     stain: float
     zoom: float
@@ -43,8 +43,8 @@ class WholeBags:
     def draw(self, step: int) -> Drawn:
         """Crops of the bags of a step, under random views."""
         g = generator(self.seed, 4, step)
-        pools = kinds(self.labels)
-        chosen = draw_evenly(pools, -(-self.count // len(pools)), g)
+        pools = class_pools(self.labels)
+        chosen = balanced_sample(pools, -(-self.count // len(pools)), g)
         return [(b, self._crops(self.bags[b], g)) for b in chosen.tolist()]
 
     def _crops(self, bag: Bag, g: torch.Generator) -> Tensor:

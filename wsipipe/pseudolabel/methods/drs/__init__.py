@@ -49,10 +49,10 @@ from wsipipe.config.options import option
 from wsipipe.errors import ConfigError, check
 from wsipipe.labels import IGNORE, Classes
 from wsipipe.nn.encoders import expect, normalise, statistics_of, tokens
-from wsipipe.nn.train import fresh
+from wsipipe.nn.train import seeded_init
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import Lattice
-from wsipipe.pseudolabel.method import Fitting, ScoreMap
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
+from wsipipe.pseudolabel.method import FitContext, ScoreMap
 from wsipipe.pseudolabel.methods.drs.refiner import RefinerTraining, as_bytes, train_refiner
 from wsipipe.pseudolabel.methods.drs.suppression import FIXED, MODES, Suppression, Suppressor, suppressed
 from wsipipe.pseudolabel.methods.drs.vgg import WIDTH, map_head, pooled, start, take_convolutions, vgg16_trunk
@@ -202,7 +202,7 @@ class Drs(nn.Module):
         none = torch.zeros_like(maps[:, :1])
         if self.params.absence:
             w = weight.amax(1)[:, None, None, None]
-            none = (1 - w) + w * (self._fused([denied(f) for f in at_cells]) / self.absent).clamp(max=1)
+            none = (1 - w) + w * (self._fused([excluded(f) for f in at_cells]) / self.absent).clamp(max=1)
         return on_glass(torch.cat([none, maps], 1), self.tissue_cells(tissue))
 
     def refined(self, rgb: Tensor, tissue: Tensor) -> Tensor:
@@ -222,7 +222,7 @@ class Drs(nn.Module):
 
     def denials(self, rgb: Tensor) -> Tensor:
         """Maps of what denies all classes, windows uint8 [B, 3, s, s] -> float [B, 1, n, n]."""
-        return self._fused([denied(self._resized(self(x).float())) for x in self._sizes(rgb)])
+        return self._fused([excluded(self._resized(self(x).float())) for x in self._sizes(rgb)])
 
     def _sizes(self, rgb: Tensor) -> list[Tensor]:
         """The normalised windows in every size, rounded to a multiple of 8 px."""
@@ -251,7 +251,7 @@ def scaled(maps: Tensor) -> Tensor:
     return maps / (maps.amax((2, 3), keepdim=True) + EPSILON)
 
 
-def denied(maps: Tensor) -> Tensor:
+def excluded(maps: Tensor) -> Tensor:
     """min_c ReLU(-f_c): float [B, K, h, w] -> [B, 1, h, w]."""
     return (-maps.amax(1, keepdim=True)).relu()
 
@@ -261,12 +261,12 @@ def on_glass(evidence: Tensor, tissue: Tensor) -> Tensor:
     return torch.cat([torch.maximum(evidence[:, :1], 1 - tissue), evidence[:, 1:] * tissue], 1)
 
 
-def lattice(patch_px: int, params: Params) -> Lattice:
+def lattice(patch_px: int, params: Params) -> InstanceGrid:
     """Scores of patch_px / cells px; the classifier sees windows of patch_px."""
     return params.lattice(patch_px)
 
 
-def build(classes: Classes, encoder: nn.Module, lattice: Lattice, params: Params) -> nn.Module:
+def build(classes: Classes, encoder: nn.Module, lattice: InstanceGrid, params: Params) -> nn.Module:
     """The classifier with suppression and, if wanted, the refinement network, both started from `encoder`."""
     how = Suppression(params.suppression, params.delta, params.suppress_from)
     refiner = None
@@ -291,9 +291,9 @@ def _network(encoder: nn.Module, channels: int, params: Params) -> nn.Sequential
     return nn.Sequential(vgg, map_head(WIDTH, channels))
 
 
-def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> nn.Module:
+def fit(bags: Sequence[Bag], lattice: InstanceGrid, params: Params, run: FitContext) -> nn.Module:
     """Train the classifier on windows, take its maps of them, held to the labels of their bags, and learn these."""
-    model = cast(Drs, fresh(lambda: _built(lattice, params, run), run.compute.seed))
+    model = cast(Drs, seeded_init(lambda: _built(lattice, params, run), run.compute.seed))
     if not any(isinstance(m, Suppressor) for m in cast(nn.Sequential, model.classifier)[0].modules()):
         log.warning("drs: only its head suppresses, as --encoder has no ReLU; a ResNet, RegNet, DenseNet or VGG has")
     windows = draw_windows(bags, lattice, params.windows, params.max_windows, run.compute.seed)
@@ -310,7 +310,7 @@ def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> 
     return model
 
 
-def _built(lattice: Lattice, params: Params, run: Fitting) -> nn.Module:
+def _built(lattice: InstanceGrid, params: Params, run: FitContext) -> nn.Module:
     encoder = run.encoder()
     if params.network == "vgg16" and not take_convolutions(vgg16_trunk(), encoder):
         log.warning(
@@ -320,7 +320,7 @@ def _built(lattice: Lattice, params: Params, run: Fitting) -> nn.Module:
 
 
 def absent_level(model: Drs, windows: Windows) -> Tensor:
-    """`a`: the mean of the maps of `denied` over the tissue of windows known to hold no class; infinite without any."""
+    """`a`: mean of the maps of `excluded` over the tissue of windows that hold no class; infinite without any."""
     of = np.flatnonzero((windows.labels == 0).all(1).numpy())
     if not len(of):
         log.info("drs.absence: no bag is without any class, so nothing tells what their absence looks like")
@@ -358,10 +358,10 @@ def window_maps(model: Drs, windows: Windows) -> NDArray[np.uint8]:
 def score(
     model: nn.Module,
     store: SlideStore,
-    lattice: Lattice,
+    lattice: InstanceGrid,
     params: Params,
     on: torch.device,
-    denied: NDArray[np.bool_] | None = None,
+    excluded: NDArray[np.bool_] | None = None,
 ) -> ScoreMap:
     """Maps of the classes and P_0 for the whole slide, averaged over windows that overlap by half."""
     assert isinstance(model, Drs)

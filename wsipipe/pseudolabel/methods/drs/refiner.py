@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from wsipipe.nn.augment import STAIN_STRENGTH, blur, dihedral, random_dihedral, stain_jitter
 from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import Schedule, fit, generator
-from wsipipe.pseudolabel.shared.mil import draw_evenly
-from wsipipe.runtime.device import Compute
+from wsipipe.pseudolabel.shared.mil import balanced_sample
+from wsipipe.runtime.device import ComputeContext
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def train_refiner(
     rgb: NDArray[np.uint8],
     maps: NDArray[np.uint8],
     how: RefinerTraining,
-    compute: Compute,
+    compute: ComputeContext,
     none: bool = False,
 ) -> list[float]:
     """Train `model` to give from windows uint8 [M, 3, s, s] their maps, uint8 [M, C, h, w] where 255 is 1.
@@ -89,7 +89,7 @@ def train_refiner(
 
     def draw(step: int) -> tuple[Tensor, Tensor]:
         g = generator(compute.seed, 5, step)
-        chosen = draw_evenly(pools, -(-how.batch // len(pools)), g).numpy()
+        chosen = balanced_sample(pools, -(-how.batch // len(pools)), g).numpy()
         turn = random_dihedral(g, len(chosen))
         x = dihedral(torch.from_numpy(rgb[chosen]).float() / 255, turn)
         x = blur(stain_jitter(x, how.stain, g), 0.2, g)

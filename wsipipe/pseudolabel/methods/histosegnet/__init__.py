@@ -47,10 +47,10 @@ from wsipipe.config.options import option
 from wsipipe.errors import check
 from wsipipe.labels import Classes
 from wsipipe.nn.encoders import normalise
-from wsipipe.nn.train import fresh
+from wsipipe.nn.train import seeded_init
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import Lattice
-from wsipipe.pseudolabel.method import Fitting, ScoreMap, strongest
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
+from wsipipe.pseudolabel.method import FitContext, ScoreMap, strongest
 from wsipipe.pseudolabel.methods.histosegnet.activation import RULES, cam, class_maps
 from wsipipe.pseudolabel.methods.histosegnet.background import (
     brightness_background,
@@ -182,7 +182,7 @@ def _places(field: str, names: Sequence[str], classes: Classes) -> list[int]:
     return [classes.names.index(n) for n in names]
 
 
-def lattice(patch_px: int, params: Params) -> Lattice:
+def lattice(patch_px: int, params: Params) -> InstanceGrid:
     """Scores of patch_px / cells px; the classifier sees windows of patch_px (x1.7: a multiple of 4 input px)."""
     found = params.lattice(patch_px)
     fits = params.network == "encoder" or found.input_px % 4 == 0
@@ -190,7 +190,7 @@ def lattice(patch_px: int, params: Params) -> Lattice:
     return found
 
 
-def build(classes: Classes, encoder: nn.Module, lattice: Lattice, params: Params) -> nn.Module:
+def build(classes: Classes, encoder: nn.Module, lattice: InstanceGrid, params: Params) -> nn.Module:
     """The classifier of windows; x1.7 leaves the encoder aside."""
     network: X17 | CamClassifier
     if params.network == "x1.7":
@@ -200,11 +200,11 @@ def build(classes: Classes, encoder: nn.Module, lattice: Lattice, params: Params
     return HistoSegNet(network, classes, params)
 
 
-def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> nn.Module:
+def fit(bags: Sequence[Bag], lattice: InstanceGrid, params: Params, run: FitContext) -> nn.Module:
     """Train the classifier on windows with the labels of their bags; then the thresholds, by the same labels."""
     seed = run.compute.seed
     encoder = run.encoder() if params.network == "encoder" else nn.Identity()
-    model = fresh(lambda: build(run.classes, encoder, lattice, params), seed)
+    model = seeded_init(lambda: build(run.classes, encoder, lattice, params), seed)
     assert isinstance(model, HistoSegNet)
     windows = draw_windows(bags, lattice, params.windows, params.max_windows, seed)
     train_windows(model, windows, params.training, run.compute)
@@ -212,8 +212,8 @@ def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> 
         some = (torch.from_numpy(windows.rgb[i : i + TOGETHER]) for i in range(0, len(windows.rgb), TOGETHER))
         model.network.settle(normalise(rgb.to(run.compute.device)) for rgb in some)
     logits = apply_in_batches(model, windows.rgb, run.compute.device)
-    believed = likeliest(windows, logits, params.prevalence) if params.prevalence else windows.labels
-    model.theta.copy_(thresholds(logits.sigmoid(), believed))
+    targets_from_picks = likeliest(windows, logits, params.prevalence) if params.prevalence else windows.labels
+    model.theta.copy_(thresholds(logits.sigmoid(), targets_from_picks))
     return model
 
 
@@ -242,10 +242,10 @@ def thresholds(scores: Tensor, labels: Tensor) -> Tensor:
 def score(
     model: nn.Module,
     store: SlideStore,
-    lattice: Lattice,
+    lattice: InstanceGrid,
     params: Params,
     on: torch.device,
-    denied: NDArray[np.bool_] | None = None,
+    excluded: NDArray[np.bool_] | None = None,
 ) -> ScoreMap:
     """The adjusted maps of the whole slide; none is the stronger of background and other.
 
@@ -259,10 +259,10 @@ def score(
         centre=(params.glass or glass_centre(store)) if params.background == "brightness" else None,
     )
 
-    def maps_of(rgb: Tensor, tissue: Tensor, *denied: Tensor) -> Tensor:
-        return adjusted(model, rgb.to(on), tissue.to(on), adjust, params, *(d.to(on) for d in denied))
+    def maps_of(rgb: Tensor, tissue: Tensor, *excluded: Tensor) -> Tensor:
+        return adjusted(model, rgb.to(on), tissue.to(on), adjust, params, *(d.to(on) for d in excluded))
 
-    maps = slide_maps(store, lattice, params.min_tissue, 2 + len(model.theta), maps_of, denied)
+    maps = slide_maps(store, lattice, params.min_tissue, 2 + len(model.theta), maps_of, excluded)
     return ScoreMap(maps[2:], maps[:2].max(0), lattice.instance_px)
 
 
@@ -282,7 +282,7 @@ def adjusted(
     tissue: Tensor,
     adjust: Adjustment,
     params: Params,
-    denied: Tensor | None = None,
+    excluded: Tensor | None = None,
 ) -> Tensor:
     """Steps 1 to 6 for windows uint8 [B, 3, s, s], bool [B, s, s] -> float32 [B, 2 + K, n, n] in 0..1.
 
@@ -291,7 +291,7 @@ def adjusted(
     """
     with autocast(rgb.device):
         features = model.features(normalise(rgb))
-    g, none = class_evidence(model, features.float(), adjust.cells, denied)
+    g, none = class_evidence(model, features.float(), adjust.cells, excluded)
     if adjust.centre is None:
         background = tissue_background(tissue, adjust.sigma_px)
     else:
@@ -309,12 +309,12 @@ def adjusted(
 
 
 def class_evidence(
-    model: HistoSegNet, activations: Tensor, cells: int, denied: Tensor | None = None
+    model: HistoSegNet, activations: Tensor, cells: int, excluded: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """G of steps 2 and 3, float [B, K, n, n], and N, the evidence of absence, float [B, n, n]; A float [B, D, h, w]."""
     s = model.scores(activations).sigmoid()[:, :, None, None]
-    if denied is not None:
-        s = s.expand(denied.shape).masked_fill(denied, 0)
+    if excluded is not None:
+        s = s.expand(excluded.shape).masked_fill(excluded, 0)
     own, against = (_resized(m, cells).clamp(min=0) for m in model.maps(activations))
     most_own, most_against = (m.amax((2, 3), keepdim=True).clamp(min=EPSILON) for m in (own, against))
     present = s >= model.theta.view(1, -1, 1, 1)

@@ -50,18 +50,18 @@ from wsipipe.errors import check
 from wsipipe.labels import IGNORE, Classes
 from wsipipe.nn.augment import STAIN_STRENGTH, blur, dihedral, random_dihedral, stain_jitter
 from wsipipe.nn.encoders import normalise
-from wsipipe.nn.train import Schedule, fresh, generator
+from wsipipe.nn.train import Schedule, generator, seeded_init
 from wsipipe.nn.train import fit as train
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import Lattice
-from wsipipe.pseudolabel.method import Fitting, ScoreMap, strongest
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
+from wsipipe.pseudolabel.method import FitContext, ScoreMap, strongest
 from wsipipe.pseudolabel.methods.irnet.boundary import STRIDE, BoundaryNet
 from wsipipe.pseudolabel.methods.irnet.displacements import displacement_px as displacement_px
 from wsipipe.pseudolabel.methods.irnet.displacements import slide_displacements
 from wsipipe.pseudolabel.methods.irnet.seeds import published_seeds, tissue_seeds
 from wsipipe.pseudolabel.shared.affinity import affinities, boundary_loss, displacement_losses, padded, pair_sets
 from wsipipe.pseudolabel.shared.cam import CamClassifier
-from wsipipe.pseudolabel.shared.mil import draw_evenly
+from wsipipe.pseudolabel.shared.mil import balanced_sample
 from wsipipe.pseudolabel.shared.walk import BETA, RADIUS, Walk, random_walk
 from wsipipe.pseudolabel.shared.windows import (
     TOGETHER,
@@ -71,7 +71,7 @@ from wsipipe.pseudolabel.shared.windows import (
     slide_maps,
     train_windows,
 )
-from wsipipe.runtime.device import Compute, autocast
+from wsipipe.runtime.device import ComputeContext, autocast
 from wsipipe.store import SlideStore
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=list(size), mode="bilinear", align_corners=False)
 
 
-def lattice(patch_px: int, params: Params) -> Lattice:
+def lattice(patch_px: int, params: Params) -> InstanceGrid:
     """Scores of patch_px / cells px; the networks see windows of patch_px."""
     found = params.lattice(patch_px)
     whole = found.input_px % STRIDE == 0
@@ -173,16 +173,16 @@ def lattice(patch_px: int, params: Params) -> Lattice:
     return found
 
 
-def build(classes: Classes, encoder: nn.Module, lattice: Lattice, params: Params) -> nn.Module:
+def build(classes: Classes, encoder: nn.Module, lattice: InstanceGrid, params: Params) -> nn.Module:
     """The classifier and the boundary network, each on an encoder of its own."""
     boundary = BoundaryNet(copy.deepcopy(encoder), params.displacement)
     return IrNet(CamClassifier(encoder, lattice.input_px, len(classes)), boundary, params.scales)
 
 
-def fit(bags: Sequence[Bag], lattice: Lattice, params: Params, run: Fitting) -> nn.Module:
+def fit(bags: Sequence[Bag], lattice: InstanceGrid, params: Params, run: FitContext) -> nn.Module:
     """Train the classifier, take seeds from its maps, learn boundaries from them, and measure the scale of the maps."""
     seed, on = run.compute.seed, run.compute.device
-    model = cast(IrNet, fresh(lambda: build(run.classes, run.encoder(), lattice, params), seed))
+    model = cast(IrNet, seeded_init(lambda: build(run.classes, run.encoder(), lattice, params), seed))
     windows = draw_windows(bags, lattice, params.windows, params.max_windows, seed)
     train_windows(model.classifier, windows, params.training, run.compute)
     if params.backbone == "classifier":
@@ -239,7 +239,7 @@ def tissue_cells(tissue: Tensor) -> Tensor:
 
 
 def train_boundary(
-    net: BoundaryNet, rgb: NDArray[np.uint8], seeds: Tensor, params: Params, compute: Compute
+    net: BoundaryNet, rgb: NDArray[np.uint8], seeds: Tensor, params: Params, compute: ComputeContext
 ) -> list[float]:
     """Train the branches on windows uint8 [M, 3, s, s] with seeds uint8 [M, s / 4, s / 4]; the loss of every step.
 
@@ -249,7 +249,7 @@ def train_boundary(
 
     def draw(step: int) -> tuple[Tensor, Tensor]:
         g = generator(compute.seed, 3, step)
-        chosen = draw_evenly(pools, -(-params.boundary_batch // len(pools)), g)
+        chosen = balanced_sample(pools, -(-params.boundary_batch // len(pools)), g)
         element = random_dihedral(g, len(chosen))
         x = dihedral(torch.from_numpy(rgb[chosen.numpy()]).float() / 255, element)
         labels = dihedral(seeds[chosen].unsqueeze(1), element).squeeze(1)
@@ -274,10 +274,10 @@ def train_boundary(
 
 def seed_pools(seeds: Tensor) -> list[Tensor]:
     """Windows to draw from in equal numbers: those with seeds of two kinds or more, if any, and all; int64 [n] each."""
-    kinds = torch.stack(
+    class_pools = torch.stack(
         [(seeds == v).flatten(1).any(1) for v in torch.unique(seeds[seeds != IGNORE])] or [seeds[:, 0, 0] < 0]
     )
-    mixed = torch.nonzero(kinds.sum(0) >= 2).ravel()
+    mixed = torch.nonzero(class_pools.sum(0) >= 2).ravel()
     every = torch.arange(len(seeds))
     if not len(mixed):
         log.warning("irnet: no window holds seeds of two kinds, so no boundary can be learnt; lower irnet.seed_fg")
@@ -316,10 +316,10 @@ def highest(model: IrNet, windows: Windows, params: Params) -> Tensor:
 def score(
     model: nn.Module,
     store: SlideStore,
-    lattice: Lattice,
+    lattice: InstanceGrid,
     params: Params,
     on: torch.device,
-    denied: NDArray[np.bool_] | None = None,
+    excluded: NDArray[np.bool_] | None = None,
 ) -> ScoreMap:
     """Walked maps of the whole slide, averaged over windows; `background` speaks against all classes."""
     assert isinstance(model, IrNet)
@@ -342,7 +342,7 @@ def score(
 
 
 def displacements(
-    model: nn.Module, store: SlideStore, lattice: Lattice, wanted: NDArray[np.bool_], on: torch.device
+    model: nn.Module, store: SlideStore, lattice: InstanceGrid, wanted: NDArray[np.bool_], on: torch.device
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Step 8: where the cells of the slide say that their objects' centres are, as far as needed for `wanted` cells.
 

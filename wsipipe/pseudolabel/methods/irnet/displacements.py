@@ -9,20 +9,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsipipe.pseudolabel.instance_grid import Lattice, read_crops
+from wsipipe.pseudolabel.instance_grid import InstanceGrid, read_crops
 from wsipipe.pseudolabel.methods.irnet.boundary import STRIDE
 from wsipipe.pseudolabel.shared.windows import TOGETHER, add_faded, hat, window_corners
 from wsipipe.store import SlideStore
 
 
-def displacement_px(lattice: Lattice) -> int:
+def displacement_px(lattice: InstanceGrid) -> int:
     """Working px along a side of a cell of displacements."""
     return STRIDE * lattice.shrink
 
 
 def slide_displacements(
     store: SlideStore,
-    lattice: Lattice,
+    lattice: InstanceGrid,
     wanted: NDArray[np.bool_],
     displacements_of: Callable[[Tensor], Tensor],
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -33,7 +33,7 @@ def slide_displacements(
     displacements_of: windows
     uint8 [B, 3, s, s] -> their displacements float [B, 2, s / 4, s / 4].
     """
-    whole = Lattice(lattice.seen_px, lattice.seen_px, lattice.shrink)
+    whole = InstanceGrid(lattice.seen_px, lattice.seen_px, lattice.shrink)
     rows, cols = wanted.shape
     total, weights = np.zeros((2, rows, cols), np.float32), np.zeros((rows, cols), np.float32)
     cell_px = displacement_px(lattice)
