@@ -22,6 +22,11 @@ COARSEST_PX = 1024
 """Levels are added until the longer side is at most this."""
 
 
+def ceil_div(a: int, b: int) -> int:
+    """A / b rounded up."""
+    return -(-a // b)
+
+
 @dataclass(frozen=True)
 class Window:
     """A rectangle in working pixels; it may reach over the border of the slide."""
@@ -35,6 +40,13 @@ class Window:
         """The window with `margin_px` more on each side (fewer where negative)."""
         m = margin_px
         return Window(self.x_px - m, self.y_px - m, self.width_px + 2 * m, self.height_px + 2 * m)
+
+    def intersect(self, other: Window) -> Window:
+        """The part that both cover; of width or height 0 where they do not meet."""
+        left, top = max(self.x_px, other.x_px), max(self.y_px, other.y_px)
+        right = min(self.x_px + self.width_px, other.x_px + other.width_px)
+        bottom = min(self.y_px + self.height_px, other.y_px + other.height_px)
+        return Window(left, top, max(0, right - left), max(0, bottom - top))
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,11 @@ class Grid:
             if all(abs(n / mpp - 1) <= NATIVE_TOLERANCE for n in native):
                 return cls(size_px0, native, (float(d), float(d)), patch_px, stride_px, origin_px0)
         return cls(size_px0, (mpp, mpp), (mpp / mpp0[0], mpp / mpp0[1]), patch_px, stride_px, origin_px0)
+
+    @property
+    def mean_mpp(self) -> float:
+        """Um per working px, mean of x and y."""
+        return sum(self.mpp) / 2
 
     @property
     def size_px(self) -> tuple[int, int]:

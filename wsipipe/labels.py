@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
 from wsipipe.errors import LabelsError
@@ -17,6 +18,15 @@ log = logging.getLogger(__name__)
 
 IGNORE = 255
 """Value of a mask pixel that says nothing: uncertain, not predicted, or without pixels."""
+
+
+class Tissue(IntEnum):
+    """Values of `labels/tissue`: pixels without tissue, with tissue, and without valid pixels."""
+
+    GLASS = 0
+    TISSUE = 1
+    INVALID = 255
+
 
 _BOX = ("x", "y", "width", "height")
 _KNOWN = {"slide_id", "slide", "label", "patient_id", "split", *_BOX}
@@ -73,6 +83,12 @@ def slide_id_of(name: str) -> str:
     """
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", unicodedata.normalize("NFC", name.strip()))
     return safe if re.match(r"[A-Za-z0-9]", safe) else "s" + safe
+
+
+def match_slide_id(name: str, known: Collection[str]) -> str:
+    """The one of the `known` slide ids that a table means: `name` itself, or `name` without the suffix of its file."""
+    slide_id = slide_id_of(name)
+    return slide_id if slide_id in known else slide_id.rsplit(".", 1)[0]
 
 
 def read_labels(path: Path, classes: Sequence[str] | None = None, to_fit: bool = True) -> LabelTable:
@@ -235,7 +251,7 @@ def match_stores(
     known = set(store_ids)
     rows, problems, lost = [], [], 0
     for r in table.rows:
-        name = r.slide_id if r.slide_id in known else r.slide_id.rsplit(".", 1)[0]
+        name = match_slide_id(r.slide_id, known)
         if name not in known and not {name, r.slide_id}.isdisjoint(failed):
             lost += 1
             continue

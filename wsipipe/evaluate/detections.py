@@ -33,7 +33,7 @@ def find_detections(store: SlideStore, name: str, nms_um: float) -> list[Detecti
     every `nms_um`. Distances are the larger of those along x and y. Scores of 0 are no detections.
     """
     cells, cell_px = _cells(store, name)
-    mpp = sum(store.grid.mpp) / 2
+    mpp = store.grid.mean_mpp
     reach = max(1, round(nms_um / (cell_px * mpp)))
     found = []
     for cell in cells:
@@ -55,7 +55,7 @@ def maxima(cells: NDArray[np.uint8], reach: int) -> NDArray[np.intp]:
 def _cells(store: SlideStore, name: str) -> tuple[NDArray[np.uint8], int]:
     """The highest stored score of every cell, 0 off the tissue: uint8 [K, rows, cols], and the side of a cell in px."""
     stride_px = int(store.attributes("scores", name)["stride_px"])
-    block = max(1, round(LESION_MPP / (stride_px * sum(store.grid.mpp) / 2)))
+    block = max(1, round(LESION_MPP / (stride_px * store.grid.mean_mpp)))
     array = store.scores(name)
     classes, height, width = array.spec.shape
     out = np.zeros((classes, -(-height // block), -(-width // block)), np.uint8)

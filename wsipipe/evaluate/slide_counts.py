@@ -93,7 +93,7 @@ class _Counter:
                 raise StoreError(f"{store.path}: scores and labels/{config.labels} have other classes; compute again")
             self.scores, self.stride_px = store.scores(config.labels), int(meta["stride_px"])
             self.score_px = np.zeros((len(names), LEVELS, 3), np.int64)
-        self.step_px = max(1, round(LESION_MPP / (sum(store.grid.mpp) / 2)))
+        self.step_px = max(1, round(LESION_MPP / store.grid.mean_mpp))
         width, height = store.grid.size_px
         self.coarse = np.zeros((-(-height // self.step_px), -(-width // self.step_px)), np.uint8)
 

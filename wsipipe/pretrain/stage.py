@@ -120,7 +120,7 @@ def encoder_of(
     own, grid = statistics_of(encoder), stores[0].grid
     facts = {**asdict(config), "input_px": view_of.px, "shrink": view_of.shrink}
     facts |= {"patches": len(pool), "steps_done": len(losses)}
-    mpp = sum(grid.mpp) / 2
+    mpp = grid.mean_mpp
     checkpoint = Checkpoint("encoder", config.encoder, (), mpp, grid.patch_px, key, own.mean, own.std, facts)
     path = checkpoint.save(folder, encoder)
     columns = ("step", "loss", "effective_rank")

@@ -58,7 +58,7 @@ def refined(scores: ScoreMap, store: SlideStore, step: Step, on: torch.device) -
     scores = within(enlarged(scores, step.stride_px), store)
     out = np.concatenate([scores.none[None], scores.values])
     known = scores.known
-    cell_um = sum(store.grid.mpp) / 2 * scores.stride_px
+    cell_um = store.grid.mean_mpp * scores.stride_px
     evidence = np.nan_to_num(out, nan=0.0)
     for y, x, core in _windows(known):
         colours = np.moveaxis(read_cells(store, y, x, scores.stride_px), -1, 0)

@@ -350,7 +350,7 @@ def _known_stores(targets: Sequence[SlideStore], folder: Path) -> dict[str, Slid
 
 def _common_grid(stores: Sequence[SlideStore]) -> tuple[float, int]:
     """(mpp, patch_px) shared by all training stores; ConfigError if they differ."""
-    mpps = {s.slide_id: sum(s.grid.mpp) / 2 for s in stores}
+    mpps = {s.slide_id: s.grid.mean_mpp for s in stores}
     patches = {s.grid.patch_px for s in stores}
     low, high = min(mpps, key=mpps.__getitem__), max(mpps, key=mpps.__getitem__)
     if mpps[high] / mpps[low] > 1.05 or len(patches) > 1:

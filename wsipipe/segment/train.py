@@ -72,7 +72,7 @@ def train(
         network=config.architecture,
         encoder=encoder,
         classes=classes,
-        mpp=sum(chosen[0].grid.mpp) / 2,
+        mpp=chosen[0].grid.mean_mpp,
         patch_px=chosen[0].grid.patch_px,
         digest=key,
         mean=statistics.mean,

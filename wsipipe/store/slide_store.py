@@ -103,7 +103,7 @@ class SlideStore:
 
     def check_like(self, mpp: float, normalise_stain: bool, whose: str) -> None:
         """StoreError unless the slide is seen as `whose` slides were: at the same um/px, and stain alike."""
-        own = sum(self.grid.mpp) / 2
+        own = self.grid.mean_mpp
         if abs(own / mpp - 1) > 0.05:
             raise StoreError(f"{self.path}: is at {own:g} um/px, {whose} at {mpp:g}; tile it with --mpp {mpp:g}")
         if self.is_normalised != normalise_stain:

@@ -157,7 +157,7 @@ def _create(job: TileJob, slide: Slide, recipe: Recipe) -> None:
         "slide": info.to_dict(),
         "pixel_digest": recipe.pixels,
         "tile": asdict(config),
-        "tissue_mpp": tissue.step_px * sum(grid.mpp) / 2,
+        "tissue_mpp": tissue.step_px * grid.mean_mpp,
         "versions": versions(),
         "note": tissue.note,
         "copied_levels": [k for k in range(grid.levels) if copies(slide, grid, config, k)],

@@ -65,7 +65,7 @@ def write_qc_image(
     for window in corrupt:
         x, y = window.x_px / px, window.y_px / px
         draw.rectangle((x, y, x + max(2, window.width_px / px), y + max(2, window.height_px / px)), CORRUPT)
-    out = _with_legend(picture, px * sum(table.grid.mpp) / 2, path.stem, tissue.note, _entries(tissue, table, corrupt))
+    out = _with_legend(picture, px * table.grid.mean_mpp, path.stem, tissue.note, _entries(tissue, table, corrupt))
     stream = io.BytesIO()
     out.save(stream, "PNG")
     write_bytes(path, stream.getvalue())
