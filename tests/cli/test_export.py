@@ -31,7 +31,7 @@ def test_a_slide_that_was_never_tiled_is_mapped_by_a_network(here: Path):
 def test_a_slide_is_tiled_as_the_slides_of_the_network_were_stain_too(here: Path):
     shutil.copy(here / "slides" / "pos.svs", here / "new.svs")
     note = json.loads((here / "runs" / "unet" / "model.json").read_text())
-    (here / "runs" / "unet" / "model.json").write_text(json.dumps(note | {"even_stain": True}))
+    (here / "runs" / "unet" / "model.json").write_text(json.dumps(note | {"normalise_stain": True}))
     result = wsipipe("segment", "--checkpoint", "runs/unet/model.json", "--stitch", "new.svs")
     assert result.exit_code == 0, result.stderr
     assert SlideStore(here / "stores" / "new.zarr").is_normalised

@@ -268,10 +268,11 @@ def test_stain_must_be_read_alike(stores: Stores, csv: Csv, stage: Stage, run: R
     report, _ = stage(stores, csv())
     assert statuses(report) == dict.fromkeys(stores, "done") | {"free": "failed"}
     assert (
-        "the fit saw stain as scanned; tile this slide alike, with --no-even-stain" in report.of("failed")[0]["reason"]
+        "the fit saw stain as scanned; tile this slide alike, with --no-normalise-stain"
+        in report.of("failed")[0]["reason"]
     )
     SlideStore(stores["blob"]).normalise_stain()
-    with pytest.raises(ConfigError, match="some training stores were tiled with --even-stain and some were not"):
+    with pytest.raises(ConfigError, match="some training stores were tiled with --normalise-stain and some were not"):
         stage(stores, csv(), name="mixed")
     for path in stores.values():
         SlideStore(path).normalise_stain()

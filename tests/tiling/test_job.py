@@ -32,7 +32,7 @@ SAME: tuple[dict[str, Any], ...] = (
     {"qc_image": True},
     {"tissue": "masks"},
     {"stride_px": 128},
-    {"even_stain": True},
+    {"normalise_stain": True},
 )
 
 

@@ -107,7 +107,9 @@ class SlideStore:
         if abs(own / mpp - 1) > 0.05:
             raise StoreError(f"{self.path}: is at {own:g} um/px, {whose} at {mpp:g}; tile it with --mpp {mpp:g}")
         if self.is_normalised != normalise_stain:
-            seen, flag = ("evened out", "--even-stain") if normalise_stain else ("as scanned", "--no-even-stain")
+            seen, flag = (
+                ("evened out", "--normalise-stain") if normalise_stain else ("as scanned", "--no-normalise-stain")
+            )
             raise StoreError(f"{self.path}: {whose} saw stain {seen}; tile this slide alike, with {flag}")
 
     @property

@@ -44,7 +44,7 @@ def alike(even: Iterable[bool]) -> bool:
     """Whether all training slides are read with their stain evened out; ConfigError if some are and some are not."""
     found = set(even)
     if len(found) > 1:
-        raise ConfigError("some training stores were tiled with --even-stain and some were not; tile them alike")
+        raise ConfigError("some training stores were tiled with --normalise-stain and some were not; tile them alike")
     return found.pop()
 
 

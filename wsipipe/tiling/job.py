@@ -30,7 +30,7 @@ from wsipipe.tissue.detect import TissueMask
 
 _ABOUT_THE_LATTICE = ("patch_px", "stride_px", "min_tissue")
 _ABOUT_THE_RUN = ("max_corrupt", "qc_image", "mpp_override", "tissue")
-_ABOUT_READING = ("even_stain",)
+_ABOUT_READING = ("normalise_stain",)
 
 
 @dataclass(frozen=True)
