@@ -22,7 +22,7 @@ def training_stores(stores: Sequence[SlideStore], config: SegmentConfig) -> list
     having = [s for s in stores if config.labels in s.names("labels")]
     if not having:
         raise StoreError(
-            f"no store has labels/{config.labels}; make it with: wsipipe pseudolabel, or: wsipipe labels import"
+            f"no store has labels/{config.labels}; make it with: wsipipe pseudolabel, or: wsipipe masks import"
         )
     if config.splits:
         wanted = train_ids(Path(config.splits), [s.slide_id for s in stores])
