@@ -22,11 +22,11 @@ from wsipipe.config.renamed import check_reused
 from wsipipe.config.yaml import build, read_yaml
 from wsipipe.errors import ConfigError, check
 from wsipipe.pseudolabel.registry import NONE, chosen, names, refinements
-from wsipipe.runtime.context import RunContext
-from wsipipe.runtime.ledger import Report
 from wsipipe.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from wsipipe.runtime.context import RunContext
+    from wsipipe.runtime.ledger import Report
     from wsipipe.slides import SlideFile
 
 Values = Mapping[str, Mapping[str, Any]]
@@ -50,6 +50,8 @@ class Settings:
 
     def context(self, progress: Progress = silent, overwrite: bool = False) -> RunContext:
         """What every stage gets beside its inputs and its own options."""
+        from wsipipe.runtime.context import RunContext
+
         return RunContext(self.run, progress, overwrite)
 
 

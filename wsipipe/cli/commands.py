@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,9 +12,11 @@ from wsipipe.cli.help import FIRST, OUTPUT, Command, Option
 from wsipipe.cli.options import OVERWRITE, STORES, assigned, common, options, settings_of
 from wsipipe.cli.outcome import finish, reporting, working
 from wsipipe.errors import ConfigError
-from wsipipe.labels import LabelTable, read_labels
 from wsipipe.pipeline import Settings, map_slides, run_chain, slides_of
 from wsipipe.pseudolabel.registry import chosen
+
+if TYPE_CHECKING:
+    from wsipipe.labels import LabelTable
 
 
 @click.command(cls=Command)
@@ -367,6 +369,8 @@ def _stores(given: tuple[Path, ...], settings: Settings) -> list[Path]:
 
 def _labels(settings: Settings) -> LabelTable | None:
     """The labels with split, patient and weak label of slides; None if no CSV is named and the default is not there."""
+    from wsipipe.labels import read_labels
+
     config = settings.evaluate
     path = Path(config.labels_csv or settings.pseudolabel.labels)
     if not (config.labels_csv or config.split or path.is_file()):

@@ -8,15 +8,17 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from wsipipe.cli.progress import bars, lines
-from wsipipe.pipeline import Settings
-from wsipipe.runtime.context import RunContext
-from wsipipe.runtime.ledger import Report
 from wsipipe.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from wsipipe.pipeline import Settings
+    from wsipipe.runtime.context import RunContext
+    from wsipipe.runtime.ledger import Report
 
 log = logging.getLogger("wsipipe")
 
