@@ -13,9 +13,14 @@ from typing import Any
 from wsipipe.errors import check
 
 
-def option(default: Any, help: str, fit: bool = True) -> Any:
-    """A field with the sentence that `--help` shows; `fit` is False for what a method uses only once it is fitted."""
-    return dataclasses.field(default=default, metadata={"help": help, "fit": fit})
+def option(default: Any, help: str, fit: bool = True, group: str = "", metavar: str = "") -> Any:
+    """A field with what `--help` shows of it.
+
+    help: one sentence, ending in `; default: ...` where the value "" stands for something else. fit: False for what a
+    method uses only once it is fitted. group: the heading that `--help` puts it under. metavar: what stands for the
+    value, such as 0..1 or NAME (default: the unit in the name, or N for a whole number).
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "fit": fit, "group": group, "metavar": metavar})
 
 
 def fitted_with(params: Any) -> dict[str, Any]:
@@ -27,26 +32,46 @@ def fitted_with(params: Any) -> dict[str, Any]:
 class TileConfig:
     """Slides to stores."""
 
-    mpp: float = option(0.5, "working resolution in um/px; a slide level within 1 % is used as it is")
-    patch_px: int = option(256, "side of a patch in px at the working resolution")
-    stride_px: int = option(0, "step between patches in px; 0: the patch size (no overlap)")
-    min_tissue: float = option(0.25, "least share of tissue (0..1) in a patch that is kept")
-    codec: str = option("jpeg", "pixel codec: jpeg (small) or zstd (lossless)")
-    quality: int = option(90, "JPEG quality, 1..100")
+    mpp: float = option(0.5, "working resolution in um/px; a slide level within 1 % is used as it is", group="Patches")
+    patch_px: int = option(256, "side of a patch in px at the working resolution", group="Patches")
+    stride_px: int = option(0, "step between patches in px; 0: the patch size (no overlap)", group="Patches")
+    min_tissue: float = option(
+        0.25, "least share of tissue (0..1) in a patch that is kept", group="Patches", metavar="0..1"
+    )
+    codec: str = option("jpeg", "pixel codec: jpeg (small) or zstd (lossless)", group="Pixels", metavar="jpeg|zstd")
+    quality: int = option(90, "JPEG quality, 1..100", group="Pixels", metavar="1..100")
     mpp_override: float = option(
-        0.0, "um/px of level 0 for slides that do not say it (or say it wrong); 0: trust the slide"
+        0.0,
+        "um/px of level 0 for slides that do not say it (or say it wrong); 0: trust the slide",
+        group="What goes in",
     )
-    tissue_mpp: float = option(8.0, "um/px at which tissue is told from glass")
-    min_area_um2: float = option(10_000.0, "tissue pieces and holes smaller than this (um2) are ignored")
-    qc: bool = option(True, "leave out pen marks and what is out of focus")
+    tissue_mpp: float = option(8.0, "um/px at which tissue is told from glass", group="Tissue")
+    min_area_um2: float = option(
+        10_000.0, "tissue pieces and holes smaller than this (um2) are ignored", group="Tissue"
+    )
+    qc: bool = option(True, "leave out pen marks and what is out of focus", group="Tissue")
     tissue: str = option(
-        "", "masks that replace the tissue finder: folder with <slide_id>.png, .tif or .geojson, or a pattern"
+        "",
+        "masks that replace the tissue finder: folder with <slide_id>.png, .tif or .geojson, or a pattern",
+        group="What goes in",
+        metavar="FOLDER",
     )
-    max_corrupt: float = option(0.05, "share (0..1) of a slide's tiles that may be unreadable before the slide fails")
-    fast_resample: bool = option(False, "let libjpeg shrink tiles while it decodes them: faster, not the exact mean")
-    qc_image: bool = option(False, "write the picture that a person checks the tissue by: runs/tile/<slide_id>.png")
+    max_corrupt: float = option(
+        0.05,
+        "share (0..1) of a slide's tiles that may be unreadable before the slide fails",
+        group="Pixels",
+        metavar="0..1",
+    )
+    fast_resample: bool = option(
+        False, "let libjpeg shrink tiles while it decodes them: faster, not the exact mean", group="Pixels"
+    )
+    qc_image: bool = option(
+        False, "write the picture that a person checks the tissue by: runs/tile/<slide_id>.png", group="Tissue"
+    )
     normalise_stain: bool = option(
-        False, "read every slide with its mean optical density over tissue brought to one reference; pixels stay"
+        False,
+        "read every slide with its mean optical density over tissue brought to one reference; pixels stay",
+        group="Pixels",
     )
 
     def __post_init__(self) -> None:
@@ -68,18 +93,49 @@ class TileConfig:
 class PseudolabelConfig:
     """Weak labels to patch-level masks. Parameters of a method have their own section, e.g. `camel:`."""
 
-    labels: str = option("labels.csv", "CSV with slide_id, label and optionally x,y,width,height,patient_id,split")
-    method: str = option("camel", "how instances are scored; several as a,b, or all")
-    refine: str = option("", "what sharpens the scores by the slide's pixels, or none; default: the method's own")
-    refine_stride_px: int = option(8, "side of the cells, in working px, that a refinement works on at most")
-    name: str = option("", "name of the masks in the stores and of the run folder; default: the method")
-    classes: tuple[str, ...] = option((), "class names in mask order; default: those that the labels use")
-    encoder: str = option("", "timm name of the instance encoder; default: that of --weights, else resnet18_half")
-    weights: str = option("", "encoder weights: what `wsipipe pretrain` made, safetensors, or a state dict of torch")
-    pretrain: bool = option(
-        True, "pretrain the encoder by self-supervision on the slides' own patches, unless it comes with weights"
+    labels: str = option(
+        "labels.csv",
+        "CSV with slide_id, label and optionally x,y,width,height,patient_id,split",
+        group="What goes in",
+        metavar="CSV",
     )
-    self_train: bool = option(True, "one round of self-training on the method's own confident answers")
+    method: str = option("camel", "how instances are scored; several as a,b, or all", group="Method", metavar="NAME")
+    refine: str = option(
+        "",
+        "what sharpens the scores by the slide's pixels, or none; default: the method's own",
+        group="Method",
+        metavar="NAME",
+    )
+    refine_stride_px: int = option(
+        8, "side of the cells, in working px, that a refinement works on at most", group="Method"
+    )
+    name: str = option(
+        "",
+        "name of the masks in the stores and of the run folder; default: the method",
+        group="What comes out",
+        metavar="NAME",
+    )
+    classes: tuple[str, ...] = option(
+        (), "class names in mask order; default: those that the labels use", group="What goes in", metavar="NAME"
+    )
+    encoder: str = option(
+        "",
+        "timm name of the instance encoder; default: that of --weights, else resnet18_half",
+        group="Encoder",
+        metavar="NAME",
+    )
+    weights: str = option(
+        "",
+        "encoder weights: what `wsipipe pretrain` made, safetensors, or a state dict of torch",
+        group="Encoder",
+        metavar="PATH",
+    )
+    pretrain: bool = option(
+        True,
+        "pretrain the encoder by self-supervision on the slides' own patches, unless it comes with weights",
+        group="Encoder",
+    )
+    self_train: bool = option(True, "one round of self-training on the method's own confident answers", group="Method")
 
     def __post_init__(self) -> None:
         check(self.refine_stride_px >= 1, f"pseudolabel.refine_stride_px: {self.refine_stride_px} is below 1")
@@ -89,17 +145,28 @@ class PseudolabelConfig:
 class PretrainConfig:
     """Self-supervision on the slides' own patches; inside `pseudolabel` the encoder, labels and lattice are its own."""
 
-    name: str = option("pretrain", "name of the run folder that gets the encoder")
-    method: str = option("vicreg", "vicreg, simclr, byol, or dino (wants a GPU)")
-    encoder: str = option("resnet18_half", "timm name of the encoder; it starts from scratch")
-    labels: str = option("", "CSV with slide_id and split: slides of another split than train are left out")
-    steps: int = option(800, "most training steps")
-    batch: int = option(128, "patches in a step, each seen twice")
-    lr: float = option(0.0, "highest learning rate; 0: that of the method")
-    input_px: int = option(64, "side of the encoder's input in its own px")
-    shrink: int = option(2, "working px per input px")
-    stain: float = option(0.4, "strength of the stain jitter; 0: none")
-    patience: int = option(5, "stop after so many checks (of 20) without progress, once half is done; 0: never")
+    name: str = option(
+        "pretrain", "name of the run folder that gets the encoder", group="What comes out", metavar="NAME"
+    )
+    method: str = option("vicreg", "vicreg, simclr, byol, or dino (wants a GPU)", group="Method", metavar="NAME")
+    encoder: str = option(
+        "resnet18_half", "timm name of the encoder; it starts from scratch", group="Method", metavar="NAME"
+    )
+    labels: str = option(
+        "",
+        "CSV with slide_id and split: slides of another split than train are left out",
+        group="What goes in",
+        metavar="CSV",
+    )
+    steps: int = option(800, "most training steps", group="Training")
+    batch: int = option(128, "patches in a step, each seen twice", group="Training")
+    lr: float = option(0.0, "highest learning rate; 0: that of the method", group="Training", metavar="RATE")
+    input_px: int = option(64, "side of the encoder's input in its own px", group="Method")
+    shrink: int = option(2, "working px per input px", group="Method")
+    stain: float = option(0.4, "strength of the stain jitter; 0: none", group="Training", metavar="0..1")
+    patience: int = option(
+        5, "stop after so many checks (of 20) without progress, once half is done; 0: never", group="Training"
+    )
 
     def __post_init__(self) -> None:
         known = ("vicreg", "simclr", "byol", "dino")
@@ -117,33 +184,83 @@ class PretrainConfig:
 class SegmentConfig:
     """Masks to a trained network and stitched slide maps."""
 
-    labels: str = option("camel", "name of the masks to train on")
-    splits: str = option("", "CSV with slide_id and split: train on its train rows; default: what the masks record")
-    name: str = option("", "name of the maps in the stores and of the run folder; default: the architecture")
-    architecture: str = option("unet", "segmentation-models-pytorch architecture")
-    encoder: str = option("", "timm name of the encoder; default: that of --weights, else resnet18_half")
-    weights: str = option("", "encoder weights to start from; default: those of the masks' fit, if of this encoder")
-    steps: int = option(900, "training steps")
-    batch: int = option(8, "patches in a step, over all processes of torchrun")
-    lr: float = option(1e-3, "highest learning rate")
-    robust: float = option(0.0, "forgiveness of wrong masks: 0 cross-entropy, 0.7 as its authors, 1 mean error")
-    average: bool = option(True, "keep the running average of the weights, not the last ones")
-    rounds: int = option(0, "rounds of self-training after the first: the average teaches what the masks leave open")
-    confident: float = option(0.9, "probability from which on a teacher is believed, 0.5..1")
-    border_px: int = option(
-        0, "px on each side of the masks' borders that are not learnt from: half an instance where these are coarse"
+    labels: str = option("camel", "name of the masks to train on", group="What goes in", metavar="NAME")
+    splits: str = option(
+        "",
+        "CSV with slide_id and split: train on its train rows; default: what the masks record",
+        group="What goes in",
+        metavar="CSV",
     )
-    zoom: float = option(1.2, "largest random enlargement or reduction in training; 1: none")
-    mosaic: float = option(0.0, "share of images put together from quarters that hold one class alone, 0..1")
-    validation: float = option(0.0, "share of patients (or slides) held out to stop by, 0..0.5; 0: none, no early stop")
-    patience: int = option(5, "stop after so many checks (of 20) without progress, once half is done; 0: never")
-    tensorboard: bool = option(False, "also write a log for TensorBoard (wants wsipipe[tensorboard])")
-    window_px: int = option(0, "side of a stitching window in px; 0: the patch size")
-    overlap: float = option(0.5, "share of a window that its neighbour repeats, 0..0.9")
-    blend: str = option("hann", "weights of overlapping windows: hann, or constant")
-    views: int = option(1, "symmetric views of a window that are averaged: 1, 2, 4 or 8")
-    stitch_memory_mb: int = option(512, "MB that stitching may take beside the network, whatever the slide's size")
-    score_stride_px: int = option(8, "px of the map that one stored score covers")
+    name: str = option(
+        "",
+        "name of the maps in the stores and of the run folder; default: the architecture",
+        group="What comes out",
+        metavar="NAME",
+    )
+    architecture: str = option("unet", "segmentation-models-pytorch architecture", group="Network", metavar="NAME")
+    encoder: str = option(
+        "", "timm name of the encoder; default: that of --weights, else resnet18_half", group="Network", metavar="NAME"
+    )
+    weights: str = option(
+        "",
+        "encoder weights to start from; default: those of the masks' fit, if of this encoder",
+        group="Network",
+        metavar="PATH",
+    )
+    steps: int = option(900, "training steps", group="Training")
+    batch: int = option(8, "patches in a step, over all processes of torchrun", group="Training")
+    lr: float = option(1e-3, "highest learning rate", group="Training", metavar="RATE")
+    robust: float = option(
+        0.0,
+        "forgiveness of wrong masks: 0 cross-entropy, 0.7 as its authors, 1 mean error",
+        group="Noisy masks",
+        metavar="0..1",
+    )
+    average: bool = option(True, "keep the running average of the weights, not the last ones", group="Training")
+    rounds: int = option(
+        0, "rounds of self-training after the first: the average teaches what the masks leave open", group="Noisy masks"
+    )
+    confident: float = option(
+        0.9, "probability from which on a teacher is believed, 0.5..1", group="Noisy masks", metavar="0.5..1"
+    )
+    border_px: int = option(
+        0,
+        "px on each side of the masks' borders that are not learnt from: half an instance where these are coarse",
+        group="Noisy masks",
+    )
+    zoom: float = option(
+        1.2, "largest random enlargement or reduction in training; 1: none", group="Augmentation", metavar="1..2"
+    )
+    mosaic: float = option(
+        0.0,
+        "share of images put together from quarters that hold one class alone, 0..1",
+        group="Augmentation",
+        metavar="0..1",
+    )
+    validation: float = option(
+        0.0,
+        "share of patients (or slides) held out to stop by, 0..0.5; 0: none, no early stop",
+        group="Training",
+        metavar="0..0.5",
+    )
+    patience: int = option(
+        5, "stop after so many checks (of 20) without progress, once half is done; 0: never", group="Training"
+    )
+    tensorboard: bool = option(False, "also write a log for TensorBoard (wants wsipipe[tensorboard])", group="Training")
+    window_px: int = option(0, "side of a stitching window in px; 0: the patch size", group="Stitching")
+    overlap: float = option(
+        0.5, "share of a window that its neighbour repeats, 0..0.9", group="Stitching", metavar="0..0.9"
+    )
+    blend: str = option(
+        "hann", "weights of overlapping windows: hann, or constant", group="Stitching", metavar="hann|constant"
+    )
+    views: int = option(
+        1, "symmetric views of a window that are averaged: 1, 2, 4 or 8", group="Stitching", metavar="1|2|4|8"
+    )
+    stitch_memory_mb: int = option(
+        512, "MB that stitching may take beside the network, whatever the slide's size", group="Stitching"
+    )
+    score_stride_px: int = option(8, "px of the map that one stored score covers", group="Stitching")
 
     def __post_init__(self) -> None:
         check(self.steps >= 1, f"segment.steps: {self.steps} is below 1")
@@ -164,27 +281,53 @@ class SegmentConfig:
 class EvaluateConfig:
     """Maps against truth."""
 
-    labels: str = option("unet", "name of the masks or maps to judge; its scores, if there are any, are judged too")
+    labels: str = option(
+        "unet",
+        "name of the masks or maps to judge; its scores, if there are any, are judged too",
+        group="What goes in",
+        metavar="NAME",
+    )
     truth: str = option(
-        "", "folder with <slide_id>.png, .tif (masks), .geojson (QuPath) or .xml (ASAP), or a pattern with {slide_id}"
+        "",
+        "folder with <slide_id>.png, .tif (masks), .geojson (QuPath) or .xml (ASAP), or a pattern with {slide_id}",
+        group="What goes in",
+        metavar="FOLDER",
     )
     labels_csv: str = option(
-        "", "CSV with slide_id and label, split, patient_id; default: that of pseudolabel, if it is there"
+        "",
+        "CSV with slide_id and label, split, patient_id; default: that of pseudolabel, if it is there",
+        group="What goes in",
+        metavar="CSV",
     )
     truth_map: str = option(
         "",
         "what mask values or annotation names mean, e.g. 0=ignore,1=0,2=tumour or _0=tumour,_1=tumour,_2=0 (later "
         "covers earlier); `outside` is what lies in no annotation; default: class indices or names",
+        group="What goes in",
+        metavar="MAP",
     )
-    split: str = option("", "judge only the slides of this split; default: all that have a truth")
+    split: str = option(
+        "", "judge only the slides of this split; default: all that have a truth", group="What goes in", metavar="NAME"
+    )
     glass: str = option(
-        "given", "pixels that the tissue mask calls glass: given (class 0 on both sides), scored as drawn, or ignored"
+        "given",
+        "pixels that the tissue mask calls glass: given (class 0 on both sides), scored as drawn, or ignored",
+        group="Scoring",
+        metavar="given|scored|ignored",
     )
-    detections: str = option("", "CSV slide,class,x_px0,y_px0,p for FROC; default: the maxima of the scores")
+    detections: str = option(
+        "",
+        "CSV slide,class,x_px0,y_px0,p for FROC; default: the maxima of the scores",
+        group="What goes in",
+        metavar="CSV",
+    )
     slide_top: float = option(
-        0.01, "share (0..1) of a slide's tissue whose mean score, the highest, is that of the slide; 0: the maximum"
+        0.01,
+        "share (0..1) of a slide's tissue whose mean score, the highest, is that of the slide; 0: the maximum",
+        group="Scoring",
+        metavar="0..1",
     )
-    nms_um: float = option(150.0, "um within which only the highest score is a detection")
+    nms_um: float = option(150.0, "um within which only the highest score is a detection", group="Scoring")
 
     def __post_init__(self) -> None:
         known = ("given", "scored", "ignored")
@@ -197,21 +340,38 @@ class EvaluateConfig:
 class ExportConfig:
     """Masks and maps to files that other programs open."""
 
-    labels: str = option("unet", "name of the masks or maps to export")
+    labels: str = option("unet", "name of the masks or maps to export", group="What goes in", metavar="NAME")
     formats: tuple[str, ...] = option(
-        ("ome-tiff", "geojson", "overlay", "areas"), "ome-tiff, geojson (QuPath), dicom-seg, overlay (PNG), areas (CSV)"
+        ("ome-tiff", "geojson", "overlay", "areas"),
+        "ome-tiff, geojson (QuPath), dicom-seg, overlay (PNG), areas (CSV)",
+        group="What comes out",
+        metavar="NAME",
     )
-    folder: str = option("export", "where the files go: <folder>/<labels>/<slide_id>.*")
-    verify: bool = option(False, "read every file back and compare it with the mask at level 0")
-    level: int = option(0, "GeoJSON: level of the mask; 0 is exact, each further one 4 times coarser")
-    tolerance_um: float = option(0.0, "GeoJSON: um by which outlines may deviate to have fewer vertices; 0: exact")
-    min_area_um2: float = option(0.0, "GeoJSON: pieces smaller than this (um2) are left out")
-    overlay_px: int = option(1600, "overlay: longer side of the picture in px")
-    dicom_kind: str = option("binary", "DICOM SEG: binary (what viewers read today) or labelmap")
+    folder: str = option(
+        "export", "where the files go: <folder>/<labels>/<slide_id>.*", group="What comes out", metavar="FOLDER"
+    )
+    verify: bool = option(False, "read every file back and compare it with the mask at level 0", group="What comes out")
+    level: int = option(0, "GeoJSON: level of the mask; 0 is exact, each further one 4 times coarser", group="GeoJSON")
+    tolerance_um: float = option(
+        0.0, "GeoJSON: um by which outlines may deviate to have fewer vertices; 0: exact", group="GeoJSON"
+    )
+    min_area_um2: float = option(0.0, "GeoJSON: pieces smaller than this (um2) are left out", group="GeoJSON")
+    overlay_px: int = option(1600, "overlay: longer side of the picture in px", group="Overlay")
+    dicom_kind: str = option(
+        "binary",
+        "DICOM SEG: binary (what viewers read today) or labelmap",
+        group="DICOM SEG",
+        metavar="binary|labelmap",
+    )
     dicom_source: str = option(
-        "", "DICOM SEG: folder of the slide as DICOM, {slide_id} in it; default: what the store was tiled from"
+        "",
+        "DICOM SEG: folder of the slide as DICOM, {slide_id} in it; default: what the store was tiled from",
+        group="DICOM SEG",
+        metavar="FOLDER",
     )
-    dicom_codes: tuple[str, ...] = option((), "DICOM SEG: what a class is, as CLASS=CODE^SCHEME^MEANING")
+    dicom_codes: tuple[str, ...] = option(
+        (), "DICOM SEG: what a class is, as CLASS=CODE^SCHEME^MEANING", group="DICOM SEG", metavar="CLASS=CODE"
+    )
 
     def __post_init__(self) -> None:
         check(self.overlay_px >= 16, f"export.overlay_px: {self.overlay_px} is below 16")
@@ -227,14 +387,23 @@ class ExportConfig:
 class RunConfig:
     """What all stages share."""
 
-    slides: tuple[str, ...] = option((), "slides, folders of slides or patterns, for `wsipipe run`")
-    stores: str = option("stores", "folder of the stores")
-    runs: str = option("runs", "folder of fits, checkpoints, ledgers and figures")
-    device: str = option("auto", "auto, cpu or cuda:N")
-    workers: int = option(0, "threads that read and write pixels; 0: one a processor")
-    seed: int = option(0, "seed of everything random")
-    max_failed: str = option("0", "slides that may fail before the exit code is 1: N or P%")
-    dask: str = option("", "dask scheduler that tiling runs on, tcp://host:port, or a number of local processes")
+    slides: tuple[str, ...] = option(
+        (), "slides, folders of slides or patterns, for `wsipipe run`", group="Run", metavar="SLIDE"
+    )
+    stores: str = option("stores", "folder of the stores", group="Run", metavar="FOLDER")
+    runs: str = option("runs", "folder of fits, checkpoints, ledgers and figures", group="Run", metavar="FOLDER")
+    device: str = option("auto", "auto, cpu or cuda:N", group="Run", metavar="NAME")
+    workers: int = option(0, "threads that read and write pixels; 0: one a processor", group="Run")
+    seed: int = option(0, "seed of everything random", group="Run")
+    max_failed: str = option(
+        "0", "slides that may fail before the exit code is 1: N or P%", group="Run", metavar="N|P%"
+    )
+    dask: str = option(
+        "",
+        "dask scheduler that tiling runs on, tcp://host:port, or a number of local processes",
+        group="Run",
+        metavar="ADDRESS|N",
+    )
 
     def __post_init__(self) -> None:
         number = self.max_failed.removesuffix("%")
