@@ -15,14 +15,15 @@ from wsipipe.config.options import (
     PretrainConfig,
     PseudolabelConfig,
     RunConfig,
-    SegmentConfig,
+    StitchConfig,
     TileConfig,
+    TrainConfig,
 )
 from wsipipe.config.yaml import build, read_yaml
 from wsipipe.errors import ConfigError, check
 from wsipipe.pseudolabel.registry import NONE, chosen, names, refinements
+from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.ledger import Report
-from wsipipe.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
     from wsipipe.slides import SlideFile
@@ -40,7 +41,8 @@ class Settings:
     tile: TileConfig
     pretrain: PretrainConfig
     pseudolabel: PseudolabelConfig
-    segment: SegmentConfig
+    segment: TrainConfig
+    stitch: StitchConfig
     evaluate: EvaluateConfig
     export: ExportConfig
     sections: Values
@@ -95,35 +97,28 @@ def slides_of(patterns: tuple[str, ...], config: TileConfig) -> dict[str, SlideF
 
 
 def map_slides(
-    given: Sequence[Path], checkpoint: Path, settings: Settings, progress: Progress = silent, overwrite: bool = False
+    given: Sequence[Path], checkpoint: Path, settings: Settings, context: RunContext
 ) -> tuple[Report, list[Path]]:
     """Map stores and slides with a trained network; slides are tiled first, as the network's training slides were.
 
-    Their stores go where stores go, and hold the maps. Returns the ledger and the stores.
+    New stores go into the folder of stores and hold the maps. Returns the ledger and the stores.
     """
     from wsipipe.nn.checkpoint import read_checkpoint
-    from wsipipe.segment.stage import segment
-    from wsipipe.tiling.stage import tile_slides
+    from wsipipe.segment import stage as segment
+    from wsipipe.tiling import stage as tiling
 
-    report, stores = Report(settings.run.max_failed), [p for p in given if p.suffix == ".zarr"]
+    report, stores = context.report(), [p for p in given if p.suffix == ".zarr"]
     patterns = tuple(str(p) for p in given if p.suffix != ".zarr")
     if patterns:
         network = read_checkpoint(checkpoint)
         patches = replace(settings.tile, patch_px=network.patch_px, stride_px=0)
         tile = replace(patches, mpp=network.mpp, normalise_stain=network.normalise_stain)
-        report, tiled = tile_slides(slides_of(patterns, tile), tile, settings.run, progress)
+        report, tiled = tiling.run(slides_of(patterns, tile), tile, replace(context, overwrite=False))
         stores += tiled
     if report.exit_code or not stores:
         return report, stores
-    mapped, stores = segment(
-        stores,
-        settings.segment,
-        settings.run,
-        stitch=True,
-        checkpoint=checkpoint,
-        progress=progress,
-        overwrite=overwrite,
-    )
+    options = segment.SegmentOptions(settings.segment, settings.stitch, checkpoint)
+    mapped, stores = segment.run(stores, options, context)
     report.take(mapped)
     return report, stores
 
@@ -136,8 +131,8 @@ def check_all(settings: Settings) -> dict[str, SlideFile]:
     from wsipipe.pseudolabel.registry import load
     from wsipipe.pseudolabel.stage import chosen_refinement
     from wsipipe.runtime.device import device
+    from wsipipe.segment.model import check_side
     from wsipipe.segment.slides import train_ids
-    from wsipipe.segment.train import check_side
 
     if not settings.run.slides:
         raise ConfigError("no slides; name them after the command, or as run.slides in pipeline.yaml")
@@ -155,13 +150,13 @@ def check_all(settings: Settings) -> dict[str, SlideFile]:
         if path:
             create_encoder(encoder, path)
     _check_names(settings)
-    check_side(settings.segment.window_px or settings.tile.patch_px)
+    check_side(settings.stitch.window_px or settings.tile.patch_px)
     encoder, _ = chosen_encoder(settings.segment.encoder, settings.segment.weights)
     create_segmenter(settings.segment.architecture, encoder, 2)
     slides = slides_of(settings.run.slides, settings.tile)
     match_stores(read_labels(Path(settings.pseudolabel.labels), settings.pseudolabel.classes or None), list(slides))
-    if splits := settings.segment.splits:
-        check(not train_ids(Path(splits), slides).isdisjoint(slides), f"segment.splits: {splits}: trains on no slide")
+    if labels := settings.segment.labels:
+        check(not train_ids(Path(labels), slides).isdisjoint(slides), f"segment.labels: {labels}: trains on no slide")
     return slides
 
 
@@ -174,34 +169,31 @@ def _check_names(settings: Settings) -> None:
     for name in (*masks, maps):
         check_name(name)
     check(maps not in masks, f"segment.name: {maps!r} is the name of the pseudo-masks too; choose another")
-    labels, made = settings.segment.labels, ", ".join(masks)
+    wanted, made = settings.segment.masks, ", ".join(masks)
     check(
-        labels in masks,
-        f"segment.labels: {labels!r}, but pseudolabel makes {made!r}; set segment.labels to {' or '.join(masks)}",
+        wanted in masks,
+        f"segment.masks: {wanted!r}, but pseudolabel makes {made!r}; set segment.masks to {' or '.join(masks)}",
     )
 
 
-def run_chain(settings: Settings, progress: Progress = silent, overwrite: bool = False) -> tuple[Report, list[Path]]:
+def run_chain(settings: Settings, context: RunContext) -> tuple[Report, list[Path]]:
     """tile, pseudolabel, segment with stitching; returns the ledger of all slides and the stores that hold maps.
 
     A slide that fails is left out of the later stages; beyond `run.max_failed` the chain stops there.
     """
-    from wsipipe.pseudolabel.stage import pseudolabel
-    from wsipipe.segment.stage import segment
-    from wsipipe.tiling.stage import tile_slides
+    from wsipipe.pseudolabel import stage as pseudolabel
+    from wsipipe.segment import stage as segment
+    from wsipipe.tiling import stage as tiling
 
     slides = check_all(settings)
-    report, stores = tile_slides(slides, settings.tile, settings.run, progress, overwrite)
+    report, stores = tiling.run(slides, settings.tile, context)
     if report.exit_code or not stores:
         return report, stores
-    labelled, stores = pseudolabel(
-        stores, settings.pseudolabel, settings.sections, settings.run, progress, overwrite, settings.pretrain
-    )
+    options = pseudolabel.PseudolabelOptions(settings.pseudolabel, settings.sections, settings.pretrain)
+    labelled, stores = pseudolabel.run(stores, options, context)
     report.take(labelled)
     if report.exit_code or not stores:
         return report, stores
-    mapped, stores = segment(
-        stores, settings.segment, settings.run, stitch=True, progress=progress, overwrite=overwrite
-    )
+    mapped, stores = segment.run(stores, segment.SegmentOptions(settings.segment, settings.stitch), context)
     report.take(mapped)
     return report, stores
