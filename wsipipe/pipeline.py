@@ -15,8 +15,9 @@ from wsipipe.config.options import (
     PretrainConfig,
     PseudolabelConfig,
     RunConfig,
-    SegmentConfig,
+    StitchConfig,
     TileConfig,
+    TrainConfig,
 )
 from wsipipe.config.renamed import check_reused
 from wsipipe.config.yaml import build, read_yaml
@@ -43,7 +44,8 @@ class Settings:
     tile: TileConfig
     pretrain: PretrainConfig
     pseudolabel: PseudolabelConfig
-    segment: SegmentConfig
+    segment: TrainConfig
+    stitch: StitchConfig
     evaluate: EvaluateConfig
     export: ExportConfig
     sections: Values
@@ -117,7 +119,7 @@ def map_slides(
 
     Stores of the slides go to the folder of the stores. Returns the ledger and the stores that hold the maps.
     """
-    from wsipipe.segment.stage import segment
+    from wsipipe.segment import stage as segment
 
     report, stores = context.report(), [p for p in paths if p.suffix == ".zarr"]
     slides = tuple(str(p) for p in paths if p.suffix != ".zarr")
@@ -126,15 +128,7 @@ def map_slides(
         stores += tiled
     if report.exit_code or not stores:
         return report, stores
-    mapped, stores = segment(
-        stores,
-        settings.segment,
-        context.run,
-        stitch=True,
-        checkpoint=checkpoint,
-        progress=context.progress,
-        overwrite=context.overwrite,
-    )
+    mapped, stores = segment.run(stores, segment.SegmentOptions(settings.segment, settings.stitch, checkpoint), context)
     report.take(mapped)
     return report, stores
 
@@ -144,7 +138,7 @@ def _tile_for(
 ) -> tuple[Report, list[Path]]:
     """Tile slides at the resolution, patch size and stain normalisation that a network was trained with."""
     from wsipipe.nn.checkpoint import read_checkpoint
-    from wsipipe.tiling.stage import tile_slides
+    from wsipipe.tiling import stage as tiling
 
     network = read_checkpoint(checkpoint)
     options = replace(
@@ -154,7 +148,7 @@ def _tile_for(
         stride_px=0,
         normalise_stain=network.normalise_stain,
     )
-    return tile_slides(slides_of(slides, options), options, context.run, context.progress)
+    return tiling.run(slides_of(slides, options), options, replace(context, overwrite=False))
 
 
 def check_all(settings: Settings) -> dict[str, SlideFile]:
@@ -206,10 +200,10 @@ def _check_names(settings: Settings) -> None:
     for name in (*masks, maps):
         check_name(name)
     check(maps not in masks, f"segment.name: {maps!r} is also the name of the pseudo-masks; choose another")
-    used, made = settings.segment.labels, ", ".join(masks)
+    used, made = settings.segment.masks, ", ".join(masks)
     check(
         used in masks,
-        f"segment.labels: {used!r}, but pseudolabel makes {made!r}; set segment.labels to {' or '.join(masks)}",
+        f"segment.masks: {used!r}, but pseudolabel makes {made!r}; set segment.masks to {' or '.join(masks)}",
     )
 
 
@@ -217,9 +211,9 @@ def _check_segmenter(settings: Settings) -> None:
     """The architecture is known, and takes windows of this size."""
     from wsipipe.nn.encoders import chosen_encoder
     from wsipipe.nn.segmenters import create_segmenter
-    from wsipipe.segment.train import check_side
+    from wsipipe.segment.model import check_side
 
-    check_side(settings.segment.window_px or settings.tile.patch_px)
+    check_side(settings.stitch.window_px or settings.tile.patch_px)
     encoder, _ = chosen_encoder(settings.segment.encoder, settings.segment.weights)
     create_segmenter(settings.segment.architecture, encoder, 2)
 
@@ -231,9 +225,9 @@ def _check_labels(settings: Settings, slide_ids: Sequence[str]) -> None:
 
     config = settings.pseudolabel
     match_stores(read_labels(Path(config.labels), config.classes or None), slide_ids)
-    if splits := settings.segment.splits:
-        used = train_ids(Path(splits), slide_ids)
-        check(not used.isdisjoint(slide_ids), f"segment.splits: {splits}: trains on no slide")
+    if labels := settings.segment.labels:
+        used = train_ids(Path(labels), slide_ids)
+        check(not used.isdisjoint(slide_ids), f"segment.labels: {labels}: trains on no slide")
 
 
 def run_chain(settings: Settings, context: RunContext) -> tuple[Report, list[Path]]:
@@ -241,20 +235,16 @@ def run_chain(settings: Settings, context: RunContext) -> tuple[Report, list[Pat
 
     A slide that fails is left out of the later stages; with more failures than `run.max_failed` the chain stops.
     """
-    from wsipipe.pseudolabel.stage import pseudolabel
-    from wsipipe.segment.stage import segment
-    from wsipipe.tiling.stage import tile_slides
+    from wsipipe.pseudolabel import stage as pseudolabel
+    from wsipipe.segment import stage as segment
+    from wsipipe.tiling import stage as tiling
 
-    run, progress, overwrite = context.run, context.progress, context.overwrite
-    report, stores = tile_slides(check_all(settings), settings.tile, run, progress, overwrite)
-    if report.exit_code or not stores:
-        return report, stores
-    labelled, stores = pseudolabel(
-        stores, settings.pseudolabel, settings.sections, run, progress, overwrite, settings.pretrain
-    )
-    report.take(labelled)
-    if report.exit_code or not stores:
-        return report, stores
-    mapped, stores = segment(stores, settings.segment, run, stitch=True, progress=progress, overwrite=overwrite)
-    report.take(mapped)
+    report, stores = tiling.run(check_all(settings), settings.tile, context)
+    if stores and not report.exit_code:
+        options = pseudolabel.PseudolabelOptions(settings.pseudolabel, settings.sections, settings.pretrain)
+        labelled, stores = pseudolabel.run(stores, options, context)
+        report.take(labelled)
+    if stores and not report.exit_code:
+        mapped, stores = segment.run(stores, segment.SegmentOptions(settings.segment, settings.stitch), context)
+        report.take(mapped)
     return report, stores

@@ -216,7 +216,7 @@ def test_a_folder_of_another_kind_is_no_store(empty: Path):
 
 
 def test_segment_says_what_it_lacks(here: Path, tmp_path: Path):
-    assert_refused(wsipipe("segment", "--labels", "drs"), 1, "no store has labels/drs", "wsipipe pseudolabel")
+    assert_refused(wsipipe("segment", "--masks", "drs"), 1, "no store has labels/drs", "wsipipe pseudolabel")
     assert_refused(wsipipe("segment", "--checkpoint", "runs/unet"), 2, "--checkpoint without --stitch")
     assert_refused(
         wsipipe("segment", "--stitch", "--checkpoint", "none.json"), 1, "none.json: no checkpoint here; train one with"

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from wsipipe.config.options import option
-from wsipipe.nn.train import fresh
-from wsipipe.pseudolabel.instance_grid import Lattice, read_crops
+from wsipipe.nn.train import seeded_init
+from wsipipe.pseudolabel.instance_grid import InstanceGrid, read_crops
 from wsipipe.pseudolabel.method import ScoreMap, strongest
 
 REFINEMENT = "none"
@@ -41,7 +41,7 @@ class Params:
 
 
 def lattice(patch_px, params):
-    return Lattice(params.cell_px, params.cell_px, 1)
+    return InstanceGrid(params.cell_px, params.cell_px, 1)
 
 
 def build(classes, encoder, lattice, params):
@@ -49,10 +49,10 @@ def build(classes, encoder, lattice, params):
 
 
 def fit(bags, lattice, params, run):
-    return fresh(lambda: build(run.classes, None, lattice, params), run.compute.seed)
+    return seeded_init(lambda: build(run.classes, None, lattice, params), run.compute.seed)
 
 
-def score(model, store, lattice, params, on, denied=None):
+def score(model, store, lattice, params, on, excluded=None):
     n = lattice.instance_px
     cells = lattice.cells(store, 0.1)
     cols, rows = (-(-size // n) for size in store.grid.size_px)
@@ -113,7 +113,7 @@ def test_several_methods_run_one_after_the_other_and_are_compared(here: Path):
     assert result.exit_code == 0, result.stderr
     with (here / "runs" / "compare" / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [r["labels"] for r in rows] == ["cam", "camel", "unet"]
+    assert [r["masks"] for r in rows] == ["cam", "camel", "unet"]
     assert all(0 <= float(r["dice"]) <= 1 for r in rows)
 
 

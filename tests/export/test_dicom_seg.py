@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.dicom_slides import MPP0, ORIENTATION, Changes, draw, make_source, make_store, needs_highdicom, rebuilt
+from support.examples import examples
 
 from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.errors import ConfigError, StoreError
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_highdicom
-@settings(max_examples=6)
+@examples(6)
 @given(
     st.integers(1, 1100),
     st.integers(1, 1100),
@@ -96,7 +97,7 @@ def test_the_mask_is_never_in_memory(folder: Path, kind: str) -> None:
 
 @needs_highdicom
 @both
-@settings(max_examples=4)
+@examples(4)
 @given(st.sampled_from([1.0, 2.0, 4.0]), st.tuples(st.integers(0, 9000), st.integers(0, 9000)))
 def test_pixels_lie_where_those_of_the_source_do(
     tmp_path_factory: pytest.TempPathFactory, kind: str, scale: float, origin_px0: tuple[int, int]

@@ -65,7 +65,7 @@ def pointing(field: NDArray[np.float32]) -> SimpleNamespace:
     def displacements(model: object, store: object, lattice: object, wanted: NDArray[np.bool_], on: object) -> Any:
         return field.copy(), np.ones(wanted.shape, bool)
 
-    return SimpleNamespace(displacements=displacements)
+    return SimpleNamespace(displacements=displacements, displacement_px=displacement_px)
 
 
 def made(store: SlideStore, method: object, folder: Path, params: object = WANTED) -> Objects:
@@ -272,8 +272,7 @@ def test_irnet_gives_what_its_network_says_of_windows(tmp_path: Path):
     ("method", "params"),
     [
         (SimpleNamespace(), WANTED),
-        (SimpleNamespace(displacements=None), SimpleNamespace(displacement=False)),
-        (SimpleNamespace(displacements=None), SimpleNamespace()),
+        (pointing(np.zeros((2, 4, 4), np.float32)), SimpleNamespace(displacement=False)),
     ],
 )
 def test_where_no_objects_are_wanted_only_an_old_table_goes(tmp_path: Path, method: object, params: object):

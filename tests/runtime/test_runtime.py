@@ -326,8 +326,8 @@ def test_a_hold_is_exclusive_and_names_its_holder(tmp_path: Path):
 
 def test_a_hold_of_a_process_that_was_killed_is_free(tmp_path: Path):
     code = (
-        "import os, sys; from pathlib import Path; from wsipipe.runtime.lock import Hold\n"
-        "Hold(Path(sys.argv[1]), 'a').take(); os.kill(os.getpid(), 9)"
+        "import os, sys; from pathlib import Path; from wsipipe.runtime.lock import SlideLock\n"
+        "SlideLock(Path(sys.argv[1]), 'a').take(); os.kill(os.getpid(), 9)"
     )
     file = tmp_path / ".a.tiling"
     assert subprocess.run([sys.executable, "-c", code, file], check=False).returncode == -9

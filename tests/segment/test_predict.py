@@ -240,8 +240,8 @@ def test_what_was_begun_with_other_settings_is_not_gone_on_with(stores, run, che
     predict_stores([store], checkpoint_of(SureNet(), digest="two"), SMALL, run)
     expected = bytes_of(store, "unet")
     predict_stores([store], checkpoint_of(SureNet(), digest="two"), dataclasses.replace(SMALL, name="fresh"), run)
-    seeded_init = {k.replace("/fresh/", "/unet/"): v for k, v in bytes_of(store, "fresh").items()}
-    assert {k: v for k, v in expected.items() if "/c/" in k} == {k: v for k, v in seeded_init.items() if "/c/" in k}
+    fresh = {k.replace("/fresh/", "/unet/"): v for k, v in bytes_of(store, "fresh").items()}
+    assert {k: v for k, v in expected.items() if "/c/" in k} == {k: v for k, v in fresh.items() if "/c/" in k}
 
 
 def more(config: SegmentConfig, monkeypatch: pytest.MonkeyPatch, **options: object) -> SegmentConfig:

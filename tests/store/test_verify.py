@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 
 from wsipipe.config.options import RunConfig
 from wsipipe.errors import StoreError
@@ -25,7 +26,7 @@ from wsipipe.store.shards import ShardedArray
 from wsipipe.store.tissue_levels import TissueLevels
 from wsipipe.store.verify import Damage, Verdict, verify, verify_stores
 
-MANY = settings(max_examples=40)
+MANY = examples(40)
 SIZE = (1100, 300)
 
 
@@ -120,7 +121,7 @@ def test_threads_find_the_same(copy: Path):
     assert verify(copy, workers=4) == alone
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.data())
 def test_one_changed_byte_anywhere_is_noticed_and_its_file_is_named(whole: Path, data: st.DataObject):
     file = data.draw(st.sampled_from(files(whole)))

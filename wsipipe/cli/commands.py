@@ -10,7 +10,7 @@ import click
 
 from wsipipe.cli.help import FIRST, OUTPUT, Command, Option
 from wsipipe.cli.options import OVERWRITE, STORES, assigned, common, options, settings_of
-from wsipipe.cli.outcome import finish, reporting, working
+from wsipipe.cli.outcome import finish, reporting, show, working
 from wsipipe.errors import ConfigError
 from wsipipe.pipeline import Settings, map_slides, run_chain, slides_of
 from wsipipe.pseudolabel.registry import chosen
@@ -35,12 +35,11 @@ def tile(slide: tuple[str, ...], **call: Any) -> None:
     settings = settings_of(call)
     share_heap()
     with working(settings, call) as context, Prober().start() as prober:  # it starts while the rest is imported
-        from wsipipe.tiling.stage import tile_slides
+        from wsipipe.tiling import stage
 
-        slides = slides_of(slide, settings.tile)
-        report, stores = tile_slides(slides, settings.tile, context.run, context.progress, context.overwrite, prober)
-        if not call["quiet"]:
-            click.echo(report.table(("patches", "copied", "corrupt", "seconds")), err=True)
+        report, stores = stage.run(slides_of(slide, settings.tile), settings.tile, context, prober)
+    if not call["quiet"]:
+        show(report.table(("patches", "copied", "corrupt", "seconds")), err=True)
     finish(report, stores)
 
 
@@ -58,9 +57,7 @@ def pretrain(store: tuple[Path, ...], **call: Any) -> None:
 
     settings = settings_of(call)
     with working(settings, call) as context:
-        report, made = stage.pretrain(
-            _stores(store, settings), settings.pretrain, context.run, context.progress, context.overwrite
-        )
+        report, made = stage.run(_stores(store, settings), settings.pretrain, context)
     finish(report, made)
 
 
@@ -87,23 +84,17 @@ def pseudolabel(store: tuple[Path, ...], assignments: tuple[str, ...], **call: A
 
     settings = settings_of(call)
     settings = settings_of(call, pseudolabel=assigned(assignments, chosen(settings.pseudolabel.method)))
+    options = stage.PseudolabelOptions(settings.pseudolabel, settings.sections, settings.pretrain)
     with working(settings, call) as context:
-        report, stores = stage.pseudolabel(
-            _stores(store, settings),
-            settings.pseudolabel,
-            settings.sections,
-            context.run,
-            context.progress,
-            context.overwrite,
-            settings.pretrain,
-        )
+        report, stores = stage.run(_stores(store, settings), options, context)
     finish(report, stores)
 
 
 @click.command(cls=Command)
 @STORES
-@click.option("--stitch", is_flag=True, help="map every slide after training", cls=Option, group="Stitching")
 @options("segment")
+@click.option("--stitch", is_flag=True, help="map every slide after training", cls=Option, group="Stitching")
+@options("stitch")
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path),
@@ -130,14 +121,8 @@ def segment(store: tuple[Path, ...], stitch: bool, checkpoint: Path | None, **ca
         if checkpoint:
             report, made = map_slides(paths, checkpoint, settings, context)
         else:
-            report, made = stage.segment(
-                paths,
-                settings.segment,
-                context.run,
-                stitch=stitch,
-                progress=context.progress,
-                overwrite=context.overwrite,
-            )
+            options = stage.SegmentOptions(settings.segment, settings.stitch if stitch else None)
+            report, made = stage.run(paths, options, context)
     finish(report, made)
 
 
@@ -150,18 +135,19 @@ def evaluate(store: tuple[Path, ...], **call: Any) -> None:
 
     Prints a table; CSV, JSON and a figure go to runs/<masks>/. Without STORE, all stores are used.
     """
+    from wsipipe.evaluate import stage
+    from wsipipe.evaluate.cohort import EvaluateInputs
     from wsipipe.evaluate.figure import write_figure
-    from wsipipe.evaluate.stage import judge
     from wsipipe.evaluate.tables import text_table, write_tables
 
     settings = settings_of(call)
     config = settings.evaluate
     with working(settings, call) as context:
-        folder = context.runs / config.labels
-        result = judge(_stores(store, settings), config, context.run, _labels(settings), context.progress)
+        folder = context.runs / config.masks
+        result = stage.run(EvaluateInputs(_stores(store, settings), _labels(settings)), config, context)
         write_tables(result, folder)
         write_figure(result, folder / "evaluation.png")
-    click.echo(text_table(result))
+    show(text_table(result))
     sys.exit(result.report.exit_code)
 
 
@@ -176,7 +162,7 @@ def evaluate(store: tuple[Path, ...], **call: Any) -> None:
     cls=Option,
     group=FIRST,
 )
-@options("evaluate", skip=("labels", "detections", "nms_um"))
+@options("evaluate", skip=("masks", "detections", "nms_um"))
 @common("seed")
 def compare(store: tuple[Path, ...], names: tuple[str, ...], **call: Any) -> None:
     """Show several masks or maps side by side, with scores if --truth is given.
@@ -185,18 +171,19 @@ def compare(store: tuple[Path, ...], names: tuple[str, ...], **call: Any) -> Non
     used.
     """
     from wsipipe.evaluate import compare as side_by_side
+    from wsipipe.evaluate.cohort import EvaluateInputs
     from wsipipe.evaluate.examples import write_examples
 
     settings = settings_of(call)
     config = settings.evaluate
     with working(settings, call) as context:
         folder = context.runs / "compare"
-        table, stores = _labels(settings), _stores(store, settings)
         wanted = [name.strip() for text in names for name in text.split(",")]
-        found = side_by_side.compare(stores, wanted, config, context.run, table, context.progress)
+        inputs = EvaluateInputs(_stores(store, settings), _labels(settings))
+        found = side_by_side.run(inputs, side_by_side.CompareOptions(wanted, config), context)
         side_by_side.write_comparison(found, folder / "comparison.csv")
         write_examples(found.paths, found.names, found.classes, config, folder / "comparison.png")
-    click.echo(side_by_side.text_table(found))
+    show(side_by_side.text_table(found))
     sys.exit(found.exit_code)
 
 
@@ -214,9 +201,7 @@ def export(store: tuple[Path, ...], **call: Any) -> None:
 
     settings = settings_of(call)
     with working(settings, call) as context:
-        report, made = stage.export_stores(
-            _stores(store, settings), settings.export, context.run, context.progress, context.overwrite
-        )
+        report, made = stage.run(_stores(store, settings), settings.export, context)
     finish(report, made)
 
 
@@ -322,7 +307,7 @@ def info(store: Path) -> None:
     """Summarise a store: slide, resolution, patches, masks, scores and features."""
     from wsipipe.store.info import describe
 
-    click.echo(describe(store))
+    show(describe(store))
 
 
 @click.command(cls=Command)
@@ -340,11 +325,11 @@ def verify(store: tuple[Path, ...], decode: bool, **call: Any) -> None:
 
     Without STORE, all stores are checked.
     """
-    from wsipipe.store.verify import verify_stores
+    from wsipipe.store import verify as checking
 
     settings = settings_of(call)
     with working(settings, call) as context:
-        report, stores = verify_stores(_stores(store, settings), context.run, decode, context.progress)
+        report, stores = checking.run(_stores(store, settings), decode, context)
     finish(report, stores)
 
 
@@ -357,7 +342,7 @@ def demo(folder: Path, quiet: bool) -> None:
 
     with reporting(quiet) as progress:
         table = run_demo(folder, progress)
-    click.echo(table)
+    show(table)
 
 
 def _stores(given: tuple[Path, ...], settings: Settings) -> list[Path]:
@@ -372,7 +357,7 @@ def _labels(settings: Settings) -> LabelTable | None:
     from wsipipe.labels import read_labels
 
     config = settings.evaluate
-    path = Path(config.labels_csv or settings.pseudolabel.labels)
-    if not (config.labels_csv or config.split or path.is_file()):
+    path = Path(config.labels or settings.pseudolabel.labels)
+    if not (config.labels or config.split or path.is_file()):
         return None
     return read_labels(path, to_fit=False)

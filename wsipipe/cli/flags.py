@@ -13,7 +13,7 @@ _SHORT = {
     "stride_px": "stride",
     "window_px": "window",
     "border_px": "border",
-    "stitch_memory_mb": "stitch-memory",
+    "memory_mb": "stitch-memory",
     "score_stride_px": "score-stride",
 }
 

@@ -169,8 +169,8 @@ def test_a_level_of_another_kind_is_left_out(tmp_path: Path):
 
 def test_a_name_of_another_file_is_not_followed(tmp_path: Path):
     secret = write_ome(tmp_path / "secret.ome.tif", 255 - RGB, subs=0)
-    with tifffile.TiffFile(secret) as tiff:
-        xml = tiff.ome_metadata
+    with tifffile.TiffFile(secret) as file:
+        xml = file.ome_metadata
     assert xml
     uuid = '<UUID FileName="secret.ome.tif">urn:uuid:00000000-0000-0000-0000-000000000000</UUID></TiffData>'
     named = xml.replace("/></Pixels>", f">{uuid}</Pixels>").replace("</TiffData></Pixels>", f"{uuid}</Pixels>")

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from support.examples import examples
 from support.textures import Cohort, plant, tiled_pictures, tissue
 from torch import nn
 
@@ -116,7 +117,7 @@ def test_localisation_maps_equal_the_formulas_written_out(labels: list[list[floa
     np.testing.assert_allclose(got, slow_localised(model, rgb, glass, np.array(labels) if labels else None), atol=1e-5)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(arrays(np.float32, (2, 3, 3, 3), elements=st.floats(-4, 4, width=32)))
 def test_every_map_lies_in_0_to_1_and_has_a_maximum_of_about_1_or_is_nothing(values: np.ndarray):
     maps = drs.scaled(torch.from_numpy(values).relu())

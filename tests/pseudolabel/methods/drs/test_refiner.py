@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from support.examples import examples
 from torch import nn
 
 from wsipipe.nn.encoders import MEAN, STD
@@ -25,7 +26,7 @@ from wsipipe.runtime.device import ComputeContext
 CPU = ComputeContext(torch.device("cpu"), 3)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(arrays(np.int8, (2, 3, 2, 4), elements=st.integers(0, 4)))
 def test_the_target_keeps_the_first_highest_channel_of_each_place(values: np.ndarray):
     maps = torch.from_numpy(values).float()
@@ -37,7 +38,7 @@ def test_the_target_keeps_the_first_highest_channel_of_each_place(values: np.nda
         assert target[b, :, i, j].tolist() == wanted
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(arrays(np.float32, (1, 4, 3, 3), elements=st.floats(0, 1, width=32), unique=True))
 def test_at_most_one_channel_of_a_place_is_not_zero_and_it_is_the_highest(values: np.ndarray):
     maps = torch.from_numpy(values)
@@ -75,7 +76,7 @@ def test_the_loss_is_the_mean_square_over_channels_and_pixels_absent_ones_as_zer
     assert losses == [pytest.approx((0.5**2 + 0.75**2 + 1.5**2) / 3)]
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(arrays(np.uint8, (6, 3, 2, 2), elements=st.integers(0, 3)), st.booleans())
 def test_a_window_is_of_the_class_that_is_strongest_in_most_of_its_cells(maps: np.ndarray, none: bool):
     of = {}

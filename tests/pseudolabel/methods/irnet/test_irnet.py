@@ -187,7 +187,7 @@ def test_half_of_every_step_shows_two_kinds_of_seeds(monkeypatch: pytest.MonkeyP
         drawn.append(balanced_sample(*how))
         return drawn[-1]
 
-    monkeypatch.setattr(irnet, "draw_evenly", draw)
+    monkeypatch.setattr(irnet, "balanced_sample", draw)
     params = Params(boundary_steps=3, boundary_batch=8, pair_radius=2)
     train_boundary(BoundaryNet(encoder()), rgb, seeds, params, ComputeContext(CPU, 0))
     assert [len(d) for d in drawn] == [8, 8, 8]
