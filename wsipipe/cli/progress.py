@@ -10,7 +10,7 @@ from typing import Any
 
 from wsipipe.runtime.progress import Progress
 
-_WIDE_COLUMNS = 72
+_NARROW, _WIDE = 72, 100
 
 
 @contextmanager
@@ -34,16 +34,22 @@ def bars(console: Any) -> Iterator[Progress]:
 
 
 def _columns(width: int) -> list[Any]:
-    """Task, bar, count, times and note; a narrow terminal shows task, count, remaining time and note."""
+    """Task, bar, count, times and note; a narrow terminal drops the elapsed time, then the bar and the time left."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.table import Column
 
-    note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
-    count = MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=7))
-    if width < _WIDE_COLUMNS:
-        return [TextColumn("{task.description}", table_column=Column(no_wrap=True)), count, TimeRemainingColumn(), note]
-    task = TextColumn("{task.description:<12}", table_column=Column(no_wrap=True))
-    return [task, BarColumn(bar_width=20), count, TimeElapsedColumn(), TimeRemainingColumn(), note]
+    def column(least: int, most: int | None = None) -> Column:
+        return Column(no_wrap=True, overflow="ellipsis", min_width=least, max_width=most)
+
+    task = TextColumn("{task.description}", table_column=column(12, 24))
+    count = MofNCompleteColumn(table_column=column(9))
+    left = TimeRemainingColumn(table_column=column(7))
+    note = TextColumn("{task.fields[note]}", table_column=column(8))
+    if width < _NARROW:
+        return [task, count, note]
+    if width < _WIDE:
+        return [task, BarColumn(10, table_column=column(10)), count, left, note]
+    return [task, BarColumn(20, table_column=column(10)), count, TimeElapsedColumn(table_column=column(7)), left, note]
 
 
 def lines(log: logging.Logger, every_s: float = 30.0) -> Progress:
