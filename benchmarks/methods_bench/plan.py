@@ -116,7 +116,7 @@ class Plan:
         argv = (*WSIPIPE[:1], str(RAW_MASKS), "stores", run, f"raw/{run}")
         yield Step(raw, "weak", argv, weak, (fit,))
         classes = [word for c in self.data.classes for word in ("--class", c)]
-        argv = (*WSIPIPE, "labels", "import", "--masks", f"raw/{run}", *classes, "--name", f"{run}-raw", "--quiet")
+        argv = (*WSIPIPE, "masks", "import", "--annotations", f"raw/{run}", *classes, "--name", f"{run}-raw", "--quiet")
         yield Step(self.name(run, "import"), "weak", argv, weak, (raw,))
         yield from self._segment("weak", weak, run, f"{run}-segmenter", (fit,), seed)
 
@@ -154,7 +154,7 @@ class Plan:
         folder, last = self.place.supervised, self.data.arms[-1]
         yield self._tile("supervised", folder)
         classes = [word for c in self.data.classes for word in ("--class", c)]
-        argv = (*WSIPIPE, "labels", "import", "--masks", self.data.truth(self.place.made), *classes)
+        argv = (*WSIPIPE, "masks", "import", "--annotations", self.data.truth(self.place.made), *classes)
         argv += ("--map", self.data.values["truth_map"], "--name", "truth", "--quiet")
         imported = self.name("supervised", "import")
         yield Step(imported, "supervised", argv, folder, (self.name("supervised", "tile"),))

@@ -229,7 +229,9 @@ def test_evaluate_says_what_it_lacks(here: Path):
     assert_refused(wsipipe("evaluate"), 2, "evaluate.truth: no truth given; name a folder of masks with --truth")
     assert_refused(wsipipe("evaluate", "--truth", "nowhere"), 2, "no mask for any of the 3 slides")
     assert_refused(wsipipe("evaluate", "--truth", "truth", "--truth-map", "0=0"), 2, "values 1 that have no meaning")
-    assert_refused(wsipipe("labels", "import", "--masks", "no", "--class", "a", "--name", "m"), 2, "no mask for any")
+    assert_refused(
+        wsipipe("masks", "import", "--annotations", "no", "--class", "a", "--name", "m"), 2, "no mask for any"
+    )
 
 
 @pytest.mark.parametrize(

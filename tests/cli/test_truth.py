@@ -1,4 +1,4 @@
-"""`labels import` and `evaluate`: what a user has as truth, and what comes out."""
+"""`masks import` and `evaluate`: what a user has as truth, and what comes out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsipipe.store import SlideStore
 
 
 def test_imported_masks_are_the_users_pixels_and_evaluate_agrees(here: Path):
-    command = ("labels", "import", "--masks", "truth", "--class", "tumour", "--name", "mine")
+    command = ("masks", "import", "--annotations", "truth", "--class", "tumour", "--name", "mine")
     result = wsipipe(*command)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines() == [f"stores/{name}.zarr" for name in sorted(SLIDES)]
@@ -64,7 +64,7 @@ def test_annotations_are_truth_for_import_and_evaluate(here: Path):
         "</Coordinates></Annotation></Annotations></ASAP_Annotations>"
     )
     result = wsipipe(
-        "labels", "import", "--masks", "drawn", "--map", "_0=tumour", "--class", "tumour", "--name", "mine"
+        "masks", "import", "--annotations", "drawn", "--map", "_0=tumour", "--class", "tumour", "--name", "mine"
     )
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines() == ["stores/pos.zarr"]

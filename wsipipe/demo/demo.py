@@ -51,7 +51,7 @@ def run_demo(folder: Path, progress: Progress) -> str:
         cohort = make_cohort(
             folder, CohortConfig(), lambda name, done, total: progress("draw", done, total, name), Path(hidden)
         )
-        report, stores = run_chain(settings, RunContext(settings.run, progress))
+        report, stores = run_chain(settings, settings.context(progress))
         if report.exit_code:
             raise WsipipeError(f"the chain failed on its own cohort: {report.of('failed')}")
         shutil.copytree(hidden, folder / "truth")
