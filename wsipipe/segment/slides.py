@@ -10,7 +10,7 @@ import numpy as np
 
 from wsipipe.config.options import TrainConfig
 from wsipipe.errors import ConfigError, StoreError, check
-from wsipipe.labels import slide_id_of
+from wsipipe.labels import match_slide_id
 from wsipipe.store import SlideStore, stain
 
 
@@ -45,7 +45,7 @@ def train_ids(path: Path, known: Collection[str]) -> set[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); give a CSV in UTF-8 with --splits") from None
+        raise ConfigError(f"{path}: cannot be read ({error}); give a CSV in UTF-8 with --labels") from None
     lines = [line for line in text.splitlines() if line.strip(" ,;\t")]
     separator = max(",;\t", key=(lines or [""])[0].count)
     rows = [[cell.strip() for cell in cells] for cells in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
@@ -57,8 +57,7 @@ def train_ids(path: Path, known: Collection[str]) -> set[str]:
     found: dict[bool, set[str]] = {True: set(), False: set()}
     for cells in rows[1:]:
         row = cells + [""] * len(header)
-        name = slide_id_of(row[slide])
-        name = name if name in known else name.rsplit(".", 1)[0]  # the id may carry the suffix of its file
+        name = match_slide_id(row[slide], known)
         found[row[split].lower() in ("", "train")].add(name)
     both = found[True] & found[False]
     check(not both, f"{path}: {', '.join(sorted(both))}: in train and in another split; a slide has one split")
