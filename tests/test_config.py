@@ -57,7 +57,10 @@ def test_an_empty_file_means_the_defaults(sections):
     ("text", "message"),
     [
         ("tiel:\n  mpp: 1\n", "tiel: unknown key; did you mean 'tile'?"),
-        ("zzzz: {}\n", "zzzz: unknown key; known are evaluate, export, pretrain, pseudolabel, run, segment, tile"),
+        (
+            "zzzz: {}\n",
+            "zzzz: unknown key; known are evaluate, export, pretrain, pseudolabel, run, segment, stitch",
+        ),
         ("tile: 3\n", "tile: expected keys below it, found 3"),
         ("- tile\n", "expected sections such as 'tile:', found list"),
         ("tile:\n  mpp: 1\n  mpp: 2\n", "mpp: given twice"),

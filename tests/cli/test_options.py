@@ -60,6 +60,8 @@ WORDS = {
     "method": "cam",
     "pretrain.method": "byol",
     "pseudolabel.refine": "none",
+    "segment.labels": "word.csv",
+    "evaluate.labels": "word.csv",
 }
 NUMBERS = {"segment.max_zoom": 1.5, "segment.validation": 0.3, "stitch.views": 4}
 

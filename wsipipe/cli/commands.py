@@ -10,7 +10,7 @@ import click
 
 from wsipipe.cli.help import FIRST, OUTPUT, Command, Option
 from wsipipe.cli.options import OVERWRITE, STORES, assigned, common, options, settings_of
-from wsipipe.cli.outcome import finish, reporting, show, working
+from wsipipe.cli.outcome import columns, finish, reporting, show, working
 from wsipipe.errors import ConfigError
 from wsipipe.pipeline import Settings, map_slides, run_chain, slides_of
 from wsipipe.pseudolabel.registry import chosen
@@ -147,7 +147,7 @@ def evaluate(store: tuple[Path, ...], **call: Any) -> None:
         result = stage.run(EvaluateInputs(_stores(store, settings), _labels(settings)), config, context)
         write_tables(result, folder)
         write_figure(result, folder / "evaluation.png")
-    show(text_table(result))
+    show(text_table(result, columns()))
     sys.exit(result.report.exit_code)
 
 
@@ -183,7 +183,7 @@ def compare(store: tuple[Path, ...], names: tuple[str, ...], **call: Any) -> Non
         found = side_by_side.run(inputs, side_by_side.CompareOptions(wanted, config), context)
         side_by_side.write_comparison(found, folder / "comparison.csv")
         write_examples(found.paths, found.names, found.classes, config, folder / "comparison.png")
-    show(side_by_side.text_table(found))
+    show(side_by_side.text_table(found, columns()))
     sys.exit(found.exit_code)
 
 

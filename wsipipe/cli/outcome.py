@@ -30,11 +30,14 @@ _WIDE_COLUMNS = 72
 
 def show(text: str, err: bool = False) -> None:
     """Print text for a person; a terminal gets lines that are broken at spaces where they are too long for it."""
+    width = columns(err)
+    click.echo("\n".join(fitted(line, width) for line in text.splitlines()) if width else text, err=err)
+
+
+def columns(err: bool = False) -> int:
+    """Width of the terminal; 0 if stdout (or stderr) is none."""
     stream = sys.stderr if err else sys.stdout
-    if stream.isatty():
-        width = shutil.get_terminal_size().columns
-        text = "\n".join(fitted(line, width) for line in text.splitlines())
-    click.echo(text, err=err)
+    return shutil.get_terminal_size().columns if stream.isatty() else 0
 
 
 def fitted(line: str, width: int) -> str:
