@@ -15,7 +15,7 @@ from support.tiny_chain import SLIDES, add_broken_slide, make_folder
 
 from wsipipe import pipeline
 from wsipipe.cli.template import template
-from wsipipe.config.options import SECTIONS, PseudolabelConfig, SegmentConfig, TileConfig
+from wsipipe.config.options import SECTIONS, PseudolabelConfig, TileConfig, TrainConfig
 from wsipipe.config.yaml import build, read_yaml
 from wsipipe.errors import ConfigError, LabelsError, SlideError
 from wsipipe.pipeline import expand, read_settings, run_chain
@@ -143,14 +143,14 @@ def test_patterns_are_expanded_in_order_and_a_name_with_brackets_is_taken_as_it_
         ({"pseudolabel": {"camel": {"uncertain": 0.5}}}, "camel.uncertain: 0.5 is outside"),
         ({"pseudolabel": {"name": "../x"}}, "name '../x': use letters"),
         ({"pseudolabel": {"name": "tissue"}}, "it belongs to wsipipe itself"),
-        ({"pseudolabel": {"name": "other"}}, "segment.labels: 'camel', but pseudolabel makes 'other'"),
-        ({"segment": {"labels": "drs"}}, "segment.labels: 'drs', but pseudolabel makes 'camel'"),
+        ({"pseudolabel": {"name": "other"}}, "segment.masks: 'camel', but pseudolabel makes 'other'"),
+        ({"segment": {"masks": "drs"}}, "segment.masks: 'drs', but pseudolabel makes 'camel'"),
         ({"segment": {"name": "camel"}}, "segment.name: 'camel' is also the name of the pseudo-masks"),
         ({"segment": {"architecture": "vnet"}}, "architecture 'vnet' is not known; choose one of"),
         ({"segment": {"encoder": "resnet1"}}, "encoder 'resnet1' is not known to timm"),
-        ({"segment": {"window_px": 100}}, "window of 100 px is not a multiple of 32"),
-        ({"segment": {"splits": "none.csv"}}, "none.csv: cannot be read"),
-        ({"segment": {"splits": "elsewhere.csv"}}, "segment.splits: elsewhere.csv: trains on no slide"),
+        ({"stitch": {"window_px": 100}}, "window of 100 px is not a multiple of 32"),
+        ({"segment": {"labels": "none.csv"}}, "none.csv: cannot be read"),
+        ({"segment": {"labels": "elsewhere.csv"}}, "segment.labels: elsewhere.csv: trains on no slide"),
     ],
 )
 def test_a_mistake_in_any_stage_stops_the_chain_before_the_first_slide(here: Path, flags, message: str):
@@ -272,6 +272,6 @@ def test_labels_of_which_too_little_is_left_are_refused(here: Path):
 
 def test_defaults_fit_together():
     """The chain of defaults passes its own check of names."""
-    assert SegmentConfig().labels == (PseudolabelConfig().name or PseudolabelConfig().method)
+    assert TrainConfig().masks == (PseudolabelConfig().name or PseudolabelConfig().method)
     with SHIPPED.open() as f:
         assert next(csv.reader(f))  # not empty
