@@ -68,7 +68,16 @@ def read_settings(file: Path | None, flags: Values) -> Settings:
     try:
         return _settings(given, flags)
     except ConfigError as error:
-        raise ConfigError(f"{file}: {error}" if file else str(error)) from None
+        raise ConfigError(str(error) if _is_valid(given) else f"{file}: {error}") from None
+
+
+def _is_valid(given: Values) -> bool:
+    """Whether the file alone is in order, so that a mistake is one of the flags."""
+    try:
+        _settings(given, {})
+    except ConfigError:
+        return False
+    return True
 
 
 def _settings(given: Values, flags: Values) -> Settings:
