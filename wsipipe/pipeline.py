@@ -128,8 +128,7 @@ def map_slides(
         stores += tiled
     if report.exit_code or not stores:
         return report, stores
-    options = segment.SegmentOptions(settings.segment, settings.stitch, checkpoint)
-    mapped, stores = segment.run(stores, options, context)
+    mapped, stores = segment.run(stores, segment.SegmentOptions(settings.segment, settings.stitch, checkpoint), context)
     report.take(mapped)
     return report, stores
 
@@ -241,13 +240,11 @@ def run_chain(settings: Settings, context: RunContext) -> tuple[Report, list[Pat
     from wsipipe.tiling import stage as tiling
 
     report, stores = tiling.run(check_all(settings), settings.tile, context)
-    if report.exit_code or not stores:
-        return report, stores
-    options = pseudolabel.PseudolabelOptions(settings.pseudolabel, settings.sections, settings.pretrain)
-    labelled, stores = pseudolabel.run(stores, options, context)
-    report.take(labelled)
-    if report.exit_code or not stores:
-        return report, stores
-    mapped, stores = segment.run(stores, segment.SegmentOptions(settings.segment, settings.stitch), context)
-    report.take(mapped)
+    if stores and not report.exit_code:
+        options = pseudolabel.PseudolabelOptions(settings.pseudolabel, settings.sections, settings.pretrain)
+        labelled, stores = pseudolabel.run(stores, options, context)
+        report.take(labelled)
+    if stores and not report.exit_code:
+        mapped, stores = segment.run(stores, segment.SegmentOptions(settings.segment, settings.stitch), context)
+        report.take(mapped)
     return report, stores

@@ -113,7 +113,7 @@ def test_several_methods_run_one_after_the_other_and_are_compared(here: Path):
     assert result.exit_code == 0, result.stderr
     with (here / "runs" / "compare" / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [r["labels"] for r in rows] == ["cam", "camel", "unet"]
+    assert [r["masks"] for r in rows] == ["cam", "camel", "unet"]
     assert all(0 <= float(r["dice"]) <= 1 for r in rows)
 
 

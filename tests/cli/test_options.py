@@ -60,15 +60,17 @@ WORDS = {
     "method": "cam",
     "pretrain.method": "byol",
     "pseudolabel.refine": "none",
+    "segment.labels": "word.csv",
+    "evaluate.labels": "word.csv",
 }
-NUMBERS = {"segment.zoom": 1.5, "segment.validation": 0.3, "segment.views": 4}
+NUMBERS = {"segment.max_zoom": 1.5, "segment.validation": 0.3, "stitch.views": 4}
 
 
 @pytest.mark.parametrize(("section", "name"), FIELDS)
 def test_every_option_is_a_flag_that_reaches_its_stage(empty: Path, section: str, name: str):
     config = SECTIONS[section]
     kind, default = typing.get_type_hints(config)[name], getattr(config(), name)
-    for command in TAKEN_BY[name] if section == "run" else [section]:
+    for command in TAKEN_BY[name] if section == "run" else ["segment" if section == "stitch" else section]:
         option = next(p for p in command_of(command).params if p.name == f"{section}__{name}")
         assert isinstance(option, Option)
         assert option.help

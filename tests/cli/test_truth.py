@@ -24,7 +24,7 @@ def test_imported_masks_are_the_users_pixels_and_evaluate_agrees(here: Path):
     truth = imagecodecs.png_decode((here / "truth/pos.png").read_bytes())
     np.testing.assert_array_equal(store.labels("mine").read(Window(0, 0, *store.grid.size_px)), truth)
     assert wsipipe(*command).stdout == result.stdout
-    judged = wsipipe("evaluate", "--labels", "mine", "--truth", "truth")
+    judged = wsipipe("evaluate", "--masks", "mine", "--truth", "truth")
     assert judged.exit_code == 0, judged.stderr
     row = next(line for line in judged.stdout.splitlines() if line.startswith("mine"))
     assert row.split() == ["mine", "tumour", "1.000", "1.000", "1.000", "1.000"]
@@ -68,7 +68,7 @@ def test_annotations_are_truth_for_import_and_evaluate(here: Path):
     )
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines() == ["stores/pos.zarr"]
-    command = ("evaluate", "stores/pos.zarr", "--labels", "mine", "--truth", "drawn", "--glass", "scored")
+    command = ("evaluate", "stores/pos.zarr", "--masks", "mine", "--truth", "drawn", "--glass", "scored")
     judged = wsipipe(*command, "--truth-map", "_0=tumour")
     assert judged.exit_code == 0, judged.stderr
     row = next(line for line in judged.stdout.splitlines() if line.startswith("mine"))

@@ -10,7 +10,7 @@ import click
 
 from wsipipe.cli.help import FIRST, OUTPUT, Command, Option
 from wsipipe.cli.options import OVERWRITE, STORES, assigned, common, options, settings_of
-from wsipipe.cli.outcome import finish, reporting, working
+from wsipipe.cli.outcome import columns, finish, reporting, show, working
 from wsipipe.errors import ConfigError
 from wsipipe.pipeline import Settings, map_slides, run_chain, slides_of
 from wsipipe.pseudolabel.registry import chosen
@@ -37,10 +37,9 @@ def tile(slide: tuple[str, ...], **call: Any) -> None:
     with working(settings, call) as context, Prober().start() as prober:  # it starts while the rest is imported
         from wsipipe.tiling import stage
 
-        slides = slides_of(slide, settings.tile)
-        report, stores = stage.run(slides, settings.tile, context, prober)
-        if not call["quiet"]:
-            click.echo(report.table(("patches", "copied", "corrupt", "seconds")), err=True)
+        report, stores = stage.run(slides_of(slide, settings.tile), settings.tile, context, prober)
+    if not call["quiet"]:
+        show(report.table(("patches", "copied", "corrupt", "seconds")), err=True)
     finish(report, stores)
 
 
@@ -85,16 +84,16 @@ def pseudolabel(store: tuple[Path, ...], assignments: tuple[str, ...], **call: A
 
     settings = settings_of(call)
     settings = settings_of(call, pseudolabel=assigned(assignments, chosen(settings.pseudolabel.method)))
+    options = stage.PseudolabelOptions(settings.pseudolabel, settings.sections, settings.pretrain)
     with working(settings, call) as context:
-        options = stage.PseudolabelOptions(settings.pseudolabel, settings.sections, settings.pretrain)
         report, stores = stage.run(_stores(store, settings), options, context)
     finish(report, stores)
 
 
 @click.command(cls=Command)
 @STORES
-@click.option("--stitch", is_flag=True, help="map every slide after training", cls=Option, group="Stitching")
 @options("segment")
+@click.option("--stitch", is_flag=True, help="map every slide after training", cls=Option, group="Stitching")
 @options("stitch")
 @click.option(
     "--checkpoint",
@@ -148,7 +147,7 @@ def evaluate(store: tuple[Path, ...], **call: Any) -> None:
         result = stage.run(EvaluateInputs(_stores(store, settings), _labels(settings)), config, context)
         write_tables(result, folder)
         write_figure(result, folder / "evaluation.png")
-    click.echo(text_table(result))
+    show(text_table(result, columns()))
     sys.exit(result.report.exit_code)
 
 
@@ -179,12 +178,12 @@ def compare(store: tuple[Path, ...], names: tuple[str, ...], **call: Any) -> Non
     config = settings.evaluate
     with working(settings, call) as context:
         folder = context.runs / "compare"
-        inputs = EvaluateInputs(_stores(store, settings), _labels(settings))
         wanted = [name.strip() for text in names for name in text.split(",")]
+        inputs = EvaluateInputs(_stores(store, settings), _labels(settings))
         found = side_by_side.run(inputs, side_by_side.CompareOptions(wanted, config), context)
         side_by_side.write_comparison(found, folder / "comparison.csv")
         write_examples(found.paths, found.names, found.classes, config, folder / "comparison.png")
-    click.echo(side_by_side.text_table(found))
+    show(side_by_side.text_table(found, columns()))
     sys.exit(found.exit_code)
 
 
@@ -308,7 +307,7 @@ def info(store: Path) -> None:
     """Summarise a store: slide, resolution, patches, masks, scores and features."""
     from wsipipe.store.info import describe
 
-    click.echo(describe(store))
+    show(describe(store))
 
 
 @click.command(cls=Command)
@@ -326,11 +325,11 @@ def verify(store: tuple[Path, ...], decode: bool, **call: Any) -> None:
 
     Without STORE, all stores are checked.
     """
-    from wsipipe.store import verify as stage
+    from wsipipe.store import verify as checking
 
     settings = settings_of(call)
     with working(settings, call) as context:
-        report, stores = stage.run(_stores(store, settings), decode, context)
+        report, stores = checking.run(_stores(store, settings), decode, context)
     finish(report, stores)
 
 
@@ -343,7 +342,7 @@ def demo(folder: Path, quiet: bool) -> None:
 
     with reporting(quiet) as progress:
         table = run_demo(folder, progress)
-    click.echo(table)
+    show(table)
 
 
 def _stores(given: tuple[Path, ...], settings: Settings) -> list[Path]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +24,37 @@ if TYPE_CHECKING:
     from wsipipe.runtime.ledger import Report
 
 log = logging.getLogger("wsipipe")
+
+_WIDE_COLUMNS = 72
+
+
+def show(text: str, err: bool = False) -> None:
+    """Print text for a person; a terminal gets lines that are broken at spaces where they are too long for it."""
+    width = columns(err)
+    click.echo("\n".join(fitted(line, width) for line in text.splitlines()) if width else text, err=err)
+
+
+def columns(err: bool = False) -> int:
+    """Width of the terminal; 0 if stdout (or stderr) is none."""
+    stream = sys.stderr if err else sys.stdout
+    return shutil.get_terminal_size().columns if stream.isatty() else 0
+
+
+def fitted(line: str, width: int) -> str:
+    """A line broken at spaces to `width` columns; what follows is indented to the second column of the text, if any."""
+    if len(line) <= width:
+        return line
+    column = re.match(r" *\S+ {2,}", line)
+    indent = column.end() if column and column.end() <= width // 3 else len(line) - len(line.lstrip()) + 2
+    return textwrap.fill(
+        line,
+        width,
+        subsequent_indent=" " * indent,
+        drop_whitespace=True,
+        replace_whitespace=False,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def finish(report: Report, made: list[Path]) -> None:
@@ -56,7 +90,8 @@ def reporting(quiet: bool) -> Iterator[Progress]:
     root = logging.getLogger("wsipipe")
     root.setLevel(logging.WARNING if quiet else logging.INFO)
     if console.is_terminal:
-        handler: logging.Handler = RichHandler(console=console, show_path=False, show_level=True, markup=False)
+        wide = console.width >= _WIDE_COLUMNS
+        handler: logging.Handler = RichHandler(console=console, show_path=False, show_time=wide, log_time_format="%X")
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wsipipe.config.options import SECTIONS
 from wsipipe.errors import check
 
 RENAMED = {
@@ -47,14 +45,6 @@ def check_reused(section: str, values: Mapping[str, Any]) -> None:
     """Raise ConfigError if a key that is a CSV now still holds the name of masks."""
     for key, new in REUSED.items():
         old_section, _, name = key.partition(".")
-        if old_section != section or not is_option(new):
-            continue
-        value = values.get(name, "")
+        value = values.get(name, "") if section == old_section else ""
         is_name = isinstance(value, str) and _MASK_NAMES.fullmatch(value) and not Path(value).is_file()
         check(not is_name, f"{key}: {value!r} is no CSV file; the name of masks goes to {new} (--masks)")
-
-
-def is_option(key: str) -> bool:
-    """Whether a dotted key is an option."""
-    section, _, name = key.partition(".")
-    return section in SECTIONS and name in {f.name for f in dataclasses.fields(SECTIONS[section])}

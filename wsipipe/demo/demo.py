@@ -15,12 +15,13 @@ from wsipipe.errors import WsipipeError
 from wsipipe.evaluate import stage as evaluate
 from wsipipe.evaluate.cohort import EvaluateInputs
 from wsipipe.evaluate.metrics import Confusion
-from wsipipe.evaluate.tables import aligned, shown, write_tables
+from wsipipe.evaluate.tables import shown, write_tables
 from wsipipe.export.overlay import overlay
 from wsipipe.labels import read_labels
 from wsipipe.pipeline import Settings, read_settings, run_chain
 from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.progress import Progress
+from wsipipe.runtime.table import aligned
 from wsipipe.slides import open_slide
 from wsipipe.store import SlideStore
 

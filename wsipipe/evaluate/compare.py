@@ -18,12 +18,13 @@ from wsipipe.evaluate import stage
 from wsipipe.evaluate.cohort import EvaluateInputs
 from wsipipe.evaluate.metrics import count_pairs, dice_of
 from wsipipe.evaluate.result import Evaluation
-from wsipipe.evaluate.tables import aligned, shown
+from wsipipe.evaluate.tables import shown
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE, Tissue
 from wsipipe.runtime.atomic import write_csv
 from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.progress import Progress
+from wsipipe.runtime.table import aligned
 from wsipipe.store import SlideStore
 from wsipipe.store.label_images import shard_windows
 
@@ -150,13 +151,16 @@ def rows_of(comparison: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
-def text_table(comparison: Comparison) -> str:
-    """One line for each answer and class, then how far the answers agree."""
+def text_table(comparison: Comparison, width: int = 0) -> str:
+    """A table, a row per answer and class; then how far the answers agree.
+
+    `width`: columns of the terminal; 0: no limit.
+    """
     heads = ("masks", "class", "Dice", "low", "high", "IoU", "precision", "recall", "slide AUC", "painted")
     keys = COLUMNS if comparison.evaluations else ("masks", "class", "painted")
     chosen = [heads[COLUMNS.index(k)] for k in keys]
     cells = [[r[k] if isinstance(r[k], str) else shown(r[k]) for k in keys] for r in rows_of(comparison)]
-    lines = aligned([chosen, *cells])
+    lines = aligned([chosen, *cells], width=width)
     lines.append(
         "painted: share of the tissue; uncertain (255): "
         + ", ".join(
