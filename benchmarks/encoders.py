@@ -147,8 +147,8 @@ def page(args: argparse.Namespace, rows: Sequence[WeakLabel], errors: dict[tuple
     """The table as markdown."""
     count = {s: sum(row.split == s for row in rows) for s in ("train", "test")}
     lines = [
-        f"{args.encoder}, {args.method}, {args.steps} steps of {args.batch}, stain jitter {args.stain_jitter}; 1 - AUC of the "
-        f"instances of {count['test']} test slides, {count['train']} training slides",
+        f"{args.encoder}, {args.method}, {args.steps} steps of {args.batch}, stain jitter {args.stain_jitter}; "
+        f"1 - AUC of the instances of {count['test']} test slides, {count['train']} training slides",
         "",
         "| seed | " + " | ".join(f"head by {head}, {name}" for head, name in errors) + " |",
         "| --- " * (1 + len(errors)) + "|",

@@ -28,11 +28,11 @@ ROW, COL, INDEX = 1, 2, 7
 
 LENIENT = replace(CONFIG, max_corrupt=0.2)
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "truncated": (lambda p: tamper(p, INDEX, size=place(p, INDEX)[1] // 2), "cut off"),
+    "truncated": (lambda p: tamper(p, INDEX, size=place(p, INDEX)[1] // 2), "truncated"),
     "zero bytes": (lambda p: tamper(p, INDEX, size=0), "missing"),
     "missing": (lambda p: tamper(p, INDEX, offset=0, size=0), "missing"),
     "beyond the file": (lambda p: tamper(p, INDEX, offset=10**8), "beyond the end of the file"),
-    "zeroed": (lambda p: overwrite(p, place(p, INDEX)[0], bytes(400)), "does not begin as a JPEG stream"),
+    "zeroed": (lambda p: overwrite(p, place(p, INDEX)[0], bytes(400)), "does not start with a JPEG marker"),
 }
 
 
