@@ -25,7 +25,7 @@ _HOMES = {
     "run_stage": "wsipipe.api",
 }
 
-__all__ = [*sorted(_HOMES), "__version__"]  # __init__.pyi lists them for type checkers
+__all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604 - names; also in __init__.pyi, for type checkers
 
 
 def __getattr__(name: str) -> Any:
