@@ -1,13 +1,14 @@
-"""Data sets of benchmarks/methods.py: budgets, folds, labels, and those that come with it."""
+"""Data sets of benchmarks/quality/methods.py: budgets, folds, labels, and those that come with it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from methods_bench.dataset import Arm, DataSet, Wrong, merged, read_dataset
 
-OWN = Path(__file__).resolve().parents[2] / "benchmarks" / "methods_data"
+from benchmarks.quality.methods_bench.dataset import Arm, DataSet, Wrong, merged, read_dataset
+
+OWN = Path(__file__).resolve().parents[2] / "benchmarks" / "quality" / "methods_data"
 
 
 def read(small: Path, budget: str = "quick", **cut: object) -> DataSet:

@@ -7,7 +7,8 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
-from methods_bench.guard import Guard, TruthSeen
+
+from benchmarks.quality.methods_bench.guard import Guard, TruthSeen
 
 
 @pytest.fixture
