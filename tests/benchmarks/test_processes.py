@@ -49,7 +49,7 @@ def test_interrupted_it_is_killed(monkeypatch: pytest.MonkeyPatch):
     def ctrl_c(pid: int) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("processes._resident_kib", ctrl_c)
+    monkeypatch.setattr("benchmarks.processes._resident_kib", ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         wait_for(process)
     assert process.wait(timeout=10) == -9
