@@ -16,9 +16,10 @@ from scipy import ndimage
 from support import examples
 
 from wsipipe.config.options import RunConfig, TileConfig
+from wsipipe.runtime.context import RunContext
 from wsipipe.slides.base import SlideFile, SlideInfo
 from wsipipe.store import SlideStore
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling.stage import run as tile_slides
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 GLASS_GREY = 243
@@ -173,7 +174,7 @@ def tiled(tmp_path_factory: pytest.TempPathFactory, svs_path: Path) -> Path:
     """The store of the generated slide at its native 0.5 um/px, patches of 128 px. Read only: shared by all tests."""
     folder = tmp_path_factory.mktemp("tiled")
     run = RunConfig(stores=str(folder / "stores"), runs=str(folder / "runs"), workers=2)
-    report, stores = tile_slides({"blob": SlideFile(svs_path)}, TileConfig(patch_px=128), run)
+    report, stores = tile_slides({"blob": SlideFile(svs_path)}, TileConfig(patch_px=128), RunContext(run))
     assert report.exit_code == 0, report.rows
     return stores[0]
 

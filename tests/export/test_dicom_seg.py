@@ -20,10 +20,11 @@ from wsipipe.errors import ConfigError, StoreError
 from wsipipe.export.dicom_codes import KNOWN_CODES, SegmentCode, parse_codes
 from wsipipe.export.dicom_seg import KINDS, TILE_PX, verify_dicom_seg, write_dicom_seg
 from wsipipe.geometry import Window
+from wsipipe.runtime.context import RunContext
 from wsipipe.slides.base import SlideFile
 from wsipipe.store import SlideStore
 from wsipipe.store.layout import COLOURS
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling.stage import run as tile_slides
 
 both = pytest.mark.parametrize("kind", KINDS)
 
@@ -293,7 +294,7 @@ def test_a_real_slide(tmp_path: Path, real_wsi: Path) -> None:
     run = RunConfig(stores=str(tmp_path / "stores"), runs=str(tmp_path / "runs"), workers=1)
     dicom, svs = real_wsi / "dicom_cmu-1-small-region", real_wsi / "CMU-1-Small-Region.svs"
     for slide, source, kind in ((dicom, None, "binary"), (svs, dicom, "labelmap")):
-        _, stores = tile_slides({slide.stem: SlideFile(slide)}, TileConfig(), run)
+        _, stores = tile_slides({slide.stem: SlideFile(slide)}, TileConfig(), RunContext(run))
         store = SlideStore(stores[0])
         path = write_dicom_seg(store, "tissue", tmp_path / f"{slide.stem}.dcm", kind, source)
         verify_dicom_seg(path, store, "tissue", source)

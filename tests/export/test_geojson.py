@@ -55,7 +55,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def read_back(path: Path, store: SlideStore) -> Mask:
-    """Through the reader of annotations, as `labels import` does."""
+    """Through the reader of annotations, as `masks import` does."""
     return open_truth(path, store.grid, MEANING)(Window(0, 0, *store.grid.size_px))
 
 

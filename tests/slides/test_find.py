@@ -1,4 +1,4 @@
-"""Finding slides: files, folders and manifests, every problem told at once."""
+"""Finding slides: files, folders and manifests; every problem in one error."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_slide_given_twice_is_one_slide(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(find_slides([tmp_path / "a.svs", Path("a.svs"), Path()])) == 1
 
 
-def test_all_problems_are_told_at_once(tmp_path: Path):
+def test_one_error_lists_all_problems(tmp_path: Path):
     touch(tmp_path / "x/a.svs", tmp_path / "y/A.svs", tmp_path / "empty/notes.md")
     os.mkfifo(tmp_path / "pipe.svs")
     (tmp_path / "m.csv").write_text("path,mpp\nnowhere.svs,0.5\n")
@@ -51,10 +51,10 @@ def test_all_problems_are_told_at_once(tmp_path: Path):
         find_slides([tmp_path / name for name in names])
     for part in (
         f"{tmp_path}/none.svs: no such file or folder",
-        f"{tmp_path}/empty: no slides in this folder; known are .svs, ",
-        f"{tmp_path}/pipe.svs: neither a file nor a folder that can be read",
+        f"{tmp_path}/empty: no slides in this folder; known are .bif, .czi, ",
+        f"{tmp_path}/pipe.svs: not a readable file or folder",
         f"{tmp_path}/m.csv: line 2: no such file nowhere.svs",
-        f"{tmp_path}/x/a.svs and {tmp_path}/y/A.svs would both be called a and A, one name on many file systems; ",
+        f"{tmp_path}/x/a.svs and {tmp_path}/y/A.svs would both get the id a and A, one name on many file systems; ",
     ):
         assert part in str(caught.value)
 
@@ -62,36 +62,36 @@ def test_all_problems_are_told_at_once(tmp_path: Path):
 def test_two_slides_of_one_id_are_refused(tmp_path: Path):
     touch(tmp_path / "x/a.svs", tmp_path / "y/a.svs")
     with pytest.raises(
-        ConfigError, match="would both be called a; rename one, tile them apart, or give each a slide_id"
+        ConfigError, match="would both get the id a; rename one, tile them into different folders, or set slide_id"
     ):
         find_slides([tmp_path / "x", tmp_path / "y"])
     touch(tmp_path / "x/a.ndpi")
-    with pytest.raises(ConfigError, match=r"x/a\.ndpi and .*x/a\.svs would both be called a;"):
+    with pytest.raises(ConfigError, match=r"x/a\.ndpi and .*x/a\.svs would both get the id a;"):
         find_slides([tmp_path / "x"])
 
 
 def test_two_names_of_one_file_are_refused(tmp_path: Path):
     touch(tmp_path / "a.svs")
     (tmp_path / "b.svs").symlink_to(tmp_path / "a.svs")
-    with pytest.raises(ConfigError, match=r"b\.svs is given as a and as b; one file is one slide"):
+    with pytest.raises(ConfigError, match=r"b\.svs is listed as a and as b; keep one id per file"):
         find_slides([tmp_path])
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/a.svs").symlink_to(tmp_path / "a.svs")
     assert list(find_slides([tmp_path / "elsewhere", tmp_path / "a.svs"])) == ["a"]
 
 
-def test_what_a_folder_holds_besides_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_warning_counts_the_ignored_files_of_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     touch(*(tmp_path / name for name in ("a.svs", "b.mrxs", "b/Slide.dat", "c.vsi", "d.VSI", "README", "more/e.svs")))
     with caplog.at_level(logging.WARNING):
         assert list(find_slides([tmp_path])) == ["a", "b"]
     assert [r.getMessage() for r in caplog.records] == [
-        f"{tmp_path}: left out, not known to be slides: 2 x .vsi, 1 x file without suffix, 1 x folder; "
-        "give a file by name to have it tried"
+        f"{tmp_path}: ignoring 2 x .vsi, 1 x file without suffix, 1 x folder: unknown suffix; "
+        "name a file explicitly to try it as a slide"
     ]
     assert list(find_slides([tmp_path / "c.vsi"])) == ["c"]
 
 
-def test_a_manifest_says_more_than_a_folder_and_wins(tmp_path: Path):
+def test_a_manifest_row_takes_precedence_over_the_folder(tmp_path: Path):
     touch(tmp_path / "in/a.svs", tmp_path / "in/b.svs", tmp_path / "tissue.png")
     table = tmp_path / "in.csv"
     table.write_text("slide_id,path,mpp,mask\ncase 1,in/a.svs,0.25,tissue.png\n")
@@ -103,9 +103,9 @@ def test_a_manifest_says_more_than_a_folder_and_wins(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("rows", "message"), [
-    ("x,a.svs,\nx,b.svs,", r"a\.svs and .*b\.svs would both be called x;"),
-    ("x,a.svs,\ny,a.svs,", r"a\.svs is given as x and as y; one file is one slide"),
-    ("x,a.svs,0.5\nx,a.svs,0.25", r"a\.svs is listed twice, with different mpp or mask; keep one row"),
+    ("x,a.svs,\nx,b.svs,", r"a\.svs and .*b\.svs would both get the id x;"),
+    ("x,a.svs,\ny,a.svs,", r"a\.svs is listed as x and as y; keep one id per file"),
+    ("x,a.svs,0.5\nx,a.svs,0.25", r"a\.svs is listed twice with different mpp or mask; keep one row"),
 ])  # fmt: skip
 def test_rows_that_contradict_each_other_are_refused(tmp_path: Path, rows: str, message: str):
     touch(tmp_path / "a.svs", tmp_path / "b.svs")
@@ -114,7 +114,7 @@ def test_rows_that_contradict_each_other_are_refused(tmp_path: Path, rows: str, 
         find_slides([tmp_path / "m.csv"])
 
 
-def test_a_name_of_any_letters_is_found_and_opened(tmp_path: Path, svs_path: Path):
+def test_a_name_with_any_characters_is_found_and_opened(tmp_path: Path, svs_path: Path):
     folder = tmp_path / "my slides"
     folder.mkdir()
     path = folder / "ü 玻片 #1%.svs"
@@ -131,7 +131,7 @@ def test_both_unicode_spellings_of_a_name_give_one_id(name: str):
     assert slide_id_of(unicodedata.normalize("NFD", name)) == slide_id_of(unicodedata.normalize("NFC", name))
 
 
-def test_pictures_beside_slides_are_not_slides(tmp_path: Path):
+def test_pictures_next_to_slides_are_ignored(tmp_path: Path):
     touch(tmp_path / "a.svs", tmp_path / "a.truth.png", tmp_path / "thumbnail.jpg")
     assert list(find_slides([tmp_path])) == ["a"]
     (tmp_path / "a.svs").unlink()

@@ -1,4 +1,4 @@
-"""Boxes of a level: the pixels of the whole level, each tile decoded once, and exactly the bad tiles bad."""
+"""Boxes of a level: equal to the whole level, each tile decoded once, and exactly the bad tiles reported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Slides = dict[str, tuple[Any, np.ndarray]]
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory: pytest.TempPathFactory) -> Slides:
-    """Slides of 300 x 260 px by the ways in which their pixels are reached, and these pixels."""
+    """Slides of 300 x 260 px per way of reading their pixels, and these pixels."""
     folder = tmp_path_factory.mktemp("levels")
     svs = write_jpeg(folder / "a.svs", RGB, tile=64)
     tiled = write_tiles(folder / "b.tif", RGB, 64, compression="zlib")
@@ -55,7 +55,7 @@ PLACE, SIDE = st.integers(-90, 400), st.integers(1, 150)
 
 
 @given(st.sampled_from(("direct", "openslide", "deflate", "strips")), PLACE, PLACE, SIDE, SIDE)
-def test_any_box_is_cut_from_the_level(slides: Slides, name: str, x: int, y: int, w: int, h: int):
+def test_any_box_equals_that_part_of_the_level(slides: Slides, name: str, x: int, y: int, w: int, h: int):
     slide, rgb = slides[name]
     found, bad = LevelPixels(slide, 0).read((x, y, w, h))
     assert (found.dtype, bad) == (np.uint8, {})
@@ -66,7 +66,9 @@ def test_any_box_is_cut_from_the_level(slides: Slides, name: str, x: int, y: int
     "box", [(310, 0, 50, 50), (0, 270, 50, 50), (-60, 10, 50, 50), (10, -60, 50, 50), (299, 259, 1, 1)]
 )
 @pytest.mark.parametrize("name", ["direct", "openslide", "deflate", "strips"])
-def test_the_padding_of_the_last_tiles_is_not_the_slide(slides: Slides, name: str, box: tuple[int, int, int, int]):
+def test_the_padding_of_the_last_tiles_is_not_part_of_the_slide(
+    slides: Slides, name: str, box: tuple[int, int, int, int]
+):
     slide, rgb = slides[name]
     np.testing.assert_array_equal(LevelPixels(slide, 0).read(box)[0], cut(rgb, box))
 
@@ -83,7 +85,7 @@ def test_a_shrunk_level_has_its_own_pixels(slides: Slides, shrink: int):
     assert (beyond == 255).all()
 
 
-def test_a_near_tile_is_decoded_once_and_a_far_one_forgotten(slides: Slides, monkeypatch: pytest.MonkeyPatch):
+def test_a_cached_tile_is_decoded_once_and_the_cache_is_bounded(slides: Slides, monkeypatch: pytest.MonkeyPatch):
     slide, _ = slides["direct"]
     decoded = []
     decode = TiffTiles.decode
@@ -93,7 +95,7 @@ def test_a_near_tile_is_decoded_once_and_a_far_one_forgotten(slides: Slides, mon
         for x in range(0, 300, 20):
             pixels.read((x, y, 20, 20))
     assert sorted(decoded) == [(row, col) for row in range(5) for col in range(5)]
-    monkeypatch.setattr(level_module, "KEPT_BYTES", 0)
+    monkeypatch.setattr(level_module, "CACHE_BYTES", 0)
     pixels = LevelPixels(slide, 0)
     decoded.clear()
     pixels.read((0, 0, 300, 260))
@@ -110,7 +112,7 @@ PLAIN = picture(256, 256, seed=3)
 
 
 @pytest.mark.parametrize("overlap", [0, 1])
-def test_tiles_are_kept_only_for_the_boxes_beside(slides: Slides, monkeypatch: pytest.MonkeyPatch, overlap: int):
+def test_only_tiles_that_adjacent_boxes_need_are_cached(slides: Slides, monkeypatch: pytest.MonkeyPatch, overlap: int):
     decoded = []
     decode = TiffTiles.decode
     monkeypatch.setattr(
@@ -123,7 +125,7 @@ def test_tiles_are_kept_only_for_the_boxes_beside(slides: Slides, monkeypatch: p
         for x in range(0, 256, 128):
             box = (x - overlap, y - overlap, 128 + overlap, 128 + overlap)
             np.testing.assert_array_equal(pixels.read(box, overlap)[0], cut(rgb, box))
-            most = max(most, len(pixels._near))
+            most = max(most, len(pixels._cache))
     assert sorted(decoded) == sorted(set(decoded))
     assert (most > 0) == (overlap > 0)
 
@@ -172,22 +174,22 @@ def test_one_bad_tile_of_sixteen_is_one_bad_tile(
     slide.close()
 
 
-def test_a_missing_tile_is_bad_as_nothing_says_what_was_there(tmp_path: Path):
+def test_a_missing_tile_is_bad(tmp_path: Path):
     path = write_jpeg(tmp_path / "a.svs", PLAIN, tile=64)
     tamper(path, 6, offset=0, size=0)
     bad = LevelPixels(OpenSlideReader(path, "a"), 0).read((0, 0, 256, 256))[1]
     assert list(bad) == [BadTile(0, *BROKEN)]
-    assert bad[BadTile(0, *BROKEN)].endswith("tile (1, 2) is missing: the file holds no bytes for it")
+    assert bad[BadTile(0, *BROKEN)].endswith("tile (1, 2) is missing: the file has no bytes for it")
 
 
 @pytest.mark.parametrize("way", ["direct", "openslide"])
-def test_a_bad_tile_is_tried_once_while_it_is_near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str):
+def test_a_bad_tile_is_tried_once_while_it_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str):
     path = write_jpeg(tmp_path / "a.svs", PLAIN, tile=64)
     garble(path)
     slide = opened(path, way, monkeypatch)
     tried: list[object] = []
-    decoded = LevelPixels._decoded
-    monkeypatch.setattr(LevelPixels, "_decoded", lambda p, row, col: tried.append((row, col)) or decoded(p, row, col))
+    decode = LevelPixels._decode
+    monkeypatch.setattr(LevelPixels, "_decode", lambda p, row, col: tried.append((row, col)) or decode(p, row, col))
     pixels = LevelPixels(slide, 0)
     for _ in range(3):
         assert pixels.read((130, 70, 20, 20))[1]
@@ -195,7 +197,7 @@ def test_a_bad_tile_is_tried_once_while_it_is_near(tmp_path: Path, monkeypatch: 
     slide.close()
 
 
-def test_a_reader_of_whole_regions_says_which_tile_is_bad(tmp_path: Path):
+def test_a_reader_of_regions_names_the_bad_tile(tmp_path: Path):
     path = write_tiles(tmp_path / "a.tif", PLAIN, 64, compression="zlib")
     shorten(path)
     slide = TiffReader(path, "a")

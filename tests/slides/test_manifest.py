@@ -1,4 +1,4 @@
-"""Manifests: the columns of the field's tables, each row a slide, and every problem at once."""
+"""Manifests: columns as other tools name them, one slide per row, every problem in one error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read(folder: Path, text: str | bytes) -> list[tuple[str, SlideFile]]:
     return read_manifest(path)
 
 
-def test_a_row_may_say_no_more_than_the_path(folder: Path):
+def test_only_the_path_is_required(folder: Path):
     assert read(folder, "path\nslides/a b.svs\nslides/ü.svs\nslides/dcm\n\n") == [
         ("a_b", SlideFile(folder / "slides/a b.svs")),
         ("s_", SlideFile(folder / "slides/ü.svs")),
@@ -49,7 +49,7 @@ def test_a_row_may_say_no_more_than_the_path(folder: Path):
     ("slide_id,path,slide,mpp\na_b,slides/a b.svs,nonsense,\n", None),
     ("\ufeffpath,mpp\r\nslides/a b.svs,\r\n", None),
 ])  # fmt: skip
-def test_the_tables_of_the_field_are_understood(folder: Path, text: str, mpp: tuple[float, float] | None):
+def test_tables_of_other_tools_are_understood(folder: Path, text: str, mpp: tuple[float, float] | None):
     mask = folder / "mask.png" if "mask" in text else None
     assert read(folder, text) == [("a_b", SlideFile(folder / "slides/a b.svs", mpp, mask))]
 
@@ -67,7 +67,7 @@ def test_paths_start_at_the_manifest_then_at_the_current_folder(
     ]
 
 
-def test_every_problem_of_every_row_is_told(folder: Path):
+def test_one_error_lists_every_problem_of_every_row(folder: Path):
     rows = (
         "path,mpp,mpp_x,mpp_y,mask",
         "none.svs,0,,,no.png",
@@ -82,17 +82,17 @@ def test_every_problem_of_every_row_is_told(folder: Path):
     )
     with pytest.raises(ConfigError) as caught:
         read(folder, "\n".join(rows))
-    where = f" (looked in {folder.resolve()} and in the current folder)"
-    assert str(caught.value).split("; ") == [
+    where = f" (searched {folder.resolve()} and the current folder)"
+    assert str(caught.value).split("; line ") == [
         f"{folder}/m.csv: line 2: no such file none.svs{where}, mpp 0 x 0 um/px is outside 0.05..20, "
         f"mask: no such file no.png{where}",
-        "line 3: no path",
-        "line 4: mpp 'fast' is not a number in um/px, e.g. 0.25",
-        "line 5: mpp_x and mpp_y have to be given together",
-        "line 6: mpp stands beside mpp_x, mpp_y: fill the one or the others",
-        "line 7: mpp nan x nan um/px is outside 0.05..20",
-        "line 8: no such file /none.svs",
-        "line 9: mpp '0,25' is not a number in um/px, e.g. 0.25",
+        "3: no path",
+        "4: mpp 'fast' is not a number in um/px, e.g. 0.25",
+        "5: only one of mpp_x and mpp_y is filled; fill both",
+        "6: both mpp and mpp_x, mpp_y are filled; keep one of them",
+        "7: mpp nan x nan um/px is outside 0.05..20",
+        "8: no such file /none.svs",
+        "9: mpp '0,25' is not a number in um/px, e.g. 0.25",
     ]
 
 
@@ -101,7 +101,7 @@ def test_a_row_with_too_many_cells_hides_no_problem_of_others(folder: Path):
         read(folder, "path\nslides/a b.svs,0.5\nnone.svs\n")
 
 
-def test_of_many_problems_the_first_are_told(folder: Path):
+def test_of_many_problems_the_first_are_listed(folder: Path):
     with pytest.raises(ConfigError, match=r"line 21: no such file .*; \.\.\. and 10 more$"):
         read(folder, "path\n" + "none.svs\n" * 30)
 
@@ -112,9 +112,9 @@ def test_of_many_problems_the_first_are_told(folder: Path):
     ("path,mpp\n", "the manifest lists no slide"),
     ("path,Path\nx,y\n", "column 'path' appears twice"),
     ("path,mpp\na,b.svs,0.5\n", "line 2: 3 cells under 2 columns; put a cell that contains the separator in quotes"),
-    ("path\nü.svs\n".encode("utf-16"), "cannot be read as UTF-8 text .*; save it as CSV UTF-8"),
+    ("path\nü.svs\n".encode("utf-16"), "not readable as UTF-8 text .*; save it as CSV UTF-8"),
 ])  # fmt: skip
-def test_a_table_that_is_no_manifest_says_what_is_wrong(folder: Path, text: str | bytes, message: str):
+def test_a_table_that_is_not_a_manifest_is_an_error(folder: Path, text: str | bytes, message: str):
     with pytest.raises(ConfigError, match=rf"m\.csv: {message}"):
         read(folder, text)
 

@@ -1,40 +1,27 @@
-"""Reading a window at the working resolution agrees with a slow mean over exact areas."""
+"""Windows at the working resolution agree with a slow, exact area mean."""
 
 from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.area import NEAR, Rgb, noise, shares
 from support.examples import examples
 from support.tiffs import JpegKind, expected, picture, place, tamper, write_jpeg
 
 from wsipipe.geometry import Grid, Window
 from wsipipe.slides import resample
-from wsipipe.slides.area_mean import area_mean
 from wsipipe.slides.base import SlideInfo
 from wsipipe.slides.level import BadTile
 from wsipipe.slides.readers.openslide import OpenSlideReader
 from wsipipe.slides.resample import SlideView, source_level, steps_px
 from wsipipe.slides.tiff.tiles import TiffTiles
-
-Rgb = NDArray[np.uint8]
-
-
-def shares(start: float, step: float, count: int, n: int) -> NDArray[np.float64]:
-    """Row i: the share of each of n px, and last of what lies outside, in [i, i + 1) * step + start."""
-    out = np.zeros((count, n + 1))
-    for i in range(count):
-        low, high = start + i * step, start + (i + 1) * step
-        for px in range(math.floor(low), math.ceil(high)):
-            out[i, px if 0 <= px < n else n] += max(0.0, min(px + 1, high) - max(px, low)) / step
-    return out
 
 
 def slow_mean(rgb: Rgb, grid: Grid, window: Window, factor: int = 1) -> NDArray[np.float64]:
@@ -46,19 +33,11 @@ def slow_mean(rgb: Rgb, grid: Grid, window: Window, factor: int = 1) -> NDArray[
     return np.einsum("ay,yxc,bx->abc", down, framed, across, optimize=True)
 
 
-NEAR = 0.02
-"""Grey levels for float32, and for steps within WHOLE of a whole number, which are taken for it: 40 px add them up."""
-
-
 def assert_rounded(found: Rgb, mean: NDArray[np.float64]) -> None:
     """Within half a grey level."""
     assert found.dtype == np.uint8
     assert found.shape == mean.shape
     assert np.abs(found - mean).max() <= 0.5 + NEAR
-
-
-def noise(w: int, h: int, seed: int = 0) -> Rgb:
-    return np.random.default_rng(seed).integers(0, 256, (h, w, 3), np.uint8)
 
 
 def frame(rgb: Rgb, scale: tuple[float, float], origin: tuple[int, int] = (0, 0)) -> Grid:
@@ -110,7 +89,7 @@ def test_tiles_that_are_decoded_directly_agree_with_the_slow_mean(svs, scale, fa
     assert_rounded(SlideView(slide, grid).read(window, factor), slow_mean(rgb, grid, window, factor))
 
 
-def test_a_finer_frame_repeats_what_there_is(array_slide):
+def test_a_finer_frame_repeats_source_pixels(array_slide):
     rgb = noise(20, 20)
     found = SlideView(array_slide(rgb), frame(rgb, (0.5, 0.5))).read(Window(4, 6, 8, 8))
     np.testing.assert_array_equal(found, rgb[3:7, 2:6].repeat(2, 0).repeat(2, 1))
@@ -163,14 +142,14 @@ def test_beyond_the_border_is_white(array_slide):
 
 @pytest.mark.parametrize("limit", [1, 300, 2000])
 @pytest.mark.parametrize("scale", [(3.3, 2.7), (3.0, 2.0)])
-def test_a_large_window_is_read_in_parts_with_the_same_result(
+def test_a_large_window_is_split_with_the_same_result(
     array_slide, monkeypatch: pytest.MonkeyPatch, scale: tuple[float, float], limit: int
 ):
     slide = array_slide(noise(211, 173))
     grid, window = frame(slide.levels[0], scale), Window(-2, 1, 41, 60)
     whole = SlideView(slide, grid).read(window)
     slide.reads.clear()
-    monkeypatch.setattr(resample, "MOST_SOURCE_PX", limit)
+    monkeypatch.setattr(resample, "MAX_SOURCE_PX", limit)
     np.testing.assert_array_equal(SlideView(slide, grid).read(window), whole)
     assert max(w * h for w, h in slide.reads) <= max(limit, 5 * 4)
 
@@ -259,7 +238,7 @@ def test_each_tile_under_a_shard_is_decoded_once(
 # bad tiles
 
 
-def test_where_a_tile_is_bad_the_finer_level_is_asked(tmp_path: Path):
+def test_a_bad_tile_is_read_from_the_finer_level(tmp_path: Path):
     path = write_jpeg(tmp_path / "a.svs", picture(1024, 768), tile=64, factors=(4,))
     truth, coarse = expected(path), expected(path, 2)
     tamper(path, 6, page=2, size=place(path, 6, 2)[1] // 2)  # tile (1, 2) of the coarse level
@@ -287,13 +266,15 @@ def damaged(request, tmp_path: Path) -> tuple[OpenSlideReader, Rgb]:
     return slide, truth
 
 
-def test_a_tile_that_is_bad_on_all_levels_is_white_and_told(damaged: tuple[OpenSlideReader, Rgb]):
+def test_a_tile_that_is_bad_on_all_levels_is_white_and_reported(damaged: tuple[OpenSlideReader, Rgb]):
     slide, truth = damaged
     grid = frame(truth, (4.0, 4.0))
     view = SlideView(slide, grid)
     assert_rounded(view.read(Window(0, 0, 64, 64)), slow_mean(truth, grid, Window(0, 0, 64, 64)))
     assert list(view.bad) == [BadTile(0, 1, 3)]
-    words = "its JPEG stream has no end" if slide.tiles(0) else "pixels at (192, 64) of level 0 cannot be decoded"
+    words = (
+        "its JPEG stream has no end marker" if slide.tiles(0) else "pixels at (192, 64) of level 0 cannot be decoded"
+    )
     assert words in view.bad[BadTile(0, 1, 3)]
     other = SlideView(slide, grid)
     other.read(Window(64, 64, 64, 64))
@@ -353,39 +334,3 @@ def test_a_fast_read_shrinks_nothing_where_output_and_source_agree(soft: OpenSli
     grid = Grid((1024, 1024), (0.5, 0.5), (1.9, 1.9), 64, 64)
     fast = SlideView(soft, grid, fast=True)
     np.testing.assert_array_equal(fast.read(Window(3, 4, 50, 50)), SlideView(soft, grid).read(Window(3, 4, 50, 50)))
-
-
-# the mean itself
-
-
-@given(
-    st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    st.tuples(st.floats(0, 3), st.floats(0, 3)),
-    st.tuples(st.floats(0.2, 9), st.floats(0.2, 9)),
-    st.tuples(st.integers(1, 8), st.integers(1, 8)),
-    st.integers(0, 99),
-)
-def test_area_mean_agrees_with_the_slow_mean_where_the_picture_reaches(have, start, steps, count, seed: int):
-    rgb = noise(*have, seed)
-    found = area_mean(rgb, start, steps, count)
-    assert found.shape == (count[1], count[0], 3)
-    down, across = (shares(start[i], steps[i], count[i], have[i]) for i in (1, 0))
-    mean = np.einsum("ay,yxc,bx->abc", down[:, :-1], rgb.astype(float), across[:, :-1], optimize=True)
-    whole = np.ix_(down[:, -1] < 1e-9, across[:, -1] < 1e-9)
-    assert np.abs(found[whole] - mean[whole]).max(initial=0) <= 0.5 + NEAR
-
-
-@pytest.mark.parametrize("steps", [(1, 1), (2, 2), (3, 3), (4, 4), (5, 3), (1, 6), (16, 16), (16, 17), (64, 48)])
-def test_whole_steps_are_exact_and_halves_go_up(steps: tuple[int, int]):
-    (fx, fy), rgb = steps, noise(5 * steps[0] + 2, 4 * steps[1] + 1)
-    sums = rgb[: 4 * fy, : 5 * fx].reshape(4, fy, 5, fx, 3).sum((1, 3), dtype=np.int64)
-    np.testing.assert_array_equal(area_mean(rgb, (0.0, 0.0), steps, (5, 4)), (2 * sums + fx * fy) // (2 * fx * fy))
-    bright = np.full((fy, fx, 3), 255, np.uint8)
-    assert area_mean(bright, (0.0, 0.0), steps, (1, 1)).tolist() == [[[255, 255, 255]]]
-
-
-def test_a_picture_that_ends_early_is_continued_by_its_border():
-    rgb = noise(9, 7)
-    found = area_mean(rgb, (0.0, 0.0), (2.0, 2.0), (5, 4))
-    wanted: Any = np.pad(rgb, ((0, 1), (0, 1), (0, 0)), mode="edge")
-    np.testing.assert_array_equal(found, area_mean(wanted, (0.0, 0.0), (2.0, 2.0), (5, 4)))

@@ -1,4 +1,4 @@
-"""Tell one content of a slide from another without reading all of it."""
+"""Identify the content of a slide without reading all of it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ SAMPLES, SAMPLE_BYTES = 64, 4096
 
 
 def fingerprint(path: Path, known: str = "") -> str:
-    """A digest that changes when the pixels of the slide at `path` may have changed.
+    """A digest (32 hex digits) that changes when the pixels of the slide at `path` may have changed.
 
-    Made of `known` (a hash that the reader has, such as OpenSlide's quickhash), the length of the file, 64 pieces of
-    4 KiB spread over it, and the names and lengths of the files that belong to it. Not of the path or the time: a
-    copy of a slide is the same slide.
+    It covers `known` (a hash from the reader, such as OpenSlide's quickhash), the length of the file, 64 samples of
+    4 KiB spread over it, and the names and lengths of its companion files. It does not cover the path or the time: a
+    copy of a slide has the same fingerprint.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(f"{known}:{size}".encode())
@@ -27,7 +27,7 @@ def fingerprint(path: Path, known: str = "") -> str:
 
 
 def _companions(path: Path) -> list[Path]:
-    """The other files of a slide: the folder beside an MRXS file, the instances beside a DICOM file."""
+    """The other files of a slide: the folder next to an MRXS file, the instances next to a DICOM file."""
     suffix, beside = path.suffix.lower(), path.with_suffix("")
     if suffix == ".mrxs" and beside.is_dir():
         return sorted(p for p in beside.iterdir() if p.is_file())

@@ -1,4 +1,4 @@
-"""Read a manifest: a CSV of slides, one a row, with the resolution and the tissue mask where a file lacks them."""
+"""Read a manifest: a CSV with one slide per row, its resolution and its tissue mask where needed."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _KNOWN = frozenset((*_PATH, *_ID, *_MPP, *_MPP_XY, *_MASK))
 def read_manifest(path: Path) -> list[tuple[str, SlideFile]]:
     """(slide id, slide) of every row, in order.
 
-    Columns, in any case, of synonyms the first that is filled:
+    Columns, in upper or lower case; of synonyms the first non-empty one counts:
 
         path | image_path | wsi | slide | filename    the slide: a file or a DICOM folder
-        slide_id | sample_id                          optional; else the id is taken from the file name
+        slide_id | sample_id                          optional; default: derived from the file name
         mpp | spacing_at_level_0, or mpp_x and mpp_y  optional: um/px of level 0, replaces what the file says
         mask | mask_path                              optional: a tissue mask
 
-    Optional cells may be empty; users keep more columns in such tables, so others are left alone. A relative path
-    starts at the manifest's folder or, where that has no such file, at the current one. BOM, `;` and tab separators
-    and stray spaces are accepted. Raises ConfigError with every problem of every row.
+    Optional cells may be empty, other columns are ignored. A relative path is looked up in the manifest's folder, then
+    in the current folder. A BOM, `;` and tab separators and stray spaces are accepted. Raises ConfigError with every
+    problem of every row.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error}); save it as CSV UTF-8") from None
+        raise ConfigError(f"{path}: not readable as UTF-8 text ({error}); save it as CSV UTF-8") from None
     if not text.strip():
         raise ConfigError(f"{path}: the manifest is empty; expected a header such as path,mpp")
     header, records, problems = read_table(text, _KNOWN)
@@ -49,82 +49,82 @@ def read_manifest(path: Path) -> list[tuple[str, SlideFile]]:
         problems.append(f"no column path (or {', '.join(_PATH[1:])}); found {', '.join(header)}")
         records = []
     for line, record in records:
-        with _noting(problems, f"line {line}: "):
+        with _collecting(problems, f"line {line}: "):
             slides.append(_slide(record, path.parent))
     if problems:
-        raise ConfigError(f"{path}: {in_one(problems)}")
+        raise ConfigError(f"{path}: {joined(problems)}")
     return slides
 
 
-def in_one(problems: Sequence[str], most: int = 20) -> str:
-    """Problems as one message; of many, the first `most`."""
-    more = [f"... and {len(problems) - most} more"] if len(problems) > most else []
-    return "; ".join([*problems[:most], *more])
+def joined(problems: Sequence[str], limit: int = 20) -> str:
+    """Problems as one message: the first `limit`, then the number of the others."""
+    more = [f"... and {len(problems) - limit} more"] if len(problems) > limit else []
+    return "; ".join([*problems[:limit], *more])
 
 
 def default_id(path: Path) -> str:
-    """The slide id that the name of a file or DICOM folder gives."""
+    """The slide id derived from the name of a file or DICOM folder."""
     return slide_id_of(path.name if path.is_dir() else path.stem)
 
 
 def _slide(record: Mapping[str, str], folder: Path) -> tuple[str, SlideFile]:
-    """One row; ValueError says all that is wrong with it."""
+    """One row as (slide id, slide). Raises ValueError with all its problems."""
     path = mpp = mask = None
-    wrong: list[str] = []
-    with _noting(wrong):
-        path = _located(_cell(record, _PATH), folder)
+    problems: list[str] = []
+    with _collecting(problems):
+        path = _find_file(_cell(record, _PATH), folder)
         if path is None:
             raise ValueError("no path")
-    with _noting(wrong):
+    with _collecting(problems):
         mpp = _mpp(record)
-    with _noting(wrong, "mask: "):
-        mask = _located(_cell(record, _MASK), folder)
-    if path is None or wrong:
-        raise ValueError(", ".join(wrong))
-    given = _cell(record, _ID)
-    return slide_id_of(given) if given else default_id(path), SlideFile(path, mpp, mask)
+    with _collecting(problems, "mask: "):
+        mask = _find_file(_cell(record, _MASK), folder)
+    if path is None or problems:
+        raise ValueError(", ".join(problems))
+    slide_id = _cell(record, _ID)
+    return slide_id_of(slide_id) if slide_id else default_id(path), SlideFile(path, mpp, mask)
 
 
 @contextmanager
-def _noting(problems: list[str], what: str = "") -> Iterator[None]:
-    """A ValueError within ends the block and becomes a problem, with `what` before it."""
+def _collecting(problems: list[str], prefix: str = "") -> Iterator[None]:
+    """Append a ValueError of the block to `problems`, with `prefix` before its text."""
     try:
         yield
     except ValueError as error:
-        problems.append(f"{what}{error}")
+        problems.append(f"{prefix}{error}")
 
 
 def _cell(record: Mapping[str, str], names: Sequence[str]) -> str:
-    """The first of these columns that is filled, or an empty text."""
+    """The first non-empty cell of these columns, otherwise an empty string."""
     return next((record[n] for n in names if record.get(n)), "")
 
 
-def _located(name: str, folder: Path) -> Path | None:
-    """The file of this name, None for an empty name; ValueError if there is no such file."""
+def _find_file(name: str, folder: Path) -> Path | None:
+    """The file with this name, None for an empty name. Raises ValueError if it does not exist."""
     if not name:
         return None
-    for place in (folder / name, Path(name)):
-        if os.path.exists(place):
-            return place
-    looked = "" if Path(name).is_absolute() else f" (looked in {folder.resolve()} and in the current folder)"
-    raise ValueError(f"no such file {name}{looked}")
+    for candidate in (folder / name, Path(name)):
+        if os.path.exists(candidate):
+            return candidate
+    searched = "" if Path(name).is_absolute() else f" (searched {folder.resolve()} and the current folder)"
+    raise ValueError(f"no such file {name}{searched}")
 
 
 def _mpp(record: Mapping[str, str]) -> tuple[float, float] | None:
-    """(x, y) um/px of level 0, None where the row says nothing; ValueError if it is no plausible resolution."""
-    both, apart = _cell(record, _MPP), [record.get(n, "") for n in _MPP_XY]
-    if both and any(apart):
-        raise ValueError("mpp stands beside mpp_x, mpp_y: fill the one or the others")
-    cells = [both, both] if both else apart
+    """(x, y) um/px of level 0, None if the row has no resolution. Raises ValueError if it is implausible."""
+    single, xy = _cell(record, _MPP), [record.get(n, "") for n in _MPP_XY]
+    if single and any(xy):
+        raise ValueError("both mpp and mpp_x, mpp_y are filled; keep one of them")
+    cells = [single, single] if single else xy
     if not any(cells):
         return None
     if not all(cells):
-        raise ValueError("mpp_x and mpp_y have to be given together")
+        raise ValueError("only one of mpp_x and mpp_y is filled; fill both")
     low, high = PLAUSIBLE_MPP
     try:
         x, y = (float(c) for c in cells)
     except ValueError:
-        raise ValueError(f"mpp {both or ' x '.join(apart)!r} is not a number in um/px, e.g. 0.25") from None
+        raise ValueError(f"mpp {single or ' x '.join(xy)!r} is not a number in um/px, e.g. 0.25") from None
     if not (low <= x <= high and low <= y <= high):
         raise ValueError(f"mpp {x:g} x {y:g} um/px is outside {low:g}..{high:g}")
     return x, y

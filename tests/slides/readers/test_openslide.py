@@ -1,4 +1,4 @@
-"""Slides through OpenSlide: errors cost one region, direct tiles are OpenSlide's pixels, bounds stay in the slide."""
+"""Slides through OpenSlide: an error fails one region, direct tiles equal OpenSlide's pixels, bounds stay inside."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def garble(path: Path, index: int = BAD, page: int = 0) -> Path:
 
 
 @pytest.mark.usefixtures("through_openslide")
-def test_an_error_costs_the_region_that_holds_it(svs: Path):
+def test_an_error_fails_only_the_region_with_the_bad_tile(svs: Path):
     truth = expected(svs)
     slide = OpenSlideReader(garble(svs), "a")
     for _ in range(2):
@@ -59,7 +59,7 @@ def test_an_error_costs_the_region_that_holds_it(svs: Path):
 
 
 @pytest.mark.usefixtures("through_openslide")
-def test_threads_do_not_suffer_from_the_errors_of_others(svs: Path):
+def test_an_error_in_one_thread_does_not_affect_others(svs: Path):
     truth = expected(svs)
     slide = OpenSlideReader(garble(svs), "a")
     corners = [(x, y) for y in range(0, 256, 64) for x in range(0, 256, 64)] * 8
@@ -96,7 +96,7 @@ def test_what_was_not_scanned_is_white(svs: Path):
     slide.close()
 
 
-def test_half_transparent_pixels_are_laid_on_white(svs: Path, monkeypatch: pytest.MonkeyPatch):
+def test_half_transparent_pixels_are_composited_on_white(svs: Path, monkeypatch: pytest.MonkeyPatch):
     slide = OpenSlideReader(svs, "a")
     rgba = np.zeros((1, 3, 4), np.uint8)
     rgba[0, :, 3] = (0, 128, 255)
@@ -184,7 +184,7 @@ def test_tiles_that_contradict_openslide_are_not_used(
     assert slide.tiles(0)
     assert slide.tiles(1) is None
     assert [r.getMessage() for r in caplog.records] == [
-        f"{svs}: level 1 is not what its TIFF tags say; read through OpenSlide"
+        f"{svs}: level 1 contradicts its TIFF tags; reading it through OpenSlide"
     ]
     np.testing.assert_array_equal(slide.read((0, 0), 1, slide.level_size(1)), expected(svs, 2))
     slide.close()
@@ -200,7 +200,7 @@ def test_bad_tiles_do_not_keep_the_others_from_being_read_directly(svs: Path, ca
     slide.close()
 
 
-def test_a_level_of_bad_tiles_alone_is_taken_to_be_like_the_others_of_its_file(svs: Path):
+def test_a_level_with_only_bad_tiles_follows_the_other_levels(svs: Path):
     for index in range(16):
         garble(svs, index)
     slide = OpenSlideReader(svs, "a")
@@ -220,7 +220,7 @@ def properties(x: object, y: object, w: object, h: object) -> dict[str, str]:
 
 
 @given(SIDE, SIDE, SIDE, SIDE)
-def test_bounds_are_the_part_of_the_slide_that_they_name(x: int, y: int, w: int, h: int):
+def test_bounds_are_clipped_to_the_slide(x: int, y: int, w: int, h: int):
     inside = {(a, b) for a in range(max(0, x), min(100, x + w)) for b in range(max(0, y), min(80, y + h))}
     bx, by, bw, bh = bounds_px0(properties(x, y, w, h), (100, 80))
     if inside:
@@ -230,7 +230,7 @@ def test_bounds_are_the_part_of_the_slide_that_they_name(x: int, y: int, w: int,
         assert (bx, by, bw, bh) == (0, 0, 100, 80)
 
 
-def test_a_leica_slide_tells_where_its_pixels_are(tmp_path: Path):
+def test_a_leica_slide_has_the_bounds_of_its_scanned_area(tmp_path: Path):
     path = write_scn(tmp_path / "a.scn", picture(400, 320), (1000, 800), (200, 160))
     slide = OpenSlideReader(path, "a")
     assert (slide.info.vendor, slide.info.size_px0, slide.info.mpp0) == ("leica", (1000, 800), (0.25, 0.25))
@@ -245,12 +245,12 @@ def test_a_leica_slide_tells_where_its_pixels_are(tmp_path: Path):
     slide.close()
 
 
-@pytest.mark.parametrize("told", [
+@pytest.mark.parametrize("given_properties", [
     {},
     properties(None, 0, 10, 10),
     properties("x", 0, 10, 10),
     properties(0, 0, "1e3", 10),
     properties(0, 0, "", ""),
 ])  # fmt: skip
-def test_a_slide_that_does_not_tell_its_bounds_is_whole(told: dict[str, str]):
-    assert bounds_px0(told, (100, 80)) == (0, 0, 100, 80)
+def test_without_bounds_the_whole_slide_counts(given_properties: dict[str, str]):
+    assert bounds_px0(given_properties, (100, 80)) == (0, 0, 100, 80)

@@ -1,4 +1,4 @@
-"""OME-TIFF pyramids and striped or deflated TIFFs: their levels, their resolution, and what they are not."""
+"""OME-TIFF pyramids and RGB TIFFs in strips or deflated tiles: levels, resolution, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tifffile
 from support.tiffs import JpegKind, blocks_of, halved, picture, place, write_tiles
 
 from wsipipe.errors import SlideError
-from wsipipe.slides.readers import tiff
+from wsipipe.slides.readers import ome_tiff, tiff
 from wsipipe.slides.readers.tiff import TiffReader
 
 RGB = picture(601, 403)
@@ -32,7 +32,7 @@ def write_ome(path: Path, rgb: np.ndarray = RGB, metadata: dict[str, Any] = MPP,
 @pytest.mark.parametrize("compression", ["zlib", "jpeg2000"])
 def test_an_ome_tiff_has_its_sub_images_as_levels(tmp_path: Path, compression: str):
     path = write_ome(tmp_path / "a.ome.tif", compression=compression)
-    assert tiff.is_ome(path)
+    assert ome_tiff.sniff(path)
     slide = TiffReader(path, "a")
     assert (slide.id, slide.info.vendor, slide.info.path) == ("a", "tiff", str(path))
     assert (slide.info.size_px0, slide.info.bounds_px0) == ((601, 403), (0, 0, 601, 403))
@@ -72,17 +72,17 @@ def test_physical_sizes_are_read_in_their_unit(tmp_path: Path, size: float, unit
     assert slide.downsamples == (1,)
 
 
-NOT_TOLD = "does not say its resolution; give it with --mpp-override"
+MISSING = "does not contain its resolution; set it with --mpp-override"
 
 
 @pytest.mark.parametrize(("metadata", "message"), [
-    ({}, NOT_TOLD),
-    ({"PhysicalSizeX": 0.25, "PhysicalSizeXUnit": "µm"}, NOT_TOLD),
-    (MPP | {"PhysicalSizeXUnit": "pixel"}, NOT_TOLD),
-    (MPP | {"PhysicalSizeX": 0.5}, r"along x \(0.5\) and y \(0.25 um/px\) disagree"),
+    ({}, MISSING),
+    ({"PhysicalSizeX": 0.25, "PhysicalSizeXUnit": "µm"}, MISSING),
+    (MPP | {"PhysicalSizeXUnit": "pixel"}, MISSING),
+    (MPP | {"PhysicalSizeX": 0.5}, r"along x \(0.5 um/px\) and y \(0.25 um/px\) differ"),
     (MPP | {"PhysicalSizeX": 2500.0, "PhysicalSizeY": 2500.0}, "2500 x 2500 um/px is outside"),
 ], ids=str)  # fmt: skip
-def test_a_resolution_that_is_not_told_is_asked_for(tmp_path: Path, metadata: dict[str, Any], message: str):
+def test_a_missing_resolution_is_an_error(tmp_path: Path, metadata: dict[str, Any], message: str):
     path = write_ome(tmp_path / "a.ome.tif", metadata=metadata, subs=0)
     with pytest.raises(SlideError, match=rf"a\.ome\.tif: .*{message}"):
         TiffReader(path, "a")
@@ -104,8 +104,8 @@ def test_a_plain_tiff_has_its_resolution_in_its_tags(
     path = tmp_path / "a.tif"
     how = {"photometric": "rgb", "compression": "zlib", "rowsperstrip": 32}
     tifffile.imwrite(path, RGB, resolution=per_unit, resolutionunit=unit, **how)
-    assert tiff.claims(path)
-    assert not tiff.is_ome(path)
+    assert tiff.sniff(path)
+    assert not ome_tiff.sniff(path)
     if mpp is None:
         with pytest.raises(SlideError, match=r"a\.tif: .*--mpp-override"):
             TiffReader(path, "a")
@@ -140,7 +140,7 @@ def test_beyond_the_border_is_white(tmp_path: Path, at: tuple[int, int]):
     (np.zeros((64, 64, 3), np.uint16), {"axes": "YXS"}, r"uint16 x 3, .*, RGB"),
     (np.zeros((64, 64), np.float32), {"axes": "YX"}, r"float32 x 1, .*, MINISBLACK"),
 ], ids=["fluorescence", "8-bit fluorescence", "deep", "float"])  # fmt: skip
-def test_fluorescence_is_refused_with_words(tmp_path: Path, pixels: np.ndarray, options: dict[str, Any], found: str):
+def test_fluorescence_is_refused(tmp_path: Path, pixels: np.ndarray, options: dict[str, Any], found: str):
     path = tmp_path / "a.ome.tif"
     photometric = "rgb" if options["axes"] == "YXS" else "minisblack"
     tifffile.imwrite(path, pixels, ome=True, photometric=photometric, tile=(64, 64), metadata={**options, **MPP})
@@ -148,7 +148,7 @@ def test_fluorescence_is_refused_with_words(tmp_path: Path, pixels: np.ndarray, 
         TiffReader(path, "a")
 
 
-def test_an_unknown_compression_is_refused_with_words(tmp_path: Path):
+def test_an_unsupported_compression_is_refused(tmp_path: Path):
     path = write_ome(tmp_path / "a.ome.tif", subs=0)
     with tifffile.TiffFile(path, mode="r+b") as tiff:
         tiff.pages[0].tags["Compression"].overwrite(12345)
@@ -167,7 +167,7 @@ def test_a_level_of_another_kind_is_left_out(tmp_path: Path):
     np.testing.assert_array_equal(slide.read((0, 0), 1, (150, 100)), halved(RGB, 4))
 
 
-def test_a_name_of_another_file_is_not_followed(tmp_path: Path):
+def test_another_file_that_the_header_names_is_not_opened(tmp_path: Path):
     secret = write_ome(tmp_path / "secret.ome.tif", 255 - RGB, subs=0)
     with tifffile.TiffFile(secret) as file:
         xml = file.ome_metadata
@@ -177,7 +177,7 @@ def test_a_name_of_another_file_is_not_followed(tmp_path: Path):
     assert "secret" in named
     path = tmp_path / "a.ome.tif"
     tifffile.imwrite(path, RGB, description=named.encode(), photometric="rgb", tile=(128, 128), metadata=None)
-    assert tiff.is_ome(path)
+    assert ome_tiff.sniff(path)
     try:
         slide = TiffReader(path, "a", (0.25, 0.25))
     except SlideError:
@@ -205,7 +205,7 @@ def test_a_damaged_file_is_a_slide_error(tmp_path: Path, damage: str):
     tracemalloc.stop()
 
 
-def test_a_bad_tile_is_a_slide_error_and_its_neighbours_are_well(tmp_path: Path):
+def test_a_bad_tile_is_a_slide_error_and_its_neighbours_are_read(tmp_path: Path):
     path = write_tiles(tmp_path / "a.tif", RGB, 128, compression="zlib")
     offset, _ = place(path, 6)
     with path.open("r+b") as file:
@@ -218,7 +218,6 @@ def test_a_bad_tile_is_a_slide_error_and_its_neighbours_are_well(tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", [b"", b"II*\0", b"\x89PNG\r\n\x1a\n", b"II*\0\xff\xff\xff\xff"])
-def test_what_is_no_tiff_is_not_claimed(tmp_path: Path, content: bytes):
+def test_a_file_of_another_format_is_left_to_other_readers(tmp_path: Path, content: bytes):
     (tmp_path / "a.tif").write_bytes(content)
-    assert not tiff.is_ome(tmp_path / "a.tif")
-    assert not tiff.claims(tmp_path / "a.tif")
+    assert tiff.sniff(tmp_path / "a.tif") is None

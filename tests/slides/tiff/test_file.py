@@ -1,4 +1,4 @@
-"""Directories of TIFF files are those that tifffile reads, in any byte order and size; damage is a ValueError."""
+"""TIFF directories equal those of tifffile, in both byte orders and sizes; damage is a ValueError."""
 
 from __future__ import annotations
 
@@ -72,22 +72,22 @@ def test_a_damaged_file_is_a_value_error_at_worst(whole: Path, tmp_path_factory:
     assert all(values.nbytes <= damaged.stat().st_size for values in held), "nothing is read that the file has not"
 
 
-def test_directories_in_a_circle_end(whole: Path, tmp_path: Path):
+def test_a_cycle_of_directories_is_a_value_error(whole: Path, tmp_path: Path):
     path = tmp_path / "a.tif"
     path.write_bytes(whole.read_bytes())
     with tifffile.TiffFile(path) as tiff:
         first, last = tiff.pages[0], tiff.pages[1]
         overwrite(path, last.offset + 2 + 12 * len(last.tags), first.offset.to_bytes(4, "little"))
-    with pytest.raises(ValueError, match="in a circle"):
+    with pytest.raises(ValueError, match="form a cycle"):
         read_all(path)
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "no TIFF file"), (b"MMnonsense" * 4, "unknown version"), (b"II*\0" + b"\xff" * 20, "ends within")],
+    [(b"", "not a TIFF file"), (b"MMnonsense" * 4, "unknown TIFF version"), (b"II*\0" + b"\xff" * 20, "ends within")],
     ids=["empty", "version", "beyond"],
 )
-def test_what_is_no_tiff_says_why(tmp_path: Path, content: bytes, reason: str):
+def test_a_file_of_another_format_is_a_value_error(tmp_path: Path, content: bytes, reason: str):
     (tmp_path / "a.tif").write_bytes(content)
     with pytest.raises(ValueError, match=reason):
         read_all(tmp_path / "a.tif")

@@ -1,4 +1,4 @@
-"""Tiles of TIFFs are the pixels of tifffile and OpenSlide, by whatever compression; damaged ones are told."""
+"""TIFF tiles decode to the pixels of tifffile and OpenSlide in every compression; damage is a SlideError."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.tiffs import APERIO, JpegKind, expected, halved, overwrite, picture
 
 from wsipipe.errors import SlideError
 from wsipipe.slides.tiff.file import TiffFileBytes
-from wsipipe.slides.tiff.pages import any_page
+from wsipipe.slides.tiff.pages import parse_page
 from wsipipe.slides.tiff.tiles import TiffTiles, pyramid_tiles
 
 RGB = picture(600, 500)
@@ -27,7 +27,7 @@ RGB = picture(600, 500)
 
 def tiles_of(path: Path, page: int = 0) -> TiffTiles | None:
     with tifffile.TiffFile(path, _multifile=False) as tiff:
-        return TiffTiles.of(TiffFileBytes(path), any_page(tiff.pages[page]))
+        return TiffTiles.of(TiffFileBytes(path), parse_page(tiff.pages[page]))
 
 
 def readable(path: Path, page: int = 0) -> TiffTiles:
@@ -67,7 +67,7 @@ HONEST = [
     JpegKind("422", rgb=True),
     JpegKind("420", rgb=True, numbers=True),
 ]
-LYING = [  # tifffile believes the stream, OpenSlide the tag
+LYING = [  # tifffile follows the stream, OpenSlide the tag
     JpegKind("444", rgb=True, jfif=True),
     JpegKind("444", rgb=True, tag="ycbcr"),
     JpegKind("444", rgb=True, tag="ycbcr", numbers=True),
@@ -114,17 +114,17 @@ CODECS = {
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_any_known_compression_is_decoded_as_by_tifffile(tmp_path: Path, codec: str):
+def test_every_supported_compression_is_decoded_as_by_tifffile(tmp_path: Path, codec: str):
     path = write_tiles(tmp_path / "a.tif", SMOOTH, 128, **CODECS[codec])
     tiles = readable(path)
     assert not tiles.is_jpeg
     np.testing.assert_array_equal(joined(tiles), expected(path))
-    with pytest.raises(TypeError, match="only tiles that are JPEG streams"):
+    with pytest.raises(TypeError, match="only JPEG tiles can be copied"):
         tiles.jpeg((0, 0), b"x")
 
 
 @pytest.mark.parametrize("codec", ["none", "lzw", "aperio jpeg 2000"])
-def test_openslide_agrees_where_it_reads_the_compression(tmp_path: Path, codec: str):
+def test_openslide_agrees_if_it_supports_the_compression(tmp_path: Path, codec: str):
     described = {"description": APERIO.format(w=300, h=260, t=128)} if "aperio" in codec else {}
     path = write_tiles(tmp_path / "a.tif", SMOOTH, 128, **described, **CODECS[codec])
     np.testing.assert_array_equal(joined(readable(path)), by_openslide(path))
@@ -169,7 +169,7 @@ def test_other_pages_are_left_to_other_readers(tmp_path: Path, pixels: np.ndarra
 
 
 @pytest.mark.parametrize(("compression", "photometric"), [(33003, 2), (33003, 6), (33005, 6)])
-def test_jpeg_2000_that_does_not_say_its_colours_is_not_decoded(tmp_path: Path, compression: int, photometric: int):
+def test_jpeg_2000_without_a_colour_space_is_not_decoded(tmp_path: Path, compression: int, photometric: int):
     path = write_tiles(tmp_path / "a.tif", SMOOTH, 128, **CODECS["aperio jpeg 2000"])
     with tifffile.TiffFile(path, mode="r+b") as tiff:
         tiff.pages[0].tags["Compression"].overwrite(compression)
@@ -177,7 +177,7 @@ def test_jpeg_2000_that_does_not_say_its_colours_is_not_decoded(tmp_path: Path, 
     assert tiles_of(path) is None
 
 
-def test_a_tile_that_no_memory_holds_is_not_decoded(tmp_path: Path):
+def test_an_oversized_tile_is_not_decoded(tmp_path: Path):
     path = write_tiles(tmp_path / "a.tif", SMOOTH, 128)
     with tifffile.TiffFile(path, mode="r+b") as tiff:
         for name in ("TileWidth", "TileLength", "ImageWidth", "ImageLength"):
@@ -196,16 +196,16 @@ def svs(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("offset", "size", "message"), [
-    (None, 0, r"tile \(1, 1\) is missing: the file holds no bytes for it"),
-    (0, 0, r"tile \(1, 1\) is missing: the file holds no bytes for it"),
-    (None, 1, r"tile \(1, 1\) is damaged: its JPEG stream has no end: it is cut off"),
-    (None, 3000, r"tile \(1, 1\) is damaged: its JPEG stream has no end: it is cut off"),
-    (10**9, None, r"tile \(1, 1\) lies beyond the end of the file: is it complete"),
-    (2**63, None, r"tile \(1, 1\) lies beyond the end of the file: is it complete"),
-    (2**64 - 1, None, r"tile \(1, 1\) lies beyond the end of the file: is it complete"),
-    (None, 2**40, r"tile \(1, 1\) is damaged: the file says that it has 1099511627776 bytes"),
-    (2**64 - 1, 2**64 - 1, r"tile \(1, 1\) is damaged: the file says that it has 18446744073709551615 bytes"),
-    (0, None, r"tile \(1, 1\) is damaged: its JPEG stream has no end"),
+    (None, 0, r"tile \(1, 1\) is missing: the file has no bytes for it"),
+    (0, 0, r"tile \(1, 1\) is missing: the file has no bytes for it"),
+    (None, 1, r"tile \(1, 1\) is damaged: its JPEG stream has no end marker: it is truncated"),
+    (None, 3000, r"tile \(1, 1\) is damaged: its JPEG stream has no end marker: it is truncated"),
+    (10**9, None, r"tile \(1, 1\) lies beyond the end of the file; is the file complete"),
+    (2**63, None, r"tile \(1, 1\) lies beyond the end of the file; is the file complete"),
+    (2**64 - 1, None, r"tile \(1, 1\) lies beyond the end of the file; is the file complete"),
+    (None, 2**40, r"tile \(1, 1\) is damaged: its size is given as 1099511627776 bytes"),
+    (2**64 - 1, 2**64 - 1, r"tile \(1, 1\) is damaged: its size is given as 18446744073709551615 bytes"),
+    (0, None, r"tile \(1, 1\) is damaged: its JPEG stream has no end marker"),
 ])  # fmt: skip
 def test_a_tile_that_is_not_where_the_file_says_is_a_slide_error(
     svs: Path, offset: int | None, size: int | None, message: str
@@ -235,9 +235,9 @@ def test_an_absurd_size_is_not_read(svs: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(("at", "data", "message"), [
-    (0, bytes(30), "is damaged: it does not begin as a JPEG stream"),
-    (2, b"\x12\x34\x56", "is damaged: its JPEG header is broken"),
-    (7, b"\x01\x10", "is damaged: its JPEG stream is of 256 x 272 px, not 256 x 256"),
+    (0, bytes(30), "is damaged: it does not start with a JPEG marker"),
+    (2, b"\x12\x34\x56", "is damaged: its JPEG header is damaged"),
+    (7, b"\x01\x10", "is damaged: its JPEG stream is 256 x 272 px; expected 256 x 256"),
     (11, b"\x01", "is damaged: its JPEG stream has 1 channels of 8 bits"),
     (3000, b"\xff\xd8\xff\xd8", r"cannot be decoded \(Invalid JPEG file structure: two SOI markers\)"),
 ], ids=["magic", "marker", "height", "channels", "middle"])  # fmt: skip
@@ -248,7 +248,7 @@ def test_damaged_bytes_are_a_slide_error(svs: Path, at: int, data: bytes, messag
 
 
 @pytest.mark.parametrize("codec", [c for c in CODECS if c != "webp"])
-def test_a_cut_tile_of_any_compression_is_a_slide_error(tmp_path: Path, codec: str):
+def test_a_truncated_tile_of_any_compression_is_a_slide_error(tmp_path: Path, codec: str):
     path = write_tiles(tmp_path / "a.tif", SMOOTH, 128, **CODECS[codec])
     tamper(path, 4, size=place(path, 4)[1] // 2)
     tiles = readable(path)
@@ -264,11 +264,11 @@ def test_a_file_that_cannot_be_read_is_a_slide_error(svs: Path, monkeypatch: pyt
 
     tiles = readable(svs)
     monkeypatch.setattr(os, "pread", broken)
-    with pytest.raises(SlideError, match=r"a\.svs: it cannot be read at byte \d+ \(Input/output error\)"):
+    with pytest.raises(SlideError, match=r"a\.svs: reading at byte \d+ failed \(Input/output error\)"):
         tiles.decode((0, 0))
 
 
-def test_a_file_cut_short_loses_the_tiles_at_its_end_alone(svs: Path):
+def test_a_truncated_file_loses_only_the_tiles_at_its_end(svs: Path):
     good, (offset, size) = joined(readable(svs)), place(svs, 5)
     os.truncate(svs, offset + size // 2)
     tiles = readable(svs)
@@ -301,7 +301,7 @@ def test_any_order_of_tiles_is_read_as_asked(many, cells: list[tuple[int, int]])
     assert list(tiles.stored(cells)) == [(cell, truth[cell]) for cell in cells]
 
 
-def test_neighbours_in_the_file_are_read_at_once(many, monkeypatch: pytest.MonkeyPatch):
+def test_adjacent_tiles_in_the_file_are_read_together(many, monkeypatch: pytest.MonkeyPatch):
     tiles, truth = many
     reads = []
     read = TiffFileBytes.read
@@ -309,7 +309,7 @@ def test_neighbours_in_the_file_are_read_at_once(many, monkeypatch: pytest.Monke
     assert dict(tiles.stored(cells_of(tiles))) == truth
     assert len(reads) <= 6  # the shared and the missing tile stand for themselves
     reads.clear()
-    monkeypatch.setattr("wsipipe.slides.tiff.tiles._RUN", 2000)
+    monkeypatch.setattr("wsipipe.slides.tiff.tiles._MAX_RUN", 2000)
     assert dict(tiles.stored(cells_of(tiles))) == truth
     assert max(reads) <= max(2000, *map(len, truth.values()))
 
@@ -353,11 +353,11 @@ def test_tiles_of_jpeg_streams_are_found_without_tifffile(
         assert dict(tiles.jpegs(cells)) == dict(theirs[level].jpegs(cells))
 
 
-def test_no_tiles_are_no_accident(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_file_of_another_format_has_no_tiles(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     (tmp_path / "a.svs").write_bytes(b"nonsense")
     with caplog.at_level("INFO"):
         assert pyramid_tiles(tmp_path / "a.svs", [(600, 500)]) == {}
-    assert "a.svs: tiles are not read directly (" in caplog.text
+    assert "a.svs: not decoding tiles directly (" in caplog.text
 
 
 # shrinking

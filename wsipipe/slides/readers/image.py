@@ -1,4 +1,4 @@
-"""Plain images (PNG, JPEG, and TIFF that has to be decoded whole) as slides of one level."""
+"""Plain images (PNG, JPEG, and TIFF that can only be decoded whole) as slides with a single level."""
 
 from __future__ import annotations
 
@@ -13,17 +13,23 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from wsipipe.errors import SlideError
-from wsipipe.slides.base import SlideInfo, resolve_mpp
+from wsipipe.slides.base import Opener, SlideInfo, resolve_mpp
 from wsipipe.slides.fingerprint import fingerprint
 
+PRIORITY = 40
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 
-MOST_PX = 2**28
-"""Pixels of the largest image that is decoded: 0.8 GB as RGB. Some bytes of a file can declare any number."""
+MAX_PX = 2**28
+"""Pixels of the largest image that is decoded: 0.8 GB as RGB. A header of a few bytes can declare any size."""
+
+
+def sniff(file: Path) -> Opener | None:
+    """ImageReader if the suffix is that of an image; a damaged image then gets an error that says so."""
+    return ImageReader if file.suffix.lower() in SUFFIXES else None
 
 
 class ImageReader:
-    """An image in memory; its resolution has to be given, as such files do not say it reliably."""
+    """An image in memory; needs an mpp override, as image files do not state their resolution reliably."""
 
     def __init__(
         self, path: Path, slide_id: str, mpp_override: tuple[float, float] | None = None, mpp_source: str = "override"
@@ -48,7 +54,7 @@ class ImageReader:
         return self.info.size_px0
 
     def read(self, xy_px0: tuple[int, int], level: int, size_level_px: tuple[int, int]) -> NDArray[np.uint8]:
-        """uint8 [h, w, 3]; white outside the image."""
+        """RGB uint8 [h, w, 3], white outside the image."""
         (x, y), (w, h) = xy_px0, size_level_px
         out = np.full((h, w, 3), 255, np.uint8)
         height, width = self._pixels.shape[:2]
@@ -58,28 +64,28 @@ class ImageReader:
         return out
 
     def tiles(self, level: int) -> None:
-        """None: the image is decoded whole."""
+        """None: the image can only be decoded whole."""
         return
 
     def tile_px(self, level: int) -> tuple[int, int]:
-        """The whole image."""
+        """(width, height) of the image: a single tile."""
         return self.info.size_px0
 
     def close(self) -> None:
-        """Free the pixels."""
+        """Release the pixels."""
         self._pixels = np.zeros((0, 0, 3), np.uint8)
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """RGB of an image file: uint8 [h, w, 3]; grey is repeated, alpha laid on white.
+    """RGB of an image file: uint8 [h, w, 3]; grey is repeated over the channels, alpha composited on white.
 
-    Raises SlideError if it is broken, not 8-bit grey, RGB or RGBA, or larger than MOST_PX (seen in its header).
+    Raises SlideError if the file is damaged, not 8-bit grey, RGB or RGBA, or larger than MAX_PX by its header.
     """
     try:
         raw = _decode_tiff(path) if path.suffix.lower() in (".tif", ".tiff") else _decode_picture(path)
     except (SlideError, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001 - decoders raise many kinds; all mean that this is no readable image
+    except Exception as error:  # noqa: BLE001 - decoders raise many kinds; all mean that the image is not readable
         raise SlideError(f"{path}: not a readable image ({' '.join(str(error).split())})") from None
     _check_kind(path, raw.dtype, raw.shape)
     if raw.ndim == 2:
@@ -90,7 +96,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def _decode_tiff(path: Path) -> NDArray[Any]:
-    with tifffile.TiffFile(path, _multifile=False) as tiff:  # never follow names of other files
+    with tifffile.TiffFile(path, _multifile=False) as tiff:  # never open other files that the header names
         page = tiff.pages[0]
         _check_kind(path, page.dtype, page.shape)
         _check_size(path, page.imagewidth, page.imagelength)
@@ -103,7 +109,7 @@ def _decode_picture(path: Path) -> NDArray[Any]:
     with (JpegImageFile if jpeg else PngImageFile)(path) as header:  # reads no pixels yet
         _check_size(path, *header.size)
         if header.mode == "CMYK":
-            raise SlideError(f"{path}: found CMYK, the colours of print; save it as RGB")
+            raise SlideError(f"{path}: found CMYK, a colour space for print; expected RGB; save it as RGB")
     return np.asarray(imagecodecs.jpeg8_decode(data) if jpeg else imagecodecs.png_decode(data))
 
 
@@ -113,15 +119,15 @@ def _check_kind(path: Path, dtype: Any, shape: tuple[int, ...]) -> None:
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
-    if width * height > MOST_PX:
+    if width * height > MAX_PX:
         raise SlideError(
-            f"{path}: {width} x {height} px are more than the {MOST_PX:,} px of an image that is decoded whole; "
+            f"{path}: found {width} x {height} px; expected at most {MAX_PX:,} px for an image without tiles; "
             "save it as a tiled TIFF with levels"
         )
 
 
 def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """RGBA laid on white: uint8 [h, w, 4] -> [h, w, 3]. In strips, as its 16-bit products are thrice its size."""
+    """RGBA composited on white: uint8 [h, w, 4] -> [h, w, 3]; in strips, as the 16-bit products triple the memory."""
     out = np.empty((*rgba.shape[:2], 3), np.uint8)
     for y in range(0, len(rgba), 256):
         alpha = rgba[y : y + 256, :, 3:].astype(np.uint16)

@@ -1,4 +1,4 @@
-"""The bytes of a TIFF file and its directories, read no further than they are asked."""
+"""The bytes of a TIFF file and its directories, read lazily."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _TYPES = {
     17: "i8",
     18: "u8",
 }
-"""TIFF type -> numpy type, of whole numbers and text: no fraction is asked for here."""
+"""TIFF type -> numpy type, for integers and text; fractions are never read here."""
 
 _CLASSIC, _BIG = 42, 43
-_MOST_TAGS = 4096
-"""Tags of one directory; more are a sign of damage."""
+_MAX_TAGS = 4096
+"""Tags of one directory; more indicate damage."""
 
 
 class Tag(IntEnum):
-    """Tags of a page, by their numbers in TIFF 6.0 and its technical notes; the depths are libtiff's."""
+    """Tags of a page, numbered as in TIFF 6.0 and its technical notes; the depths are extensions of libtiff."""
 
     IMAGE_WIDTH = 256
     IMAGE_LENGTH = 257
@@ -58,7 +58,7 @@ class Tag(IntEnum):
 
 
 class TiffFileBytes:
-    """A file read by position, so that threads may share it; closed with its last user."""
+    """A file read by position, so that threads can share it; closed when its last user is garbage-collected."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -67,15 +67,15 @@ class TiffFileBytes:
         self.size = os.fstat(self._file.fileno()).st_size
 
     def read(self, offset: int, size: int) -> bytes:
-        """The bytes from `offset` on: fewer than `size` where the file ends. Raises SlideError."""
+        """Up to `size` bytes from `offset`, fewer at the end of the file. Raises SlideError."""
         try:
             return os.pread(self._file.fileno(), max(0, min(size, self.size - offset)), min(offset, self.size))
         except OSError as error:
-            raise SlideError(f"{self.path}: it cannot be read at byte {offset} ({error.strerror})") from None
+            raise SlideError(f"{self.path}: reading at byte {offset} failed ({error.strerror})") from None
 
 
 class Directory:
-    """The tags of one page. What a tag holds is read when it is asked for: a table of 150,000 tiles is one array."""
+    """The tags of one page. Values are read on demand: the offsets of 150,000 tiles become one array."""
 
     def __init__(self, file: TiffFileBytes, order: str, entries: NDArray[np.void]) -> None:
         self._file, self._order = file, order
@@ -86,48 +86,48 @@ class Directory:
         return tag in self._rows
 
     def values(self, tag: Tag) -> NDArray[Any] | None:
-        """What a tag holds: a one-dimensional array of its numbers, or of the bytes of its text; None if it is absent.
+        """The values of a tag: a one-dimensional array of numbers, or of the bytes of a text; None if it is absent.
 
-        Raises ValueError if it lies outside the file or is of another type.
+        Raises ValueError if the values lie outside the file or are of another type.
         """
         if tag not in self:
             return None
         row = self._rows[tag]
-        kind, count, held = (self._entries[field][row : row + 1] for field in ("type", "count", "value"))
+        kind, count, value = (self._entries[field][row : row + 1] for field in ("type", "count", "value"))
         if int(kind[0]) not in _TYPES:
-            raise ValueError(f"tag {tag.name} is of the type {kind[0]}, not of counts or text")
+            raise ValueError(f"tag {tag.name} has type {kind[0]}; expected integers or text")
         dtype = np.dtype(self._order + _TYPES[int(kind[0])])
         size = int(count[0]) * dtype.itemsize
-        data = held.tobytes()[:size] if size <= held.itemsize else self._file.read(int(held[0]), size)
+        data = value.tobytes()[:size] if size <= value.itemsize else self._file.read(int(value[0]), size)
         if len(data) < size:
             raise ValueError(f"tag {tag.name} lies beyond the end of the file")
         return np.frombuffer(data, dtype)
 
-    def number(self, tag: Tag, otherwise: int = 0) -> int:
-        """The first number of a tag; `otherwise` if the page lacks it."""
+    def number(self, tag: Tag, default: int = 0) -> int:
+        """The first number of a tag; `default` if the page lacks the tag."""
         values = self.values(tag)
-        return otherwise if values is None or not len(values) else int(values[0])
+        return default if values is None or not len(values) else int(values[0])
 
 
 def directories(file: TiffFileBytes) -> Iterator[Directory]:
-    """The pages of a TIFF or BigTIFF in the order of the file. Raises ValueError if it is none, or damaged."""
+    """The pages of a TIFF or BigTIFF in file order. Raises ValueError if it is not a TIFF, or is damaged."""
     head = file.read(0, 16)
     order = {b"II": "<", b"MM": ">"}.get(head[:2])
     if order is None or len(head) < 16:
-        raise ValueError("no TIFF file")
+        raise ValueError("not a TIFF file")
     version = _number(head[2:], np.dtype(order + "u2"))
     if version not in (_CLASSIC, _BIG):
-        raise ValueError(f"a TIFF file of the unknown version {version}")
+        raise ValueError(f"unknown TIFF version {version}")
     word = np.dtype(order + ("u4" if version == _CLASSIC else "u8"))
     counter = np.dtype(order + ("u2" if version == _CLASSIC else "u8"))
     tag = np.dtype([("tag", order + "u2"), ("type", order + "u2"), ("count", word), ("value", word)])
     at, seen = _number(head[word.itemsize :], word), set[int]()
     while at:
         if at in seen:
-            raise ValueError("its directories run in a circle")
+            raise ValueError("its directories form a cycle")
         seen.add(at)
         count = _number(file.read(at, counter.itemsize), counter)
-        if not 0 < count <= _MOST_TAGS:
+        if not 0 < count <= _MAX_TAGS:
             raise ValueError(f"a directory of {count} tags")
         stored = file.read(at + counter.itemsize, count * tag.itemsize + word.itemsize)
         at = _number(stored[count * tag.itemsize :], word)

@@ -97,7 +97,7 @@ def test_the_few_windows_that_show_a_class_are_seen_as_often_as_all_others():
     maps[:, 0] = 100
     rgb[7], maps[7, 1, 0, 0] = 255, 200
     network = Fixed(torch.zeros(2))
-    train_refiner(network, rgb, maps, RefinerTraining(5, 1e-3, batch=8, stain=0.0), CPU, none=True)
+    train_refiner(network, rgb, maps, RefinerTraining(5, 1e-3, batch=8, stain_jitter=0.0), CPU, none=True)
     white = torch.cat(network.seen).mean((1, 2, 3)) > 0
     assert len(white) == 40
     assert int(white.sum()) == 20
@@ -133,7 +133,7 @@ def test_a_window_and_its_maps_are_turned_together():
     no_blur = pytest.MonkeyPatch()
     with no_blur.context() as patch:
         patch.setattr(refiner, "blur", lambda x, chance, generator: x)
-        losses = train_refiner(Copying(), rgb, maps, RefinerTraining(6, 1e-9, batch=8, stain=0.0), CPU)
+        losses = train_refiner(Copying(), rgb, maps, RefinerTraining(6, 1e-9, batch=8, stain_jitter=0.0), CPU)
     assert max(losses) < 1e-5
     firsts = {tuple(x[0, 0].ravel().tolist()) for x in seen}
     assert len(firsts) > 3, "not the same window the same way up"
@@ -148,7 +148,7 @@ def test_the_network_learns_to_draw_a_map_of_the_image_and_the_same_again():
     def learnt() -> tuple[nn.Module, list[float]]:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 2, 1))
-        return network, train_refiner(network, rgb, maps, RefinerTraining(60, 2e-2, stain=0.1), CPU)
+        return network, train_refiner(network, rgb, maps, RefinerTraining(60, 2e-2, stain_jitter=0.1), CPU)
 
     network, losses = learnt()
     assert losses[-1] < 0.2 * losses[0]
