@@ -125,9 +125,11 @@ def test_the_data_sets_that_come_with_it_can_be_read_and_ask_for_parameters_that
 
     data = read_dataset(OWN / f"{name}.yaml", Path("data"), budget)
     for section, values in data.sections.items():
-        build(SECTIONS[section], values, section)
+        built = build(SECTIONS[section], values, section)
+        assert {key: getattr(built, key) for key in values} == values
     patch_px = data.sections["tile"].get("patch_px", 256)
     for arm in data.arms:
         build(SECTIONS["pseudolabel"], arm.options, "pseudolabel")
         method = load(arm.method)
-        method.lattice(patch_px, build(method.Params, arm.params, arm.method))
+        lattice = method.lattice(patch_px, build(method.Params, arm.params, arm.method))
+        assert patch_px % lattice.instance_px == 0
