@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-import encoders
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.quality import encoders
 from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.labels import WeakLabel
 from wsipipe.pseudolabel.bags import Bag

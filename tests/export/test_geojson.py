@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from support.examples import examples
@@ -101,7 +101,7 @@ def test_orientation_is_that_of_rfc_7946(tmp_path: Path) -> None:
         assert signs == [1, *[-1] * (len(rings) - 1)]
 
 
-@examples(25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(25)
 @given(
     arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from(list(NAMES))),
     st.sampled_from([(1.0, 1.0), (2.0, 2.0), (1.979, 2.013), (3.0, 1.5)]),

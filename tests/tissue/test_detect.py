@@ -282,8 +282,9 @@ def test_the_threshold_is_half_of_otsus_by_trying_every_split(counts: list[int])
         else 0
         for t in range(256)
     ]
-    expected = np.clip(np.argmax(np.round(spread, 6)) / 2, 0.06 * 255, 0.12 * 255)
-    assert module._threshold(np.array(counts)) == int(expected)
+    best = np.flatnonzero(spread >= np.max(spread) * (1 - 1e-9))  # which of equal splits comes first is rounding
+    expected = np.clip(best / 2, 0.06 * 255, 0.12 * 255).astype(int)
+    assert module._threshold(np.array(counts)) in expected
 
 
 def test_pixels_are_read_once_inside_the_slide_and_a_strip_at_a_time():
