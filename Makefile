@@ -30,11 +30,9 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix wsipipe tests benchmarks
 	$(BIN)/ruff format wsipipe tests benchmarks
 
-$(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -c "import torchvision.ops"  # a torch and torchvision that do not match fail here, not later
-	touch $(STAMP)
+$(STAMP): pyproject.toml constraints.txt tools/install.sh
+	@tools/install.sh $(PYTHON)
+	@touch $(STAMP)
 
 clean:
 	rm -rf .venv demo
