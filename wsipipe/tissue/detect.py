@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from wsipipe.annotations.geojson import SUFFIXES as GEOJSON_SUFFIXES
-from wsipipe.annotations.geojson import read_regions
+from wsipipe.annotations.geojson import read_geojson
 from wsipipe.annotations.mask_image import read_mask
 from wsipipe.annotations.polygons import rasterise
 from wsipipe.errors import check
@@ -163,7 +163,7 @@ def tissue_from_mask(path: Path, grid: Grid, mpp: float, shown_from_px0: tuple[i
     coarse = replace(grid, mpp=(grid.mpp[0] * frame.step_px, grid.mpp[1] * frame.step_px), scale=frame.scale)
     if path.suffix.lower() in GEOJSON_SUFFIXES:
         inside = rasterise(
-            read_regions(path, shown_from_px0 or grid.origin_px0), frame.shape, frame.scale, grid.origin_px0
+            read_geojson(path, shown_from_px0 or grid.origin_px0), frame.shape, frame.scale, grid.origin_px0
         )
     else:
         inside = read_mask(path, coarse) != 0
