@@ -2,17 +2,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+SEED ?= $(shell date +%s)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # two processes with one thread each: more only wait for each other
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow test-deep check format clean
 
 demo: $(STAMP)
 	$(BIN)/wsipipe demo demo
 
 test: $(STAMP) check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # two processes with one thread each: more only wait for each other
+	$(PYTEST)
+	$(PYTEST) -m "hypothesis and not slow" --hypothesis-profile fresh
 
 test-slow: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2
+	$(PYTEST) -m slow
+
+test-deep: $(STAMP)
+	$(PYTEST) -m "hypothesis and not slow" --hypothesis-profile deep --shuffle $(SEED) --timeout 3600
 
 check: $(STAMP)
 	$(BIN)/ruff check wsipipe tests benchmarks

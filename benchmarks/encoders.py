@@ -82,7 +82,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--method", default="vicreg", help="of pretraining")
     parser.add_argument("--steps", type=int, default=250, help="of pretraining")
     parser.add_argument("--batch", type=int, default=64, help="of pretraining")
-    parser.add_argument("--stain", type=float, default=0.4, help="strength of the stain jitter of pretraining")
+    parser.add_argument("--stain-jitter", type=float, default=0.4, help="strength of the stain jitter of pretraining")
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--work", type=Path, default=Path("encoders-work"), help="folder for the encoders")
     return parser.parse_args()
@@ -90,10 +90,10 @@ def _arguments() -> argparse.Namespace:
 
 def pretrained(args: argparse.Namespace, seed: int) -> Path:
     """The run folder of the encoder of a seed, pretrained on the training slides."""
-    name = f"{args.encoder}-{args.method}-{args.steps}-{args.stain}-s{seed}"
+    name = f"{args.encoder}-{args.method}-{args.steps}-{args.stain_jitter}-s{seed}"
     wsipipe = [sys.executable, "-c", "from wsipipe.cli import main; main()"]
     command = [*wsipipe, "pretrain", *args.stores.glob("*.zarr"), "--name", name, "--labels", args.labels]
-    for option in ("encoder", "method", "steps", "batch", "stain"):
+    for option in ("encoder", "method", "steps", "batch", "stain-jitter"):
         command += [f"--{option}", getattr(args, option)]
     command += ["--seed", seed, "--device", "cpu", "--runs", args.work, "--quiet"]
     subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
@@ -147,8 +147,8 @@ def page(args: argparse.Namespace, rows: Sequence[WeakLabel], errors: dict[tuple
     """The table as markdown."""
     count = {s: sum(row.split == s for row in rows) for s in ("train", "test")}
     lines = [
-        f"{args.encoder}, {args.method}, {args.steps} steps of {args.batch}, stain jitter {args.stain}; 1 - AUC of the "
-        f"instances of {count['test']} test slides, {count['train']} training slides",
+        f"{args.encoder}, {args.method}, {args.steps} steps of {args.batch}, stain jitter {args.stain_jitter}; "
+        f"1 - AUC of the instances of {count['test']} test slides, {count['train']} training slides",
         "",
         "| seed | " + " | ".join(f"head by {head}, {name}" for head, name in errors) + " |",
         "| --- " * (1 + len(errors)) + "|",

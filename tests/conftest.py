@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +11,40 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import settings
 from numpy.typing import NDArray
 from scipy import ndimage
+from support import examples
 
 from wsipipe.config.options import RunConfig, TileConfig
+from wsipipe.runtime.context import RunContext
 from wsipipe.slides.base import SlideFile, SlideInfo
 from wsipipe.store import SlideStore
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling.stage import run as tile_slides
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 GLASS_GREY = 243
 
-# A busy machine is no failure. What gates a change draws the same examples each time; elsewhere they are drawn afresh.
-settings.register_profile("wsipipe", deadline=None, derandomize=bool(os.environ.get("CI")))
-settings.load_profile("wsipipe")
+examples.register()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", metavar="SEED", type=int, help="run the tests in an order drawn from this seed")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    seed = config.getoption("shuffle")
+    return None if seed is None else f"order of tests: --shuffle={seed}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Shuffle the tests, but keep those of a file together: their fixtures are dear."""
+    seed = config.getoption("shuffle")
+    if seed is not None:
+        files = list(dict.fromkeys(item.path for item in items))
+        order = random.Random(seed)
+        order.shuffle(files)
+        rank = {item: (files.index(item.path), order.random()) for item in items}
+        items.sort(key=rank.__getitem__)
 
 
 class ArraySlide:
@@ -155,7 +174,7 @@ def tiled(tmp_path_factory: pytest.TempPathFactory, svs_path: Path) -> Path:
     """The store of the generated slide at its native 0.5 um/px, patches of 128 px. Read only: shared by all tests."""
     folder = tmp_path_factory.mktemp("tiled")
     run = RunConfig(stores=str(folder / "stores"), runs=str(folder / "runs"), workers=2)
-    report, stores = tile_slides({"blob": SlideFile(svs_path)}, TileConfig(patch_px=128), run)
+    report, stores = tile_slides({"blob": SlideFile(svs_path)}, TileConfig(patch_px=128), RunContext(run))
     assert report.exit_code == 0, report.rows
     return stores[0]
 

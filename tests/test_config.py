@@ -13,8 +13,9 @@ from wsipipe.config.options import (
     PretrainConfig,
     PseudolabelConfig,
     RunConfig,
-    SegmentConfig,
+    StitchConfig,
     TileConfig,
+    TrainConfig,
 )
 from wsipipe.config.yaml import build, read_yaml
 from wsipipe.errors import ConfigError
@@ -56,7 +57,10 @@ def test_an_empty_file_means_the_defaults(sections):
     ("text", "message"),
     [
         ("tiel:\n  mpp: 1\n", "tiel: unknown key; did you mean 'tile'?"),
-        ("zzzz: {}\n", "zzzz: unknown key; known are evaluate, export, pretrain, pseudolabel, run, segment, tile"),
+        (
+            "zzzz: {}\n",
+            "zzzz: unknown key; known are evaluate, export, pretrain, pseudolabel, run, segment, stitch",
+        ),
         ("tile: 3\n", "tile: expected keys below it, found 3"),
         ("- tile\n", "expected sections such as 'tile:', found list"),
         ("tile:\n  mpp: 1\n  mpp: 2\n", "mpp: given twice"),
@@ -134,12 +138,12 @@ def test_sections_of_methods_are_left_to_their_owner():
         (PretrainConfig, {"input_px": 15}, "pretrain.input_px: 15 is below 16"),
         (PretrainConfig, {"shrink": 0}, "pretrain.shrink: 0 is below 1"),
         (PretrainConfig, {"patience": -1}, "pretrain.patience: -1 is negative; 0 means never to stop early"),
-        (SegmentConfig, {"border_px": -1}, "segment.border_px: -1 is negative; 0 means none"),
-        (SegmentConfig, {"steps": 0}, "segment.steps: 0 is below 1"),
-        (SegmentConfig, {"batch": 1}, "segment.batch: 1 is below 2"),
-        (SegmentConfig, {"overlap": 0.91}, "segment.overlap: 0.91 is outside 0..0.9"),
-        (SegmentConfig, {"overlap": -0.1}, "segment.overlap: -0.1 is outside 0..0.9"),
-        (SegmentConfig, {"score_stride_px": 0}, "segment.score_stride_px: 0 is below 1"),
+        (TrainConfig, {"border_px": -1}, "segment.border_px: -1 is negative; 0 means none"),
+        (TrainConfig, {"steps": 0}, "segment.steps: 0 is below 1"),
+        (TrainConfig, {"batch": 1}, "segment.batch: 1 is below 2"),
+        (StitchConfig, {"overlap": 0.91}, "stitch.overlap: 0.91 is outside 0..0.9"),
+        (StitchConfig, {"overlap": -0.1}, "stitch.overlap: -0.1 is outside 0..0.9"),
+        (StitchConfig, {"score_stride_px": 0}, "stitch.score_stride_px: 0 is below 1"),
         (RunConfig, {"max_failed": "some"}, "run.max_failed: 'some' is neither a number nor a percentage such as 5%"),
         (RunConfig, {"max_failed": "-1"}, "neither a number nor a percentage"),
         (RunConfig, {"max_failed": ""}, "neither a number nor a percentage"),
@@ -157,8 +161,9 @@ def test_a_value_out_of_range_is_refused_at_construction(cls, values, message: s
     [
         (TileConfig, {"mpp": 0.05, "patch_px": 16, "stride_px": 0, "min_tissue": 0.0, "quality": 1}),
         (TileConfig, {"mpp": 20.0, "min_tissue": 1.0, "codec": "zstd", "quality": 100, "mpp_override": 0.05}),
-        (SegmentConfig, {"steps": 1, "batch": 2, "overlap": 0.9, "score_stride_px": 1}),
-        (SegmentConfig, {"overlap": 0.0}),
+        (TrainConfig, {"steps": 1, "batch": 2}),
+        (StitchConfig, {"overlap": 0.9, "score_stride_px": 1}),
+        (StitchConfig, {"overlap": 0.0}),
         (RunConfig, {"max_failed": "0"}),
         (RunConfig, {"max_failed": "100%", "workers": 64}),
     ],
@@ -167,7 +172,7 @@ def test_the_ends_of_each_range_are_accepted(cls, values):
     assert dataclasses.asdict(cls(**values)).items() >= values.items()
 
 
-@pytest.mark.parametrize("cls", [TileConfig, PseudolabelConfig, SegmentConfig, EvaluateConfig, RunConfig])
+@pytest.mark.parametrize("cls", [TileConfig, PseudolabelConfig, TrainConfig, StitchConfig, EvaluateConfig, RunConfig])
 def test_every_option_has_a_default_a_sentence_and_cannot_be_changed(cls):
     config = cls()
     for field in dataclasses.fields(cls):

@@ -15,12 +15,13 @@ from support.tiny_chain import SLIDES, add_broken_slide, make_folder
 
 from wsipipe import pipeline
 from wsipipe.cli.template import template
-from wsipipe.config.options import SECTIONS, PseudolabelConfig, SegmentConfig, TileConfig
+from wsipipe.config.options import SECTIONS, PseudolabelConfig, TileConfig, TrainConfig
 from wsipipe.config.yaml import build, read_yaml
 from wsipipe.errors import ConfigError, LabelsError, SlideError
 from wsipipe.pipeline import expand, read_settings, run_chain
 from wsipipe.pseudolabel.registry import load as load_method
 from wsipipe.pseudolabel.registry import load_refinement, names, refinements
+from wsipipe.runtime.ledger import Report
 from wsipipe.store import SlideStore
 
 SHIPPED = Path(__file__).resolve().parents[1] / "pipeline.yaml"
@@ -44,6 +45,11 @@ def settings(**flags: dict[str, Any]) -> pipeline.Settings:
     """Settings of ./pipeline.yaml for all slides, with `flags` over them."""
     flags["run"] = {"slides": ("slides",), **flags.get("run", {})}
     return read_settings(None, flags)
+
+
+def run_all(settings: pipeline.Settings) -> tuple[Report, list[Path]]:
+    """Run the chain of these settings."""
+    return run_chain(settings, settings.context())
 
 
 # --- pipeline.yaml -----------------------------------------------------------------------------------------------
@@ -137,20 +143,20 @@ def test_patterns_are_expanded_in_order_and_a_name_with_brackets_is_taken_as_it_
         ({"pseudolabel": {"camel": {"uncertain": 0.5}}}, "camel.uncertain: 0.5 is outside"),
         ({"pseudolabel": {"name": "../x"}}, "name '../x': use letters"),
         ({"pseudolabel": {"name": "tissue"}}, "it belongs to wsipipe itself"),
-        ({"pseudolabel": {"name": "other"}}, "segment.labels: 'camel', but pseudolabel makes 'other'"),
-        ({"segment": {"labels": "drs"}}, "segment.labels: 'drs', but pseudolabel makes 'camel'"),
-        ({"segment": {"name": "camel"}}, "segment.name: 'camel' is the name of the pseudo-masks too"),
+        ({"pseudolabel": {"name": "other"}}, "segment.masks: 'camel', but pseudolabel makes 'other'"),
+        ({"segment": {"masks": "drs"}}, "segment.masks: 'drs', but pseudolabel makes 'camel'"),
+        ({"segment": {"name": "camel"}}, "segment.name: 'camel' is also the name of the pseudo-masks"),
         ({"segment": {"architecture": "vnet"}}, "architecture 'vnet' is not known; choose one of"),
         ({"segment": {"encoder": "resnet1"}}, "encoder 'resnet1' is not known to timm"),
-        ({"segment": {"window_px": 100}}, "window of 100 px is not a multiple of 32"),
-        ({"segment": {"splits": "none.csv"}}, "none.csv: cannot be read"),
-        ({"segment": {"splits": "elsewhere.csv"}}, "segment.splits: elsewhere.csv: trains on no slide"),
+        ({"stitch": {"window_px": 100}}, "window of 100 px is not a multiple of 32"),
+        ({"segment": {"labels": "none.csv"}}, "none.csv: cannot be read"),
+        ({"segment": {"labels": "elsewhere.csv"}}, "segment.labels: elsewhere.csv: trains on no slide"),
     ],
 )
 def test_a_mistake_in_any_stage_stops_the_chain_before_the_first_slide(here: Path, flags, message: str):
     (here / "elsewhere.csv").write_text("slide_id,split\nother,train\npos,test\n")
     with pytest.raises(ConfigError) as caught:
-        run_chain(settings(**flags))
+        run_all(settings(**flags))
     assert message in str(caught.value)
     assert not (here / "stores").exists()
     assert not (here / "runs").exists()
@@ -168,7 +174,7 @@ def test_a_bad_row_of_labels_stops_the_chain_before_the_first_slide(here: Path, 
     with (here / "labels.csv").open("a") as f:
         f.write(row)
     with pytest.raises(LabelsError, match=message):
-        run_chain(settings())
+        run_all(settings())
     assert not (here / "stores").exists()
 
 
@@ -176,11 +182,11 @@ def test_a_bad_row_of_labels_stops_the_chain_before_the_first_slide(here: Path, 
 
 
 def test_the_chain_maps_every_slide_and_a_second_run_skips_all(here: Path):
-    report, stores = run_chain(settings())
+    report, stores = run_all(settings())
     assert report.exit_code == 0
     assert stores == [Path("stores") / f"{name}.zarr" for name in sorted(SLIDES)]
     assert all("unet" in SlideStore(p).names("scores") for p in stores)
-    again, same = run_chain(settings())
+    again, same = run_all(settings())
     assert same == stores
     assert [r["status"] for r in again.rows] == ["skipped"] * 3
 
@@ -188,20 +194,20 @@ def test_the_chain_maps_every_slide_and_a_second_run_skips_all(here: Path):
 def test_one_bad_slide_within_what_is_allowed_is_left_out_with_its_labels(here: Path, caplog):
     add_broken_slide(here)
     allowed = settings(run={"max_failed": "1"})
-    report, stores = run_chain(allowed)
+    report, stores = run_all(allowed)
     assert report.exit_code == 0
     assert [r["item"] for r in report.of("failed")] == ["broken"]
     assert [p.stem for p in stores] == sorted(SLIDES)
     assert "1 of 3 rows left out: their slides could not be tiled" in caplog.text
     assert (here / "runs/camel/labels.csv").read_text() == (here / "labels.csv").read_text()
     assert (here / "labels.csv").read_text().endswith("broken,tumour\n")
-    again, same = run_chain(allowed)
+    again, same = run_all(allowed)
     assert (again.exit_code, same) == (0, stores)
 
 
 def test_one_bad_slide_too_many_stops_the_chain_after_tiling(here: Path):
     add_broken_slide(here)
-    report, stores = run_chain(settings())
+    report, stores = run_all(settings())
     assert report.exit_code == 1
     assert [p.stem for p in stores] == sorted(SLIDES)
     assert not (here / "runs" / "camel").exists()
@@ -224,7 +230,7 @@ def test_a_slide_that_fails_later_is_counted_once(here: Path, monkeypatch, allow
     from wsipipe.pseudolabel.stage import Stage
 
     monkeypatch.setattr(Stage, "apply", fails_for("extra", Stage.apply))
-    report, stores = run_chain(settings(run={"max_failed": allowed}))
+    report, stores = run_all(settings(run={"max_failed": allowed}))
     assert report.exit_code == code
     assert [(r["item"], r["status"]) for r in report.rows] == [("extra", "failed"), ("neg", "done"), ("pos", "done")]
     if code == 0:
@@ -239,7 +245,7 @@ def test_failures_of_two_stages_add_up(here: Path, monkeypatch):
     from wsipipe.segment import predict
 
     monkeypatch.setattr(predict._Job, "_stitch", fails_for("extra", predict._Job._stitch))
-    report, stores = run_chain(settings(run={"max_failed": "1"}))
+    report, stores = run_all(settings(run={"max_failed": "1"}))
     assert report.exit_code == 1
     assert sorted(r["item"] for r in report.of("failed")) == ["broken", "extra"]
     assert [p.stem for p in stores] == ["neg", "pos"]
@@ -248,7 +254,7 @@ def test_failures_of_two_stages_add_up(here: Path, monkeypatch):
 def test_when_every_slide_fails_as_was_allowed_nothing_else_is_tried(here: Path):
     for path in (here / "slides").iterdir():
         path.write_bytes(b"no slide")
-    report, stores = run_chain(settings(run={"max_failed": "100%"}))
+    report, stores = run_all(settings(run={"max_failed": "100%"}))
     assert (report.exit_code, stores) == (0, [])
     assert len(report.of("failed")) == 3
 
@@ -261,11 +267,11 @@ def test_labels_of_which_too_little_is_left_are_refused(here: Path):
     (here / "slides" / "pos.svs").write_bytes(b"no slide")
     (here / "labels.csv").write_text("slide_id,label\npos,tumour\nneg,\n")
     with pytest.raises(LabelsError, match="say the same"):
-        run_chain(settings(run={"max_failed": "2"}))
+        run_all(settings(run={"max_failed": "2"}))
 
 
 def test_defaults_fit_together():
     """The chain of defaults passes its own check of names."""
-    assert SegmentConfig().labels == (PseudolabelConfig().name or PseudolabelConfig().method)
+    assert TrainConfig().masks == (PseudolabelConfig().name or PseudolabelConfig().method)
     with SHIPPED.open() as f:
         assert next(csv.reader(f))  # not empty

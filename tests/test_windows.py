@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 
 from wsipipe.geometry import Window
 from wsipipe.windows import WindowLattice, blend_weight, hann, starts
@@ -102,7 +103,7 @@ def squares_met(a: Window, b: Window) -> bool:
 
 
 @given(st.data())
-@settings(max_examples=60)
+@examples(60)
 def test_windows_are_wanted_where_patches_are_and_found_where_an_area_is(data: st.DataObject):
     size = data.draw(st.tuples(st.integers(1, 500), st.integers(1, 500)))
     side, stride = data.draw(st.integers(16, 150)), data.draw(st.integers(20, 200))

@@ -1,4 +1,4 @@
-"""The whole chain: everything is checked first, then the stages run one after the other."""
+"""The whole chain: check everything first, then run the stages one after the other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from wsipipe.config.options import (
     SECTIONS,
@@ -15,78 +15,96 @@ from wsipipe.config.options import (
     PretrainConfig,
     PseudolabelConfig,
     RunConfig,
-    SegmentConfig,
+    StitchConfig,
     TileConfig,
+    TrainConfig,
 )
+from wsipipe.config.renamed import check_reused
 from wsipipe.config.yaml import build, read_yaml
 from wsipipe.errors import ConfigError, check
 from wsipipe.pseudolabel.registry import NONE, chosen, names, refinements
-from wsipipe.runtime.ledger import Report
 from wsipipe.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from wsipipe.runtime.context import RunContext
+    from wsipipe.runtime.ledger import Report
     from wsipipe.slides import SlideFile
 
-T = TypeVar("T")
 Values = Mapping[str, Mapping[str, Any]]
+"""Section -> key -> value."""
+
 DEFAULT_FILE = Path("pipeline.yaml")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of all stages; `sections` holds the raw parameters of each method and refinement that has some."""
+    """The options of all stages; `sections` holds the raw parameters per method and refinement."""
 
     run: RunConfig
     tile: TileConfig
     pretrain: PretrainConfig
     pseudolabel: PseudolabelConfig
-    segment: SegmentConfig
+    segment: TrainConfig
+    stitch: StitchConfig
     evaluate: EvaluateConfig
     export: ExportConfig
     sections: Values
 
+    def context(self, progress: Progress = silent, overwrite: bool = False) -> RunContext:
+        """What every stage gets beside its inputs and its own options."""
+        from wsipipe.runtime.context import RunContext
+
+        return RunContext(self.run, progress, overwrite)
+
 
 def read_settings(file: Path | None, flags: Values) -> Settings:
-    """Options from a YAML file (default: ./pipeline.yaml if there is one) with `flags` over them.
+    """Read options from a YAML file (default: ./pipeline.yaml, if it exists); `flags` override the file.
 
-    `flags` maps section -> field -> value; parameters of a method or refinement stand under pseudolabel -> its name.
+    `flags` maps section -> field -> value; parameters of a method or refinement lie below pseudolabel, under its name.
     """
     if file is None and DEFAULT_FILE.exists():
         file = DEFAULT_FILE
     given = read_yaml(file) if file else {}
-    merged = {s: {**given.get(s, {}), **flags.get(s, {})} for s in SECTIONS}
-    nested = (*names(), *refinements())
-    sections: dict[str, Mapping[str, Any]] = {}
-    for name in nested:
-        below = given.get("pseudolabel", {}).get(name) or {}
-        check(isinstance(below, dict), f"{file}: pseudolabel.{name}: expected keys below it, found {below!r}")
-        section = {**below, **flags.get("pseudolabel", {}).get(name, {})}
-        if section:
-            sections[name] = section
     try:
-        parts: dict[str, Any] = {s: build(c, merged[s], s, nested) for s, c in SECTIONS.items()}
-        chosen(parts["pseudolabel"].method)
-        refine = parts["pseudolabel"].refine
-        known = ("", NONE, *refinements())
-        check(refine in known, f"pseudolabel.refine: {refine!r} is not known; choose one of {', '.join(known[1:])}")
+        return _settings(given, flags)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}" if file else str(error)) from None
+
+
+def _settings(given: Values, flags: Values) -> Settings:
+    """Merge the values of the file with the flags, and check what needs no other file."""
+    nested = (*names(), *refinements())
+    merged = {s: {**given.get(s, {}), **flags.get(s, {})} for s in SECTIONS}
+    for section, values in merged.items():
+        check_reused(section, values)
+    sections = {name: values for name in nested if (values := _parameters(name, given, flags))}
+    parts: dict[str, Any] = {s: build(c, merged[s], s, nested) for s, c in SECTIONS.items()}
+    chosen(parts["pseudolabel"].method)
+    refine, known = parts["pseudolabel"].refine, (NONE, *refinements())
+    check(refine in ("", *known), f"pseudolabel.refine: {refine!r} is not known; choose one of {', '.join(known)}")
     return Settings(sections=sections, **parts)
 
 
-def expand(patterns: tuple[str, ...]) -> list[Path]:
-    """Paths of files, folders and patterns; a pattern that matches nothing is an error."""
+def _parameters(name: str, given: Values, flags: Values) -> dict[str, Any]:
+    """The parameters of a method or refinement; flags override the file."""
+    below = given.get("pseudolabel", {}).get(name) or {}
+    check(isinstance(below, dict), f"pseudolabel.{name}: expected keys below it, found {below!r}")
+    return {**below, **flags.get("pseudolabel", {}).get(name, {})}
+
+
+def expand(patterns: Sequence[str]) -> list[Path]:
+    """Paths of files, folders and glob patterns; ConfigError if a pattern matches nothing."""
     paths: list[Path] = []
     for pattern in patterns:
-        found = sorted(glob.glob(pattern)) if glob.has_magic(pattern) and not Path(pattern).exists() else [pattern]
-        if not found:
-            raise ConfigError(f"{pattern}: matches no file")
+        is_pattern = glob.has_magic(pattern) and not Path(pattern).exists()
+        found = sorted(glob.glob(pattern)) if is_pattern else [pattern]
+        check(bool(found), f"{pattern}: matches no file")
         paths += [Path(p) for p in found]
     return paths
 
 
-def slides_of(patterns: tuple[str, ...], config: TileConfig) -> dict[str, SlideFile]:
-    """Slide id -> slide for files, folders, manifests and patterns, with the tissue masks that the user gives."""
+def slides_of(patterns: Sequence[str], config: TileConfig) -> dict[str, SlideFile]:
+    """Slide id -> slide of files, folders, manifests and patterns, with the user's tissue masks."""
     from wsipipe.slides import find_slides
     from wsipipe.tissue.user_masks import with_masks
 
@@ -95,58 +113,75 @@ def slides_of(patterns: tuple[str, ...], config: TileConfig) -> dict[str, SlideF
 
 
 def map_slides(
-    given: Sequence[Path], checkpoint: Path, settings: Settings, progress: Progress = silent, overwrite: bool = False
+    paths: Sequence[Path], checkpoint: Path, settings: Settings, context: RunContext
 ) -> tuple[Report, list[Path]]:
     """Map stores and slides with a trained network; slides are tiled first, as the network's training slides were.
 
-    Their stores go where stores go, and hold the maps. Returns the ledger and the stores.
+    Stores of the slides go to the folder of the stores. Returns the ledger and the stores that hold the maps.
     """
-    from wsipipe.nn.checkpoint import read_checkpoint
-    from wsipipe.segment.stage import segment
-    from wsipipe.tiling.stage import tile_slides
+    from wsipipe.segment import stage as segment
 
-    report, stores = Report(settings.run.max_failed), [p for p in given if p.suffix == ".zarr"]
-    patterns = tuple(str(p) for p in given if p.suffix != ".zarr")
-    if patterns:
-        network = read_checkpoint(checkpoint)
-        patches = replace(settings.tile, patch_px=network.patch_px, stride_px=0)
-        tile = replace(patches, mpp=network.mpp, normalise_stain=network.normalise_stain)
-        report, tiled = tile_slides(slides_of(patterns, tile), tile, settings.run, progress)
+    report, stores = context.report(), [p for p in paths if p.suffix == ".zarr"]
+    slides = tuple(str(p) for p in paths if p.suffix != ".zarr")
+    if slides:
+        report, tiled = _tile_for(checkpoint, slides, settings, context)
         stores += tiled
     if report.exit_code or not stores:
         return report, stores
-    mapped, stores = segment(
-        stores,
-        settings.segment,
-        settings.run,
-        stitch=True,
-        checkpoint=checkpoint,
-        progress=progress,
-        overwrite=overwrite,
-    )
+    mapped, stores = segment.run(stores, segment.SegmentOptions(settings.segment, settings.stitch, checkpoint), context)
     report.take(mapped)
     return report, stores
 
 
+def _tile_for(
+    checkpoint: Path, slides: Sequence[str], settings: Settings, context: RunContext
+) -> tuple[Report, list[Path]]:
+    """Tile slides at the resolution, patch size and stain normalisation that a network was trained with."""
+    from wsipipe.nn.checkpoint import read_checkpoint
+    from wsipipe.tiling import stage as tiling
+
+    network = read_checkpoint(checkpoint)
+    options = replace(
+        settings.tile,
+        mpp=network.mpp,
+        patch_px=network.patch_px,
+        stride_px=0,
+        normalise_stain=network.normalise_stain,
+    )
+    return tiling.run(slides_of(slides, options), options, replace(context, overwrite=False))
+
+
 def check_all(settings: Settings) -> dict[str, SlideFile]:
-    """Check every stage's options, the labels and the slides against each other; returns the slides by id."""
-    from wsipipe.labels import match_stores, read_labels
-    from wsipipe.nn.encoders import check_encoder, chosen_encoder, create_encoder
-    from wsipipe.nn.segmenters import create_segmenter
+    """Check the options of every stage, the labels and the slides against each other; returns the slides by id."""
+    from wsipipe.runtime.device import device
+
+    check(bool(settings.run.slides), "no slides; name them after the command, or as run.slides in pipeline.yaml")
+    device(settings.run.device)
+    _check_methods(settings)
+    _check_encoders(settings)
+    _check_names(settings)
+    _check_segmenter(settings)
+    slides = slides_of(settings.run.slides, settings.tile)
+    _check_labels(settings, list(slides))
+    return slides
+
+
+def _check_methods(settings: Settings) -> None:
+    """The parameters of every chosen method and its refinement, and that its instances fit a patch."""
     from wsipipe.pseudolabel.registry import load
     from wsipipe.pseudolabel.stage import chosen_refinement
-    from wsipipe.runtime.device import device
-    from wsipipe.segment.slides import train_ids
-    from wsipipe.segment.train import check_side
 
-    if not settings.run.slides:
-        raise ConfigError("no slides; name them after the command, or as run.slides in pipeline.yaml")
-    device(settings.run.device)
     for name in chosen(settings.pseudolabel.method):
         method = load(name)
         params = build(method.Params, settings.sections.get(name, {}), f"pseudolabel.{name}")
         method.lattice(settings.tile.patch_px, params)
         chosen_refinement(settings.pseudolabel, method, settings.sections)
+
+
+def _check_encoders(settings: Settings) -> None:
+    """Encoders are known, and their weights exist and fit."""
+    from wsipipe.nn.encoders import check_encoder, chosen_encoder, create_encoder
+
     for name, section in (("pseudolabel", settings.pseudolabel), ("segment", settings.segment)):
         missing = bool(section.weights) and not Path(section.weights).exists()
         check(not missing, f"{name}.weights: {section.weights}: no such file")
@@ -154,54 +189,62 @@ def check_all(settings: Settings) -> dict[str, SlideFile]:
         check_encoder(encoder)
         if path:
             create_encoder(encoder, path)
-    _check_names(settings)
-    check_side(settings.segment.window_px or settings.tile.patch_px)
-    encoder, _ = chosen_encoder(settings.segment.encoder, settings.segment.weights)
-    create_segmenter(settings.segment.architecture, encoder, 2)
-    slides = slides_of(settings.run.slides, settings.tile)
-    match_stores(read_labels(Path(settings.pseudolabel.labels), settings.pseudolabel.classes or None), list(slides))
-    if splits := settings.segment.splits:
-        check(not train_ids(Path(splits), slides).isdisjoint(slides), f"segment.splits: {splits}: trains on no slide")
-    return slides
 
 
 def _check_names(settings: Settings) -> None:
-    """What pseudolabel makes is what segment trains on, and the two do not take each other's place."""
+    """The masks that pseudolabel writes are those that segment trains on, and the maps do not replace them."""
     from wsipipe.store.names import check_name
 
     masks = [settings.pseudolabel.name] if settings.pseudolabel.name else chosen(settings.pseudolabel.method)
     maps = settings.segment.name or settings.segment.architecture
     for name in (*masks, maps):
         check_name(name)
-    check(maps not in masks, f"segment.name: {maps!r} is the name of the pseudo-masks too; choose another")
-    labels, made = settings.segment.labels, ", ".join(masks)
+    check(maps not in masks, f"segment.name: {maps!r} is also the name of the pseudo-masks; choose another")
+    used, made = settings.segment.masks, ", ".join(masks)
     check(
-        labels in masks,
-        f"segment.labels: {labels!r}, but pseudolabel makes {made!r}; set segment.labels to {' or '.join(masks)}",
+        used in masks,
+        f"segment.masks: {used!r}, but pseudolabel makes {made!r}; set segment.masks to {' or '.join(masks)}",
     )
 
 
-def run_chain(settings: Settings, progress: Progress = silent, overwrite: bool = False) -> tuple[Report, list[Path]]:
-    """tile, pseudolabel, segment with stitching; returns the ledger of all slides and the stores that hold maps.
+def _check_segmenter(settings: Settings) -> None:
+    """The architecture is known, and takes windows of this size."""
+    from wsipipe.nn.encoders import chosen_encoder
+    from wsipipe.nn.segmenters import create_segmenter
+    from wsipipe.segment.model import check_side
 
-    A slide that fails is left out of the later stages; beyond `run.max_failed` the chain stops there.
+    check_side(settings.stitch.window_px or settings.tile.patch_px)
+    encoder, _ = chosen_encoder(settings.segment.encoder, settings.segment.weights)
+    create_segmenter(settings.segment.architecture, encoder, 2)
+
+
+def _check_labels(settings: Settings, slide_ids: Sequence[str]) -> None:
+    """Every row of the labels has a slide, and segment has a slide to train on."""
+    from wsipipe.labels import match_stores, read_labels
+    from wsipipe.segment.slides import train_ids
+
+    config = settings.pseudolabel
+    match_stores(read_labels(Path(config.labels), config.classes or None), slide_ids)
+    if labels := settings.segment.labels:
+        used = train_ids(Path(labels), slide_ids)
+        check(not used.isdisjoint(slide_ids), f"segment.labels: {labels}: trains on no slide")
+
+
+def run_chain(settings: Settings, context: RunContext) -> tuple[Report, list[Path]]:
+    """Run tile, pseudolabel and segment with stitching; returns the ledger of all slides and the stores with maps.
+
+    A slide that fails is left out of the later stages; with more failures than `run.max_failed` the chain stops.
     """
-    from wsipipe.pseudolabel.stage import pseudolabel
-    from wsipipe.segment.stage import segment
-    from wsipipe.tiling.stage import tile_slides
+    from wsipipe.pseudolabel import stage as pseudolabel
+    from wsipipe.segment import stage as segment
+    from wsipipe.tiling import stage as tiling
 
-    slides = check_all(settings)
-    report, stores = tile_slides(slides, settings.tile, settings.run, progress, overwrite)
-    if report.exit_code or not stores:
-        return report, stores
-    labelled, stores = pseudolabel(
-        stores, settings.pseudolabel, settings.sections, settings.run, progress, overwrite, settings.pretrain
-    )
-    report.take(labelled)
-    if report.exit_code or not stores:
-        return report, stores
-    mapped, stores = segment(
-        stores, settings.segment, settings.run, stitch=True, progress=progress, overwrite=overwrite
-    )
-    report.take(mapped)
+    report, stores = tiling.run(check_all(settings), settings.tile, context)
+    if stores and not report.exit_code:
+        options = pseudolabel.PseudolabelOptions(settings.pseudolabel, settings.sections, settings.pretrain)
+        labelled, stores = pseudolabel.run(stores, options, context)
+        report.take(labelled)
+    if stores and not report.exit_code:
+        mapped, stores = segment.run(stores, segment.SegmentOptions(settings.segment, settings.stitch), context)
+        report.take(mapped)
     return report, stores

@@ -116,7 +116,7 @@ class Plan:
         argv = (*WSIPIPE[:1], str(RAW_MASKS), "stores", run, f"raw/{run}")
         yield Step(raw, "weak", argv, weak, (fit,))
         classes = [word for c in self.data.classes for word in ("--class", c)]
-        argv = (*WSIPIPE, "labels", "import", "--masks", f"raw/{run}", *classes, "--name", f"{run}-raw", "--quiet")
+        argv = (*WSIPIPE, "masks", "import", "--annotations", f"raw/{run}", *classes, "--name", f"{run}-raw", "--quiet")
         yield Step(self.name(run, "import"), "weak", argv, weak, (raw,))
         yield from self._segment("weak", weak, run, f"{run}-segmenter", (fit,), seed)
 
@@ -124,16 +124,16 @@ class Plan:
         self,
         track: str,
         folder: Path,
-        labels: str,
+        masks: str,
         name: str,
         needs: tuple[str, ...],
         seed: int,
         start: tuple[str, ...] = (),
     ) -> Iterator[Step]:
-        """Train the network on `labels`, then map the test slides."""
+        """Train the network on `masks`, then map the test slides."""
         chosen = ("--config", "segment.yaml", "--name", name, *self._chosen(seed))
         trained = self.name(name, "train")
-        argv = (*WSIPIPE, "segment", "--labels", labels, "--splits", "labels.csv", *chosen, *start)
+        argv = (*WSIPIPE, "segment", "--masks", masks, "--labels", "labels.csv", *chosen, *start)
         clears = (folder / "runs" / name,)
         yield Step(trained, track, argv, folder, needs, (folder / "segment.yaml",), clears)
         stores = [f"stores/{i}.zarr" for i in self.slides_of("test")]
@@ -154,7 +154,7 @@ class Plan:
         folder, last = self.place.supervised, self.data.arms[-1]
         yield self._tile("supervised", folder)
         classes = [word for c in self.data.classes for word in ("--class", c)]
-        argv = (*WSIPIPE, "labels", "import", "--masks", self.data.truth(self.place.made), *classes)
+        argv = (*WSIPIPE, "masks", "import", "--annotations", self.data.truth(self.place.made), *classes)
         argv += ("--map", self.data.values["truth_map"], "--name", "truth", "--quiet")
         imported = self.name("supervised", "import")
         yield Step(imported, "supervised", argv, folder, (self.name("supervised", "tile"),))
@@ -176,13 +176,13 @@ class Plan:
             name = f"supervised-s{seed}"
             yield self._judge("supervised", name, "test", self.name(name, "map"))
 
-    def _judge(self, track: str, labels: str, split: str, after: str) -> Step:
+    def _judge(self, track: str, masks: str, split: str, after: str) -> Step:
         folder: Path = self.place.top / track
         out = self.place.judged / split
-        argv = (*WSIPIPE, "evaluate", "--labels", labels, "--truth", self.data.truth(self.place.made))
-        argv += ("--truth-map", self.data.values["truth_map"], "--split", split, "--labels-csv", "labels.csv")
+        argv = (*WSIPIPE, "evaluate", "--masks", masks, "--truth", self.data.truth(self.place.made))
+        argv += ("--truth-map", self.data.values["truth_map"], "--split", split, "--labels", "labels.csv")
         argv += ("--runs", str(out), "--quiet")
-        return Step(self.name("judge", split, labels), "judge", argv, folder, (after,), clears=(out / labels,))
+        return Step(self.name("judge", split, masks), "judge", argv, folder, (after,), clears=(out / masks,))
 
 
 def run_name(arm: Arm, seed: int) -> str:

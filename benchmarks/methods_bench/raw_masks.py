@@ -2,7 +2,7 @@
 
     python benchmarks/methods_bench/raw_masks.py STORES NAME OUT
 
-One PNG a store, in the frame of its level 0, for `wsipipe labels import`. Glass is 0.
+One PNG a store, in the frame of its level 0, for `wsipipe masks import`. Glass is 0.
 """
 
 from __future__ import annotations

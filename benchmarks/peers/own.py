@@ -12,6 +12,8 @@ import numpy as np
 from common import CHUNK_PX, SHARD_PX, WORKERS, Job, Pixels, Plan, Stopwatch, Windows, result, run, timed_reads
 from numpy.typing import NDArray
 
+from wsipipe.runtime.context import RunContext
+
 SLIDE_MPP = 0.25
 POOL = 4096
 READS = 2048
@@ -51,13 +53,13 @@ def tile(job: Job) -> dict[str, Any]:
 
     with Prober().start() as prober:  # as the command does: it starts while the rest is loaded
         from wsipipe.config.options import RunConfig, TileConfig
-        from wsipipe.tiling.stage import tile_slides
+        from wsipipe.tiling.stage import run as tile_slides
 
         phase = ShardPhase()
         run_config = RunConfig(stores=str(job.out), runs=str(job.out), workers=WORKERS)
         with Stopwatch() as watch:
             slides = {"store": SlideFile(job.slide)}
-            report, _ = tile_slides(slides, TileConfig(mpp=job.mpp), run_config, prober=prober)
+            report, _ = tile_slides(slides, TileConfig(mpp=job.mpp), RunContext(run_config), prober)
     assert [row["status"] for row in report.rows] == ["done"], report.rows
     cells = stored_chunks(job.out / "store.zarr")
     probe = pixels_of(job.out / "store.zarr", cells[len(cells) // 2])

@@ -27,13 +27,14 @@ from scipy.ndimage import zoom
 from stitch_network import BATCH, COLOUR, MPP, STRIDE_PX, WINDOW_PX, convolution, resident_mib
 from torch import nn
 
-from wsipipe.config.options import RunConfig, SegmentConfig, TileConfig
+from wsipipe.config.options import RunConfig, StitchConfig, TileConfig, TrainConfig
 from wsipipe.geometry import Grid, Window
 from wsipipe.nn.checkpoint import Checkpoint
 from wsipipe.nn.encoders import MEAN, STD, normalise
 from wsipipe.nn.segmenters import create_segmenter
 from wsipipe.nn.train import Schedule, fit
 from wsipipe.pipeline import slides_of
+from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.device import ComputeContext, autocast
 from wsipipe.segment import predict
 from wsipipe.segment.data import Batch, Batches, Variation, find_samples
@@ -42,7 +43,7 @@ from wsipipe.store import PatchTable, SlideStore
 from wsipipe.store.label_images import shard_windows
 from wsipipe.store.shards import Cell
 from wsipipe.store.tissue_levels import TissueLevels
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling.stage import run as tile_slides
 from wsipipe.windows import WindowLattice, blend_weight
 
 CLASSES = ("a", "b", "c")
@@ -88,9 +89,11 @@ def stitch(model: nn.Module, store: SlideStore, folder: str) -> dict[str, str]:
     for kind in ("labels", "scores"):
         shutil.rmtree(store.path / kind / "bench", ignore_errors=True)
     note = Checkpoint("unet", "resnet18_half", CLASSES, 0.5, WINDOW_PX, "digest", MEAN, STD, {})
-    predict.load = lambda path: (note, model)  # type: ignore[assignment]
+    predict.load_model = lambda path: (note, model)  # type: ignore[assignment]
     run = RunConfig(stores=folder, runs=folder, device="cpu")
-    report, _ = predict.predict_stores([store], Path("model.json"), SegmentConfig(name="bench"), run, overwrite=True)
+    report, _ = predict.predict_stores(
+        [store], Path("model.json"), StitchConfig(), RunContext(run, overwrite=True), "bench"
+    )
     assert report.exit_code == 0, report.rows
     return report.rows[0]
 
@@ -183,7 +186,7 @@ def map_slide(slide: Path, reference: Path, folder: Path) -> dict[str, object]:
     run = RunConfig(stores=str(folder / "stores"), runs=str(folder), device="cpu")
     before_mib, started = resident_mib(), time.perf_counter()
     tile = TileConfig(mpp=MPP, patch_px=WINDOW_PX, qc=False)
-    report, (path,) = tile_slides(slides_of((str(slide),), tile), tile, run)
+    report, (path,) = tile_slides(slides_of((str(slide),), tile), tile, RunContext(run))
     assert report.exit_code == 0, report.rows
     store = SlideStore(path)
     row = stitch(model, store, str(folder))
@@ -202,7 +205,7 @@ def train(store: SlideStore, encoder: str, rounds: int, steps: int = 12) -> dict
     """Training steps a second on batches drawn from the store and varied, and on one batch held in memory, in turns."""
     if "truth" not in store.names("labels"):
         write_truth(store)
-    batches = Batches(find_samples([store], "truth", 1), "truth", 8, 0, Variation(zoom=SegmentConfig().zoom))
+    batches = Batches(find_samples([store], "truth", 1), "truth", 8, 0, Variation(max_zoom=TrainConfig().max_zoom))
     held, model = batches(0), network(encoder)
 
     def loss(batch: Batch) -> torch.Tensor:

@@ -15,10 +15,11 @@ from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.labels import WeakLabel
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.features import embed
+from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.device import ComputeContext
 from wsipipe.slides import SlideFile
 from wsipipe.store import SlideStore
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling.stage import run as tile_slides
 
 SIDE = 512
 ROWS = [WeakLabel(i + 2, f"s{i}", (i % 2,), split="train" if i < 4 else "test") for i in range(6)]
@@ -39,7 +40,9 @@ def bags(tmp_path_factory: pytest.TempPathFactory) -> list[Bag]:
         Image.fromarray(truth).save(folder / "truth" / f"{row.slide_id}.png")
     slides = {r.slide_id: SlideFile(folder / f"{r.slide_id}.png") for r in ROWS}
     how = TileConfig(patch_px=128, mpp_override=0.5, codec="zstd", qc=False)
-    _, stores = tile_slides(slides, how, RunConfig(stores=str(folder / "stores"), runs=str(folder / "runs"), workers=1))
+    _, stores = tile_slides(
+        slides, how, RunContext(RunConfig(stores=str(folder / "stores"), runs=str(folder / "runs"), workers=1))
+    )
     at = np.array([(x, y) for y in range(0, SIDE, 64) for x in range(0, SIDE, 64)], np.int32)
     own = [SlideStore(path) for path in stores]
     return [Bag(r.slide_id, s, at, r.present, False, s.grid.frame) for r, s in zip(ROWS, own, strict=True)]

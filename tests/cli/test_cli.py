@@ -216,7 +216,7 @@ def test_a_folder_of_another_kind_is_no_store(empty: Path):
 
 
 def test_segment_says_what_it_lacks(here: Path, tmp_path: Path):
-    assert_refused(wsipipe("segment", "--labels", "drs"), 1, "no store has labels/drs", "wsipipe pseudolabel")
+    assert_refused(wsipipe("segment", "--masks", "drs"), 1, "no store has labels/drs", "wsipipe pseudolabel")
     assert_refused(wsipipe("segment", "--checkpoint", "runs/unet"), 2, "--checkpoint without --stitch")
     assert_refused(
         wsipipe("segment", "--stitch", "--checkpoint", "none.json"), 1, "none.json: no checkpoint here; train one with"
@@ -229,7 +229,9 @@ def test_evaluate_says_what_it_lacks(here: Path):
     assert_refused(wsipipe("evaluate"), 2, "evaluate.truth: no truth given; name a folder of masks with --truth")
     assert_refused(wsipipe("evaluate", "--truth", "nowhere"), 2, "no mask for any of the 3 slides")
     assert_refused(wsipipe("evaluate", "--truth", "truth", "--truth-map", "0=0"), 2, "values 1 that have no meaning")
-    assert_refused(wsipipe("labels", "import", "--masks", "no", "--class", "a", "--name", "m"), 2, "no mask for any")
+    assert_refused(
+        wsipipe("masks", "import", "--annotations", "no", "--class", "a", "--name", "m"), 2, "no mask for any"
+    )
 
 
 @pytest.mark.parametrize(
@@ -308,7 +310,7 @@ def raising(error: BaseException) -> Callable[..., None]:
 
 
 def test_ctrl_c_is_130_and_one_line(empty: Path, fresh: Path, monkeypatch):
-    monkeypatch.setattr("wsipipe.tiling.stage.tile_slides", raising(KeyboardInterrupt()))
+    monkeypatch.setattr("wsipipe.tiling.stage.run", raising(KeyboardInterrupt()))
     result = wsipipe("tile", fresh / "slides/pos.svs")
     assert (result.exit_code, result.stdout) == (130, "")
     assert result.stderr == "wsipipe: interrupted; run the same command again to continue\n"
@@ -324,11 +326,11 @@ def test_ctrl_c_while_a_slide_is_written_leaves_no_store_and_the_next_run_makes_
 
 
 def test_a_full_disk_is_one_line(empty: Path, fresh: Path, monkeypatch):
-    monkeypatch.setattr("wsipipe.tiling.stage.tile_slides", raising(OSError(28, "No space left on device")))
+    monkeypatch.setattr("wsipipe.tiling.stage.run", raising(OSError(28, "No space left on device")))
     assert_refused(wsipipe("tile", fresh / "slides/pos.svs"), 1, "No space left on device")
 
 
 def test_a_programming_mistake_is_not_hidden(empty: Path, fresh: Path, monkeypatch):
-    monkeypatch.setattr("wsipipe.tiling.stage.tile_slides", raising(TypeError("a bug")))
+    monkeypatch.setattr("wsipipe.tiling.stage.run", raising(TypeError("a bug")))
     with pytest.raises(TypeError, match="a bug"):
         wsipipe("tile", fresh / "slides/pos.svs")

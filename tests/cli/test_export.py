@@ -52,4 +52,4 @@ def test_export_writes_what_other_programs_open_and_reads_it_back(here: Path):
     collection = json.loads((here / "export" / "unet" / "pos.geojson").read_text())
     assert {f["properties"]["classification"]["name"] for f in collection["features"]} <= {"tumour"}
     assert_refused(wsipipe("export", "--format", "pdf"), 2, "'pdf' is not known; choose of ome-tiff")
-    assert wsipipe("export", "--format", "areas", "--labels", "camel").stdout.split() == ["export/camel/areas.csv"]
+    assert wsipipe("export", "--format", "areas", "--masks", "camel").stdout.split() == ["export/camel/areas.csv"]

@@ -105,7 +105,7 @@ def test_several_methods_run_one_after_the_other_and_are_compared(here: Path):
     assert result.stdout.split() == [f"stores/{n}.zarr" for n in ("extra", "neg", "pos")]
     for path in result.stdout.split():
         assert {"camel", "cam"} <= set(SlideStore(here / path).names("labels"))
-    result = wsipipe("compare", "--labels", "camel, cam")
+    result = wsipipe("compare", "--masks", "camel, cam")
     assert result.exit_code == 0, result.stderr
     assert "cam" in result.stdout
     assert (here / "runs" / "compare" / "comparison.png").stat().st_size > 1000
@@ -113,7 +113,7 @@ def test_several_methods_run_one_after_the_other_and_are_compared(here: Path):
     assert result.exit_code == 0, result.stderr
     with (here / "runs" / "compare" / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [r["labels"] for r in rows] == ["cam", "camel", "unet"]
+    assert [r["masks"] for r in rows] == ["cam", "camel", "unet"]
     assert all(0 <= float(r["dice"]) <= 1 for r in rows)
 
 
@@ -137,7 +137,7 @@ def test_any_refinement_follows_any_method(here: Path, refine: str):
     [
         (["--method", "dromedary"], "method 'dromedary' is not known; choose of cam"),
         (["--method", "cam,camel", "--name", "x"], "each is named after itself"),
-        (["--method", "cam,camel", "--set", "lr=1"], "of which method? Say it as --set cam.lr=1"),
+        (["--method", "cam,camel", "--set", "lr=1"], "several methods run; name one, as in --set cam.lr=1"),
         (["--set", "dromedary.lr=1"], "'dromedary' is neither a method nor a refinement"),
     ],
 )

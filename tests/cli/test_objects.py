@@ -99,12 +99,12 @@ def test_objects_are_not_taken_for_a_mask(objects: Path):
     assert "-objects" not in result.stdout
     said = "labels/irnet-objects numbers objects, it is no mask of classes"
     truth = ("--truth", "truth", "--truth-map", "0=0,1=tumour")
-    assert_refused(wsipipe("compare", "--labels", "irnet-objects,camel"), 1, said)
-    assert_refused(wsipipe("evaluate", "--labels", "irnet-objects", *truth), 1, said)
-    assert_refused(wsipipe("segment", "--labels", "irnet-objects", "--name", "net"), 1, "labels/irnet-objects")
+    assert_refused(wsipipe("compare", "--masks", "irnet-objects,camel"), 1, said)
+    assert_refused(wsipipe("evaluate", "--masks", "irnet-objects", *truth), 1, said)
+    assert_refused(wsipipe("segment", "--masks", "irnet-objects", "--name", "net"), 1, "labels/irnet-objects")
     assert_refused(wsipipe("pseudolabel", "--name", "x-objects"), 2, "names that end in -objects are those of objects")
     for form in ("ome-tiff", "geojson", "overlay", "areas"):
-        result = wsipipe("export", "--labels", "irnet-objects", "--format", form)
+        result = wsipipe("export", "--masks", "irnet-objects", "--format", form)
         assert result.exit_code == 1
         assert said in result.stderr
         assert "Traceback" not in result.stderr

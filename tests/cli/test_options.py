@@ -9,16 +9,41 @@ import sys
 import typing
 from pathlib import Path
 
+import click
 import pytest
 from rich.console import Console
 from support.tiny_chain import BIN, assert_refused, wsipipe
 
-from wsipipe.cli import main, settings_of
+from wsipipe.cli import main
+from wsipipe.cli.group import COMMANDS
+from wsipipe.cli.help import Option
+from wsipipe.cli.options import settings_of
 from wsipipe.cli.progress import bars
 from wsipipe.config.options import SECTIONS
 from wsipipe.errors import ConfigError
 
-STAGES = ("tile", "pretrain", "pseudolabel", "segment", "evaluate", "export")
+ALL = [name for section in COMMANDS.values() for name in section]
+TAKEN_BY = {
+    "stores": ("tile", "pretrain", "pseudolabel", "segment", "evaluate", "compare", "export", "run", "verify"),
+    "runs": ("tile", "pretrain", "pseudolabel", "segment", "evaluate", "compare", "export", "run", "verify"),
+    "max_failed": ("tile", "pretrain", "pseudolabel", "segment", "evaluate", "compare", "export", "run", "verify"),
+    "device": ("pretrain", "pseudolabel", "segment", "run"),
+    "seed": ("pretrain", "pseudolabel", "segment", "evaluate", "compare", "run"),
+    "workers": ("tile", "segment", "run", "verify"),
+    "dask": ("tile", "run"),
+}
+"""Option of section run -> the commands that use it."""
+
+
+def command_of(*names: str) -> click.Command:
+    """A command by its name, or by those of its group and itself."""
+    command: click.Command = main
+    for name in names:
+        assert isinstance(command, click.Group)
+        found = command.get_command(click.Context(command), name)
+        assert found is not None
+        command = found
+    return command
 
 
 FIELDS = [
@@ -35,18 +60,21 @@ WORDS = {
     "method": "cam",
     "pretrain.method": "byol",
     "pseudolabel.refine": "none",
+    "segment.labels": "word.csv",
+    "evaluate.labels": "word.csv",
 }
-NUMBERS = {"segment.zoom": 1.5, "segment.validation": 0.3, "segment.views": 4}
+NUMBERS = {"segment.max_zoom": 1.5, "segment.validation": 0.3, "stitch.views": 4}
 
 
 @pytest.mark.parametrize(("section", "name"), FIELDS)
 def test_every_option_is_a_flag_that_reaches_its_stage(empty: Path, section: str, name: str):
     config = SECTIONS[section]
     kind, default = typing.get_type_hints(config)[name], getattr(config(), name)
-    commands = ["tile", "run"] if name == "dask" else [*STAGES, "run"] if section == "run" else [section]
-    for command in commands:
-        option = next(p for p in main.commands[command].params if p.name == f"{section}__{name}")
+    for command in TAKEN_BY[name] if section == "run" else ["segment" if section == "stitch" else section]:
+        option = next(p for p in command_of(command).params if p.name == f"{section}__{name}")
+        assert isinstance(option, Option)
         assert option.help
+        assert option.group == SECTIONS[section].__dataclass_fields__[name].metadata["group"] != ""
         flag = option.opts[0]
         if kind is bool:
             arguments, expected = [f"--no-{flag[2:]}" if default else flag], not default
@@ -58,7 +86,7 @@ def test_every_option_is_a_flag_that_reaches_its_stage(empty: Path, section: str
         else:
             expected = WORDS.get(f"{section}.{name}", WORDS.get(name, "word"))
             arguments = [flag, expected]
-        with main.commands[command].make_context(command, ["x", *arguments]) as context:
+        with command_of(command).make_context(command, ["x", *arguments]) as context:
             settings = settings_of(context.params)
         assert getattr(getattr(settings, section), name) == expected
         assert expected != default
@@ -73,25 +101,25 @@ def test_the_config_file_is_read_from_where_it_is_said(empty: Path):
         (["--config", "other.yaml"], 96, 50),
         (["--config", "other.yaml", "--patch", "32"], 32, 50),
     ):
-        with main.commands["tile"].make_context("tile", ["x", *arguments]) as context:
+        with command_of("tile").make_context("tile", ["x", *arguments]) as context:
             tile = settings_of(context.params).tile
         assert (tile.patch_px, tile.quality) == (patch, quality)
     assert_refused(wsipipe("tile", "x.svs", "--config", "none.yaml"), 2, "none.yaml: cannot be read")
 
 
-@pytest.mark.parametrize("command", [*STAGES, "run", "labels", "info", "verify", "demo"])
+@pytest.mark.parametrize("command", ALL)
 def test_every_command_has_help(command: str):
     result = wsipipe(command, "--help")
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Usage: main {command}")
-    assert len(main.commands[command].help or "") > 10
+    assert len(command_of(command).help or "") > 10
 
 
 def test_defaults_are_shown_in_the_help():
     text = wsipipe("tile", "--help").stdout
     assert "[default: 0.5]" in text
     assert "[default: 256]" in text
-    assert "--patch INTEGER" in text
+    assert "--patch PX" in text
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["tile", "--help"], ["pseudolabel", "--help"], ["--version"]])

@@ -1,4 +1,4 @@
-"""`labels import` and `evaluate`: what a user has as truth, and what comes out."""
+"""`masks import` and `evaluate`: what a user has as truth, and what comes out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsipipe.store import SlideStore
 
 
 def test_imported_masks_are_the_users_pixels_and_evaluate_agrees(here: Path):
-    command = ("labels", "import", "--masks", "truth", "--class", "tumour", "--name", "mine")
+    command = ("masks", "import", "--annotations", "truth", "--class", "tumour", "--name", "mine")
     result = wsipipe(*command)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines() == [f"stores/{name}.zarr" for name in sorted(SLIDES)]
@@ -24,7 +24,7 @@ def test_imported_masks_are_the_users_pixels_and_evaluate_agrees(here: Path):
     truth = imagecodecs.png_decode((here / "truth/pos.png").read_bytes())
     np.testing.assert_array_equal(store.labels("mine").read(Window(0, 0, *store.grid.size_px)), truth)
     assert wsipipe(*command).stdout == result.stdout
-    judged = wsipipe("evaluate", "--labels", "mine", "--truth", "truth")
+    judged = wsipipe("evaluate", "--masks", "mine", "--truth", "truth")
     assert judged.exit_code == 0, judged.stderr
     row = next(line for line in judged.stdout.splitlines() if line.startswith("mine"))
     assert row.split() == ["mine", "tumour", "1.000", "1.000", "1.000", "1.000"]
@@ -64,11 +64,11 @@ def test_annotations_are_truth_for_import_and_evaluate(here: Path):
         "</Coordinates></Annotation></Annotations></ASAP_Annotations>"
     )
     result = wsipipe(
-        "labels", "import", "--masks", "drawn", "--map", "_0=tumour", "--class", "tumour", "--name", "mine"
+        "masks", "import", "--annotations", "drawn", "--map", "_0=tumour", "--class", "tumour", "--name", "mine"
     )
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines() == ["stores/pos.zarr"]
-    command = ("evaluate", "stores/pos.zarr", "--labels", "mine", "--truth", "drawn", "--glass", "scored")
+    command = ("evaluate", "stores/pos.zarr", "--masks", "mine", "--truth", "drawn", "--glass", "scored")
     judged = wsipipe(*command, "--truth-map", "_0=tumour")
     assert judged.exit_code == 0, judged.stderr
     row = next(line for line in judged.stdout.splitlines() if line.startswith("mine"))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 
 from wsipipe.evaluate import bootstrap
 from wsipipe.evaluate.bootstrap import froc_interval, group_names, interval, pixel_intervals, pixel_scores, resample
@@ -26,7 +27,7 @@ def test_the_slides_of_a_patient_are_drawn_together() -> None:
 
 
 @given(st.integers(0, 1000))
-@settings(max_examples=15)
+@examples(15)
 def test_intervals_agree_with_a_loop_over_resamples(seed: int) -> None:
     rng = np.random.default_rng(seed)
     matrices = rng.integers(0, 50, (9, 3, 3)) * (rng.random((9, 3, 3)) < 0.6)
@@ -45,7 +46,7 @@ def test_intervals_agree_with_a_loop_over_resamples(seed: int) -> None:
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=9), st.integers(0, 99))
-@settings(max_examples=15)
+@examples(15)
 def test_the_interval_of_froc_is_that_of_the_share_of_found_lesions(found: list[bool], seed: int) -> None:
     """One lesion a slide and no false positive: the score is the share of slides whose lesion is found."""
     hits = [Hits(np.array([0.7 if f else np.nan]), np.zeros(0), 0) for f in found]

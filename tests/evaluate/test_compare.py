@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 from wsipipe.config.options import EvaluateConfig, RunConfig
 from wsipipe.errors import ConfigError, StoreError
-from wsipipe.evaluate.compare import compare, rows_of, text_table, write_comparison
+from wsipipe.evaluate.cohort import EvaluateInputs
+from wsipipe.evaluate.compare import CompareOptions, rows_of, text_table, write_comparison
+from wsipipe.evaluate.compare import run as compare
 from wsipipe.evaluate.examples import SIDE_PX, choose, coloured, tinted, write_examples
-from wsipipe.evaluate.stage import judge
+from wsipipe.evaluate.stage import run as judge
 from wsipipe.geometry import Window
+from wsipipe.runtime.context import RunContext
 from wsipipe.store import SlideStore
 from wsipipe.store.layout import COLOURS
 
@@ -53,11 +56,13 @@ def test_each_answer_is_judged_as_it_is_alone(
     for name in ("s1", "s2"):
         truth = make_truth(name, grid(1, 0))
     config = EvaluateConfig(truth=f"{truth}/{{slide_id}}.truth.png")
-    found = compare(stores, (), config, run)
+    found = compare(EvaluateInputs(stores), CompareOptions((), config), RunContext(run))
     assert found.names == ("one", "two")
     rows = rows_of(found)
     for row in rows:
-        alone = judge(stores, replace(config, labels=row["labels"]), run).answers[row["labels"]]
+        alone = judge(EvaluateInputs(stores), replace(config, masks=row["masks"]), RunContext(run)).answers[
+            row["masks"]
+        ]
         for score in ("dice", "iou", "precision", "recall"):
             assert row[score] == getattr(alone, score)[1]
     assert rows[0]["dice"] == 1
@@ -65,7 +70,7 @@ def test_each_answer_is_judged_as_it_is_alone(
     write_comparison(found, tmp_path / "c.csv")
     with (tmp_path / "c.csv").open() as file:
         written = list(csv.DictReader(file))
-    assert [r["labels"] for r in written] == ["one", "two"]
+    assert [r["masks"] for r in written] == ["one", "two"]
     assert [r["slide_auc"] for r in written] == ["", ""], "there are no scores"
     text = text_table(found)
     assert "1.000" in text.splitlines()[2]
@@ -82,13 +87,15 @@ def test_each_class_has_the_slide_auc_of_its_own_scores(
         for name, of_classes in (("one", (200 - 10 * i, 200 - 10 * i)), ("two", (99, (10, 30, 20, 40)[i]))):
             values = np.broadcast_to(np.array(of_classes, np.uint8)[:, None, None], (2, 8, 8))
             add_scores(paths[-1], name, values, 8, ("a", "b"))
-    rows = rows_of(compare(paths, (), EvaluateConfig(truth=str(folder)), run))
+    rows = rows_of(
+        compare(EvaluateInputs(paths), CompareOptions((), EvaluateConfig(truth=str(folder))), RunContext(run))
+    )
     expected = {("one", "a"): 1, ("one", "b"): 0, ("two", "a"): 0.5, ("two", "b"): 0.75}
-    assert {(r["labels"], r["class"]): r["slide_auc"] for r in rows} == expected
+    assert {(r["masks"], r["class"]): r["slide_auc"] for r in rows} == expected
 
 
 def test_agreement_and_shares_are_counted_on_the_tissue_that_both_speak_of(stores: list[Path], run: RunConfig):
-    found = compare(stores, ("one", "two"), EvaluateConfig(), run)
+    found = compare(EvaluateInputs(stores), CompareOptions(("one", "two"), EvaluateConfig()), RunContext(run))
     one = 1024 * 1024 - 128 * 128
     two = one + 512 * 512
     assert found.agreement["one", "two"][1] == pytest.approx(2 * one / (one + two))
@@ -104,12 +111,12 @@ def test_fewer_than_two_answers_and_other_classes_are_refused(
     stores: list[Path], make_store: Callable[..., Path], run: RunConfig
 ):
     with pytest.raises(ConfigError, match="two answers are wanted, not one; every store has one"):
-        compare(stores, ("one",), EvaluateConfig(), run)
+        compare(EvaluateInputs(stores), CompareOptions(("one",), EvaluateConfig()), RunContext(run))
     other = make_store("s3", grid(1, 1), ("b",), one=grid(1, 0), two=grid(0, 1))
     with pytest.raises(ConfigError, match="name different classes"):
-        compare([*stores, other], (), EvaluateConfig(), run)
+        compare(EvaluateInputs([*stores, other]), CompareOptions((), EvaluateConfig()), RunContext(run))
     with pytest.raises(StoreError, match="no labels/three"):
-        compare(stores, ("one", "three"), EvaluateConfig(), run)
+        compare(EvaluateInputs(stores), CompareOptions(("one", "three"), EvaluateConfig()), RunContext(run))
 
 
 def test_the_places_shown_are_those_where_the_answers_differ_or_the_truth_is_mixed(stores: list[Path]):
@@ -129,18 +136,25 @@ def test_the_places_shown_are_those_where_the_answers_differ_or_the_truth_is_mix
 
 def test_a_split_leaves_the_other_slides_out(stores: list[Path], run: RunConfig, table: Callable[[str], object]):
     labels = table("slide_id,label,split\ns1,a,train\ns2,a,test\n")
-    both, one = (compare(stores, (), EvaluateConfig(split=s), run, labels) for s in ("", "test"))
+    both, one = (
+        compare(EvaluateInputs(stores, labels), CompareOptions((), EvaluateConfig(split=s)), RunContext(run))
+        for s in ("", "test")
+    )
     np.testing.assert_array_equal(both.counts, 2 * one.counts)
     with pytest.raises(ConfigError, match="none of the 2 stores is in split 'val'"):
-        compare(stores, (), EvaluateConfig(split="val"), run, labels)
+        compare(EvaluateInputs(stores, labels), CompareOptions((), EvaluateConfig(split="val")), RunContext(run))
     with pytest.raises(ConfigError, match="'test' needs a labels file"):
-        compare(stores, (), EvaluateConfig(split="test"), run)
+        compare(EvaluateInputs(stores), CompareOptions((), EvaluateConfig(split="test")), RunContext(run))
 
 
 def test_what_is_no_store_is_said_before_its_split(run: RunConfig, table: Callable[[str], object], tmp_path: Path):
     labels = table("slide_id,label,split\na,stroma,train\n")
     with pytest.raises(StoreError, match="camel: not a store"):
-        compare([tmp_path / "camel"], ("first", "second"), EvaluateConfig(split="train"), run, labels)
+        compare(
+            EvaluateInputs([tmp_path / "camel"], labels),
+            CompareOptions(("first", "second"), EvaluateConfig(split="train")),
+            RunContext(run),
+        )
 
 
 def test_of_a_slide_smaller_than_a_place_all_is_shown(make_store: Callable[..., Path], tmp_path: Path):

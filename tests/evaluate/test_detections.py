@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.examples import examples
 
 from wsipipe.errors import ConfigError
 from wsipipe.evaluate import detections
@@ -33,7 +34,7 @@ def slow_maxima(values: NDArray[np.uint8], reach: int) -> list[tuple[int, int]]:
 
 
 @given(st.integers(0, 10_000), st.sampled_from([1, 2, 3]), st.sampled_from([2, 5, 250]))
-@settings(max_examples=25)
+@examples(25)
 def test_maxima_are_those_of_a_slow_search(seed: int, reach: int, levels: int) -> None:
     rng = np.random.default_rng(seed)
     values = rng.integers(0, levels, (rng.integers(1, 12), rng.integers(1, 12))).astype(np.uint8)

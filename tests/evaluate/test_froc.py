@@ -7,9 +7,10 @@ from collections import deque
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.examples import examples
 
 from wsipipe.evaluate.froc import (
     DILATION_UM,
@@ -121,7 +122,7 @@ def fast_hits(mask: Mask, points: list[Point], mpp: float = MPP) -> Hits:
 
 
 @given(st.lists(st.tuples(boxes, found), min_size=1, max_size=4))
-@settings(max_examples=25)
+@examples(25)
 def test_the_rules_as_written_down_slowly(slides: list[tuple[list[tuple[int, int, int, int]], list[Point]]]) -> None:
     masks = [(drawn(b), points) for b, points in slides]
     curve = froc([fast_hits(m, points) for m, points in masks])
@@ -135,7 +136,7 @@ def test_the_rules_as_written_down_slowly(slides: list[tuple[list[tuple[int, int
 
 
 @given(boxes)
-@settings(max_examples=25)
+@examples(25)
 def test_components_and_their_axes(of: list[tuple[int, int, int, int]]) -> None:
     mask = drawn(of)
     lesions = find_lesions(mask, (MPP, MPP))

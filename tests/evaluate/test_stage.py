@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from wsipipe.config.options import EvaluateConfig, RunConfig
 from wsipipe.errors import ConfigError, StoreError
+from wsipipe.evaluate.cohort import EvaluateInputs
 from wsipipe.evaluate.result import Evaluation
-from wsipipe.evaluate.stage import judge
+from wsipipe.evaluate.stage import run as judge
 from wsipipe.labels import LabelTable, read_labels
+from wsipipe.runtime.context import RunContext
 
 Mask = NDArray[np.uint8]
 Maker = Callable[..., Path]
@@ -47,10 +49,9 @@ def test_pools_all_slides_and_adds_trivial_answers(make_store: Maker, make_truth
         folder = make_truth(f"s{i}", truth)
     seen: list[tuple[str, int, int]] = []
     evaluation = judge(
-        paths,
-        EvaluateConfig(labels="net", truth=str(folder), glass="scored"),
-        run,
-        progress=lambda task, done, total, note="": seen.append((task, done, total)),
+        EvaluateInputs(paths),
+        EvaluateConfig(masks="net", truth=str(folder), glass="scored"),
+        RunContext(run, lambda task, done, total, note="": seen.append((task, done, total))),
     )
     truth, tissue, answer = (np.concatenate([m[j] for m in masks]) for j in range(3))
     assert evaluation.classes == ("a", "b")
@@ -87,7 +88,11 @@ def test_pools_all_slides_and_adds_trivial_answers(make_store: Maker, make_truth
 def test_masks_over_several_shards(make_store: Maker, make_truth: Maker, run: RunConfig) -> None:
     truth, tissue, answer = random_masks(2, (20, 4200))
     path = make_store("wide", tissue, ("a", "b"), net=answer)
-    evaluation = judge([path], EvaluateConfig(labels="net", truth=str(make_truth("wide", truth)), glass="scored"), run)
+    evaluation = judge(
+        EvaluateInputs([path]),
+        EvaluateConfig(masks="net", truth=str(make_truth("wide", truth)), glass="scored"),
+        RunContext(run),
+    )
     assert evaluation.answers["net"].pixels == (truth != 255).sum()
     assert evaluation.answers["net"].dice[2] == pytest.approx(dice(truth, answer == 2, 2))
 
@@ -97,8 +102,8 @@ def test_truth_map_says_what_values_mean(make_store: Maker, make_truth: Maker, r
     tissue = np.array([[0, 1, 1, 1]] * 4, np.uint8)
     answer = np.array([[0, 0, 1, 255]] * 4, np.uint8)
     path = make_store("s", tissue, ("malignant",), net=answer)
-    config = EvaluateConfig(labels="net", truth=str(make_truth("s", truth)), truth_map="0=ignore,1=0,2=malignant")
-    confusion = judge([path], config, run).answers["net"]
+    config = EvaluateConfig(masks="net", truth=str(make_truth("s", truth)), truth_map="0=ignore,1=0,2=malignant")
+    confusion = judge(EvaluateInputs([path]), config, RunContext(run)).answers["net"]
     assert confusion.matrix.tolist() == [[4, 0], [4, 4]]
     assert confusion.unpredicted == 4
 
@@ -108,7 +113,7 @@ def test_value_without_a_meaning_is_an_error_of_usage(make_store: Maker, make_tr
     path = make_store("s", tissue, ("a",), net=tissue)
     folder = make_truth("s", tissue * 7)
     with pytest.raises(ConfigError, match=r"s\.truth\.png: holds values 7 that have no meaning.*give --truth-map"):
-        judge([path], EvaluateConfig(labels="net", truth=str(folder)), run)
+        judge(EvaluateInputs([path]), EvaluateConfig(masks="net", truth=str(folder)), RunContext(run))
 
 
 @pytest.fixture
@@ -123,7 +128,9 @@ def three(make_store: Maker, make_truth: Maker) -> tuple[list[Path], Path]:
 def evaluate(three: tuple[list[Path], Path], run: RunConfig, **more: object) -> Evaluation:
     (three[1] / "labels.csv").write_text("slide_id,label,split\ns0,a,train\ns1.svs,a,test\n")
     labels = read_labels(three[1] / "labels.csv", to_fit=False)
-    return judge(three[0], EvaluateConfig(labels="net", truth=str(three[1]), **more), run, labels)  # type: ignore[arg-type]
+    return judge(
+        EvaluateInputs(three[0], labels), EvaluateConfig(masks="net", truth=str(three[1]), **more), RunContext(run)
+    )  # type: ignore[arg-type]
 
 
 def test_stores_without_truth_are_counted_in_the_note(three: tuple[list[Path], Path], run: RunConfig) -> None:
@@ -187,17 +194,17 @@ def test_failures_of_single_stores(
 
 def test_nothing_to_judge(three: tuple[list[Path], Path], run: RunConfig, make_store: Maker, make_truth: Maker) -> None:
     with pytest.raises(ConfigError, match="no truth given; name a folder of masks with --truth"):
-        judge(three[0], EvaluateConfig(labels="net"), run)
+        judge(EvaluateInputs(three[0]), EvaluateConfig(masks="net"), RunContext(run))
     with pytest.raises(ConfigError, match="'test' needs a labels file with splits"):
-        judge(three[0], EvaluateConfig(labels="net", truth=str(three[1]), split="test"), run)
+        judge(EvaluateInputs(three[0]), EvaluateConfig(masks="net", truth=str(three[1]), split="test"), RunContext(run))
     with pytest.raises(ConfigError, match="none of the 3 stores is to be judged in split 'val'"):
         evaluate(three, run, split="val")
     with pytest.raises(ConfigError, match=r"no mask for any of the 1 slides \(s2\)"):
-        judge(three[0][2:], EvaluateConfig(labels="net", truth=str(three[1])), run)
+        judge(EvaluateInputs(three[0][2:]), EvaluateConfig(masks="net", truth=str(three[1])), RunContext(run))
     make_truth("bare", np.ones((6, 6), np.uint8))
     bare = make_store("bare", np.ones((6, 6), np.uint8))
     with pytest.raises(StoreError, match=r"none of 1 stores could be judged; the first: .*no labels/net"):
-        judge([bare], EvaluateConfig(labels="net", truth=str(three[1])), run)
+        judge(EvaluateInputs([bare]), EvaluateConfig(masks="net", truth=str(three[1])), RunContext(run))
 
 
 # --- glass -------------------------------------------------------------------------------------------------------
@@ -211,7 +218,9 @@ def test_what_glass_is_taken_for(make_store: Maker, make_truth: Maker, run: RunC
     path, folder = make_store("s", tissue, net=answer), make_truth("s", truth)
 
     def judged(glass: str) -> Evaluation:
-        return judge([path], EvaluateConfig(labels="net", truth=str(folder), glass=glass), run)
+        return judge(
+            EvaluateInputs([path]), EvaluateConfig(masks="net", truth=str(folder), glass=glass), RunContext(run)
+        )
 
     given, scored, ignored = (judged(g) for g in ("given", "scored", "ignored"))
     assert given.answers["net"].counts.tolist() == [[6, 0, 0], [0, 2, 2]]
@@ -234,7 +243,11 @@ def test_what_glass_is_taken_for(make_store: Maker, make_truth: Maker, run: RunC
 def test_pixels_without_a_picture_are_not_glass(make_store: Maker, make_truth: Maker, run: RunConfig) -> None:
     invalid = np.full((4, 4), 255, np.uint8)
     path = make_store("s", invalid, net=np.full((4, 4), 255, np.uint8))
-    confusion = judge([path], EvaluateConfig(labels="net", truth=str(make_truth("s", invalid // 255))), run).answers
+    confusion = judge(
+        EvaluateInputs([path]),
+        EvaluateConfig(masks="net", truth=str(make_truth("s", invalid // 255))),
+        RunContext(run),
+    ).answers
     assert confusion["net"].counts.tolist() == [[0, 0, 0], [0, 0, 16]]
 
 
@@ -245,7 +258,9 @@ def test_a_negative_slide_needs_no_truth_file(
     three: tuple[list[Path], Path], run: RunConfig, table: Callable[[str], LabelTable]
 ) -> None:
     labels = table("slide_id,label\ns0,a\ns1,a\ns2,\n")
-    evaluation = judge(three[0], EvaluateConfig(labels="net", truth=str(three[1])), run, labels)
+    evaluation = judge(
+        EvaluateInputs(three[0], labels), EvaluateConfig(masks="net", truth=str(three[1])), RunContext(run)
+    )
     assert evaluation.slides == ("s0", "s1", "s2")
     assert evaluation.answers["net"].matrix.tolist() == [[0, 36], [0, 72]]
     assert evaluation.note.endswith("; slides without a truth file, taken for empty as their label is: 1")
@@ -265,8 +280,8 @@ def test_few_patients_are_listed_and_many_give_intervals(
     make_store: Maker, make_truth: Maker, run: RunConfig, table: Callable[[str], LabelTable]
 ) -> None:
     paths, folder = cohort(make_store, make_truth, 9)
-    config = EvaluateConfig(labels="net", truth=str(folder))
-    many = judge(paths, config, run)
+    config = EvaluateConfig(masks="net", truth=str(folder))
+    many = judge(EvaluateInputs(paths), config, RunContext(run))
     assert many.groups == many.slides
     for answer, confusion in many.answers.items():
         spread = many.spread[answer]
@@ -274,13 +289,13 @@ def test_few_patients_are_listed_and_many_give_intervals(
         low, high = spread.intervals["accuracy"]
         assert low < confusion.accuracy < high
     rows = "".join(f"s{i},a,p{i // 2}\n" for i in range(9))
-    few = judge(paths, config, run, table("slide_id,label,patient_id\n" + rows))
+    few = judge(EvaluateInputs(paths, table("slide_id,label,patient_id\n" + rows)), config, RunContext(run))
     spread = few.spread["net"]
     assert not spread.intervals
     assert list(spread.by_group) == ["p0", "p1", "p2", "p3", "p4"]
-    two = judge(paths[2:4], config, run).answers["net"]
+    two = judge(EvaluateInputs(paths[2:4]), config, RunContext(run)).answers["net"]
     np.testing.assert_array_equal(spread.by_group["p1"]["dice"], two.dice)
-    assert judge(paths, config, run).spread["net"].intervals["dice"][0].tolist() == (
+    assert judge(EvaluateInputs(paths), config, RunContext(run)).spread["net"].intervals["dice"][0].tolist() == (
         many.spread["net"].intervals["dice"][0].tolist()
     )
 
@@ -304,8 +319,8 @@ def scored(make_store: Maker, make_truth: Maker, add_scores: Callable[..., None]
 
 
 def test_slides_lesions_and_calibration_from_scores(scored: tuple[list[Path], Path], run: RunConfig) -> None:
-    config = EvaluateConfig(labels="net", truth=str(scored[1]), slide_top=0)
-    evaluation = judge(scored[0], config, run)
+    config = EvaluateConfig(masks="net", truth=str(scored[1]), slide_top=0)
+    evaluation = judge(EvaluateInputs(scored[0]), config, RunContext(run))
     level = evaluation.slide_level
     assert level is not None
     np.testing.assert_allclose(level.scores[:, 0], np.array([200, 100, 50, 0]) / 255)
@@ -333,8 +348,8 @@ def test_labels_say_what_a_slide_holds(
     scored: tuple[list[Path], Path], run: RunConfig, table: Callable[[str], LabelTable]
 ) -> None:
     labels = table("slide_id,label,x,y,width,height\ns0,a,,,,\ns1,,,,,\ns2,a,1,1,9,9\n")
-    config = EvaluateConfig(labels="net", truth=str(scored[1]))
-    level = judge(scored[0], config, run, labels).slide_level
+    config = EvaluateConfig(masks="net", truth=str(scored[1]))
+    level = judge(EvaluateInputs(scored[0], labels), config, RunContext(run)).slide_level
     assert level is not None
     assert level.truth[:, 0].tolist() == [True, False, False, False]  # that of a region says nothing of the slide
     assert level.source == "labels, else truth masks"
@@ -343,9 +358,9 @@ def test_labels_say_what_a_slide_holds(
 def test_detections_from_elsewhere(scored: tuple[list[Path], Path], run: RunConfig, tmp_path: Path) -> None:
     file = tmp_path / "d.csv"
     file.write_text("slide,x_px0,y_px0,p\ns0,320,80,0.9\ns3.svs,1,1,0.95\n")
-    config = EvaluateConfig(labels="net", truth=str(scored[1]), detections=str(file))
+    config = EvaluateConfig(masks="net", truth=str(scored[1]), detections=str(file))
     file.write_text(file.read_text().replace("s3.svs", "s3"))
-    froc = judge(scored[0], config, run).froc
+    froc = judge(EvaluateInputs(scored[0]), config, RunContext(run)).froc
     assert froc is not None
     assert froc["a"].at[0.25] == 0.5
     assert froc["a"].sensitivity.tolist() == [0, 0, 0.5]
@@ -354,10 +369,10 @@ def test_detections_from_elsewhere(scored: tuple[list[Path], Path], run: RunConf
 def test_the_score_of_froc_has_an_interval_where_there_are_groups_enough(
     scored: tuple[list[Path], Path], run: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = EvaluateConfig(labels="net", truth=str(scored[1]))
+    config = EvaluateConfig(masks="net", truth=str(scored[1]))
     for least, has in ((5, False), (4, True)):
         monkeypatch.setattr("wsipipe.evaluate.stage.LEAST_GROUPS", least)
-        froc = judge(scored[0], config, run).froc
+        froc = judge(EvaluateInputs(scored[0]), config, RunContext(run)).froc
         assert froc is not None
         assert (froc["a"].interval is not None) == has
     low, high = froc["a"].interval
@@ -371,7 +386,7 @@ def test_scores_of_other_classes_are_refused(
     path = make_store("s", tissue, net=tissue)
     add_scores(path, "net", np.zeros((1, 2, 2), np.uint8), 8, ("b",))
     with pytest.raises(StoreError, match="scores and labels/net have other classes"):
-        judge([path], EvaluateConfig(labels="net", truth=str(make_truth("s", tissue))), run)
+        judge(EvaluateInputs([path]), EvaluateConfig(masks="net", truth=str(make_truth("s", tissue))), RunContext(run))
 
 
 def test_a_slide_without_scores_is_counted(
@@ -380,7 +395,7 @@ def test_a_slide_without_scores_is_counted(
     tissue = np.ones((16, 16), np.uint8)
     make_truth("s4", tissue)
     paths = [*scored[0], make_store("s4", tissue, net=tissue)]
-    evaluation = judge(paths, EvaluateConfig(labels="net", truth=str(scored[1])), run)
+    evaluation = judge(EvaluateInputs(paths), EvaluateConfig(masks="net", truth=str(scored[1])), RunContext(run))
     assert evaluation.note.endswith("; slides without scores, left out of slide AUC and calibration: 1")
     assert evaluation.slide_level is not None
     assert np.isnan(evaluation.slide_level.scores[:, 0]).tolist() == [False] * 4 + [True]

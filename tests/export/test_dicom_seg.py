@@ -10,19 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.dicom_slides import MPP0, ORIENTATION, Changes, draw, make_source, make_store, needs_highdicom, rebuilt
+from support.examples import examples
 
 from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.export.dicom_codes import KNOWN_CODES, SegmentCode, parse_codes
 from wsipipe.export.dicom_seg import KINDS, TILE_PX, verify_dicom_seg, write_dicom_seg
 from wsipipe.geometry import Window
+from wsipipe.runtime.context import RunContext
 from wsipipe.slides.base import SlideFile
 from wsipipe.store import SlideStore
 from wsipipe.store.layout import COLOURS
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling.stage import run as tile_slides
 
 both = pytest.mark.parametrize("kind", KINDS)
 
@@ -33,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_highdicom
-@settings(max_examples=6)
+@examples(6)
 @given(
     st.integers(1, 1100),
     st.integers(1, 1100),
@@ -96,7 +98,7 @@ def test_the_mask_is_never_in_memory(folder: Path, kind: str) -> None:
 
 @needs_highdicom
 @both
-@settings(max_examples=4)
+@examples(4)
 @given(st.sampled_from([1.0, 2.0, 4.0]), st.tuples(st.integers(0, 9000), st.integers(0, 9000)))
 def test_pixels_lie_where_those_of_the_source_do(
     tmp_path_factory: pytest.TempPathFactory, kind: str, scale: float, origin_px0: tuple[int, int]
@@ -292,7 +294,7 @@ def test_a_real_slide(tmp_path: Path, real_wsi: Path) -> None:
     run = RunConfig(stores=str(tmp_path / "stores"), runs=str(tmp_path / "runs"), workers=1)
     dicom, svs = real_wsi / "dicom_cmu-1-small-region", real_wsi / "CMU-1-Small-Region.svs"
     for slide, source, kind in ((dicom, None, "binary"), (svs, dicom, "labelmap")):
-        _, stores = tile_slides({slide.stem: SlideFile(slide)}, TileConfig(), run)
+        _, stores = tile_slides({slide.stem: SlideFile(slide)}, TileConfig(), RunContext(run))
         store = SlideStore(stores[0])
         path = write_dicom_seg(store, "tissue", tmp_path / f"{slide.stem}.dcm", kind, source)
         verify_dicom_seg(path, store, "tissue", source)

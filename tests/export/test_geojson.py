@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from support.examples import examples
 from support.masked import NAMES, Mask, mask_store, pieces_of, pixels_of, write_mask
 
 from wsipipe.annotations.geojson import read_geojson
@@ -54,7 +55,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def read_back(path: Path, store: SlideStore) -> Mask:
-    """Through the reader of annotations, as `labels import` does."""
+    """Through the reader of annotations, as `masks import` does."""
     return open_truth(path, store.grid, MEANING)(Window(0, 0, *store.grid.size_px))
 
 
@@ -100,7 +101,7 @@ def test_orientation_is_that_of_rfc_7946(tmp_path: Path) -> None:
         assert signs == [1, *[-1] * (len(rings) - 1)]
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from(list(NAMES))),
     st.sampled_from([(1.0, 1.0), (2.0, 2.0), (1.979, 2.013), (3.0, 1.5)]),

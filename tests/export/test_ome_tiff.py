@@ -12,9 +12,10 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.examples import examples
 
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.export import ome_tiff
@@ -80,7 +81,7 @@ def ome(path: Path) -> dict[str, Any]:
         return dict(tifffile.xml2dict(tiff.ome_metadata)["OME"])
 
 
-@settings(max_examples=8)
+@examples(8)
 @given(st.integers(1, 700), st.integers(1, 1300), st.sampled_from([16, 256, 512]), st.booleans(), st.integers(0, 3))
 def test_all_levels_come_back(
     tmp_path_factory: pytest.TempPathFactory, height: int, width: int, tile_px: int, palette: bool, seed: int
@@ -132,7 +133,7 @@ def test_openslide_reads_the_colours_of_a_palette(tmp_path: Path) -> None:
     st.sampled_from([1.0, 2.0, 4.0]),
     st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)),
 )
-@settings(max_examples=10)
+@examples(10)
 def test_size_and_position_come_back(
     tmp_path_factory: pytest.TempPathFactory, mpp: tuple[float, float], scale: float, origin_px0: tuple[int, int]
 ) -> None:

@@ -15,7 +15,8 @@ from support.masked import mask_store, write_mask
 
 from wsipipe.config.options import ExportConfig, RunConfig
 from wsipipe.errors import ConfigError
-from wsipipe.export.stage import export_stores
+from wsipipe.export.stage import run as export_stores
+from wsipipe.runtime.context import RunContext
 from wsipipe.store import SlideStore
 
 
@@ -33,7 +34,7 @@ def stores(tmp_path: Path, mask: np.ndarray) -> list[Path]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> ExportConfig:
-    return ExportConfig(labels="map", folder=str(tmp_path / "out"), verify=True, overlay_px=100)
+    return ExportConfig(masks="map", folder=str(tmp_path / "out"), verify=True, overlay_px=100)
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def run(tmp_path: Path) -> RunConfig:
 def test_every_store_is_written_in_every_format(
     stores: list[Path], config: ExportConfig, run: RunConfig, mask: np.ndarray
 ):
-    report, made = export_stores(stores, config, run)
+    report, made = export_stores(stores, config, RunContext(run))
     assert report.exit_code == 0, report.rows
     names = [f"{s}{end}" for s in "ab" for end in (".ome.tif", ".geojson", ".png")] + ["areas.csv"]
     assert [p.name for p in made] == names
@@ -59,16 +60,16 @@ def test_every_store_is_written_in_every_format(
 def test_what_is_done_is_skipped_and_another_mask_is_not_written_over_it(
     stores: list[Path], config: ExportConfig, run: RunConfig, mask: np.ndarray
 ):
-    _, made = export_stores(stores, config, run)
+    _, made = export_stores(stores, config, RunContext(run))
     times = [p.stat().st_mtime_ns for p in made[:-1]]
-    report, again = export_stores(stores, config, run)
+    report, again = export_stores(stores, config, RunContext(run))
     assert again == made
     assert {r["status"] for r in report.rows if r["item"] != "areas.csv"} == {"skipped"}
     assert [p.stat().st_mtime_ns for p in made[:-1]] == times
     write_mask(SlideStore(stores[0]), "map", np.roll(mask, 16, 1), digest="other")
     with pytest.raises(ConfigError, match=r"a\.ome\.tif: holds another mask .*--folder.*--overwrite"):
-        export_stores(stores, config, run)
-    report, _ = export_stores(stores, config, run, overwrite=True)
+        export_stores(stores, config, RunContext(run))
+    report, _ = export_stores(stores, config, RunContext(run, overwrite=True))
     assert [r["status"] for r in report.rows[:-1]] == ["done"] * 3 + ["skipped"] * 3
     np.testing.assert_array_equal(tifffile.imread(made[0]), np.roll(mask, 16, 1))
 
@@ -76,16 +77,16 @@ def test_what_is_done_is_skipped_and_another_mask_is_not_written_over_it(
 def test_a_file_that_was_changed_since_is_found_when_it_is_read_back(
     stores: list[Path], config: ExportConfig, run: RunConfig
 ):
-    _, made = export_stores(stores, config, run)
+    _, made = export_stores(stores, config, RunContext(run))
     data = json.loads(made[1].read_text())
     del data["features"][3]
     lines = made[1].read_text().splitlines(keepends=True)
     made[1].write_text("".join([*lines[:3], *lines[4:]]))
-    report, left = export_stores(stores, config, run)
+    report, left = export_stores(stores, config, RunContext(run))
     assert [r["item"] for r in report.of("failed")] == ["a.geojson"]
     assert made[1] not in left
     assert report.exit_code == 1
-    report, _ = export_stores(stores, config, run)
+    report, _ = export_stores(stores, config, RunContext(run))
     assert report.exit_code == 0, "what failed is written again"
     assert [r["item"] for r in report.of("done")] == ["a.geojson", "areas.csv"]
 
@@ -95,7 +96,7 @@ def test_a_store_without_the_mask_costs_only_itself(
 ):
     bare = mask_store(tmp_path / "bare.zarr", {"tissue": np.ones_like(mask)}).path
     config = replace(config, formats=("ome-tiff",))
-    report, made = export_stores([bare, *stores], config, replace(run, max_failed="1"))
+    report, made = export_stores([bare, *stores], config, RunContext(replace(run, max_failed="1")))
     assert [r["item"] for r in report.of("failed")] == ["bare.ome.tif"]
     assert [p.name for p in made] == ["a.ome.tif", "b.ome.tif"]
     assert report.exit_code == 0
@@ -103,6 +104,6 @@ def test_a_store_without_the_mask_costs_only_itself(
 
 def test_an_unknown_format_and_a_comparison_that_cannot_be_are_refused(stores: list[Path], run: RunConfig):
     with pytest.raises(ConfigError, match=r"export.formats: 'pdf' is not known; choose of ome-tiff, geojson"):
-        export_stores(stores, ExportConfig(labels="map", formats=("pdf",)), run)
+        export_stores(stores, ExportConfig(masks="map", formats=("pdf",)), RunContext(run))
     with pytest.raises(ConfigError, match="only an exact GeoJSON can be compared"):
         ExportConfig(verify=True, tolerance_um=2.0)

@@ -10,9 +10,10 @@ import tifffile
 from support.pretrain_tissue import tissue
 
 from wsipipe.config.options import RunConfig, TileConfig
+from wsipipe.runtime.context import RunContext
 from wsipipe.slides.base import SlideFile
 from wsipipe.store import SlideStore
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling.stage import run as tile_slides
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +27,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         files[name] = SlideFile(folder / f"{name}.tif")
     run = RunConfig(stores=str(folder / "stores"), runs=str(folder / "runs"), workers=1)
     options = TileConfig(patch_px=64, mpp_override=0.5, codec="zstd", qc=False, min_area_um2=100.0)
-    report, stores = tile_slides(files, options, run)
+    report, stores = tile_slides(files, options, RunContext(run))
     assert report.exit_code == 0, report.rows
     return {p.stem: p for p in stores}
 

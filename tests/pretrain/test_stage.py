@@ -18,7 +18,8 @@ from wsipipe.errors import CheckpointError, ConfigError
 from wsipipe.nn.checkpoint import read_checkpoint
 from wsipipe.nn.encoders import MEAN, STD, chosen_encoder, create_encoder
 from wsipipe.pretrain import stage as module
-from wsipipe.pretrain.stage import pretrain
+from wsipipe.pretrain.stage import run as pretrain
+from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.progress import silent
 
 SMALL = PretrainConfig(encoder="resnet18_quarter", steps=4, batch=8, input_px=16)
@@ -32,7 +33,9 @@ def stage(slides: dict[str, Path], run: RunConfig) -> Stage:
 
     def go(progress: Any = silent, overwrite: bool = False, stores: Any = None, seed: int = 0, **options: Any) -> Path:
         paths = [slides[n] for n in stores or ("big", "small")]
-        report, made = pretrain(paths, replace(SMALL, **options), replace(run, seed=seed), progress, overwrite)
+        report, made = pretrain(
+            paths, replace(SMALL, **options), RunContext(replace(run, seed=seed), progress, overwrite)
+        )
         assert report.exit_code == 0
         return made[0]
 

@@ -111,7 +111,7 @@ def test_a_view_has_the_size_of_the_input_and_stays_in_range():
 
 
 def test_pretraining_perturbs_stain_as_other_training_does():
-    assert PretrainConfig().stain == STAIN_STRENGTH
+    assert PretrainConfig().stain_jitter == STAIN_STRENGTH
 
 
 def test_without_stain_jitter_a_view_keeps_the_colour():

@@ -14,6 +14,8 @@ from support.labelled import BRIEF, ROWS, Csv, Stage, Stores, picture
 from support.textures import Cohort, plant, tiled_pictures, tissue
 
 from wsipipe.config.options import PretrainConfig, PseudolabelConfig, RunConfig
+from wsipipe.pseudolabel.stage import PseudolabelOptions
+from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.ledger import Report
 
 QUICK: dict[str, Any] = {
@@ -86,7 +88,7 @@ def small_cohort(plant_cohort: Callable[..., Cohort]) -> Cohort:
 @pytest.fixture
 def quick(run: RunConfig) -> Callable[..., tuple[Report, list[Path]]]:
     """`quick(stores, labels, method={...}, sections={refinement: {...}}, ..)`: the stage with a tiny network."""
-    from wsipipe.pseudolabel.stage import pseudolabel
+    from wsipipe.pseudolabel.stage import run as pseudolabel
 
     def go(
         stores: Mapping[str, Path],
@@ -101,7 +103,11 @@ def quick(run: RunConfig) -> Callable[..., tuple[Report, list[Path]]]:
         settings = {"encoder": "resnet18_quarter", "pretrain": False, "self_train": False} | config
         options = PseudolabelConfig(labels=str(labels), **settings)
         values = {"camel": QUICK | dict(method or {}), **(sections or {})}
-        return pseudolabel(list(stores.values()), options, values, run, overwrite=overwrite, pretraining=pretraining)
+        return pseudolabel(
+            list(stores.values()),
+            PseudolabelOptions(options, values, pretraining),
+            RunContext(run, overwrite=overwrite),
+        )
 
     return go
 

@@ -32,7 +32,9 @@ from wsipipe.nn.checkpoint import read_checkpoint
 from wsipipe.pseudolabel.method import ScoreMap
 from wsipipe.pseudolabel.methods import camel
 from wsipipe.pseudolabel.paint import painted
-from wsipipe.pseudolabel.stage import pseudolabel
+from wsipipe.pseudolabel.stage import PseudolabelOptions
+from wsipipe.pseudolabel.stage import run as pseudolabel
+from wsipipe.runtime.context import RunContext
 from wsipipe.store import SlideStore
 
 
@@ -332,13 +334,13 @@ def test_damaged_weights_of_a_fit_are_an_error_not_a_new_fit(stores: Stores, csv
 def test_unknown_parameters_of_a_method_are_refused_by_their_dotted_path(stores: Stores, csv: Csv, run: RunConfig):
     config = PseudolabelConfig(labels=str(csv()), encoder="resnet18_quarter", pretrain=False)
     with pytest.raises(ConfigError, match=r"pseudolabel\.camel\.latice: unknown key; did you mean 'lattice'"):
-        pseudolabel(list(stores.values()), config, {"camel": {"latice": 4}}, run)
+        pseudolabel(list(stores.values()), PseudolabelOptions(config, {"camel": {"latice": 4}}), RunContext(run))
 
 
 def test_parameters_of_what_is_not_there_are_refused(stores: Stores, csv: Csv, run: RunConfig):
     config = PseudolabelConfig(labels=str(csv()), encoder="resnet18_quarter", pretrain=False)
     with pytest.raises(ConfigError, match="parameters of lattice, no method or refinement"):
-        pseudolabel(list(stores.values()), config, {"lattice": {"n": 4}}, run)
+        pseudolabel(list(stores.values()), PseudolabelOptions(config, {"lattice": {"n": 4}}), RunContext(run))
 
 
 def test_two_stores_of_one_slide_are_refused(stores: Stores, csv: Csv, stage: Stage, tmp_path: Path):

@@ -22,10 +22,12 @@ from wsipipe.errors import CheckpointError, ConfigError, StoreError
 from wsipipe.geometry import Window
 from wsipipe.nn.checkpoint import Checkpoint, read_checkpoint, save_weights
 from wsipipe.nn.encoders import Statistics, create_encoder
-from wsipipe.pretrain.stage import pretrain
+from wsipipe.pretrain.stage import run as pretrain
 from wsipipe.pseudolabel.method import FitContext
 from wsipipe.pseudolabel.methods import camel
-from wsipipe.pseudolabel.stage import pseudolabel
+from wsipipe.pseudolabel.stage import PseudolabelOptions
+from wsipipe.pseudolabel.stage import run as pseudolabel
+from wsipipe.runtime.context import RunContext
 from wsipipe.store import SlideStore
 
 FEW = PretrainConfig(steps=2, batch=8)
@@ -42,7 +44,11 @@ def test_what_a_method_refuses_is_found_before_an_encoder_is_pretrained(stores: 
 
     config = PseudolabelConfig(labels=str(csv()), method="camel,histosegnet", encoder="resnet18_quarter")
     with pytest.raises(ConfigError, match=r"histosegnet\.exempt: fat is no class; there are a, b"):
-        pseudolabel(list(stores.values()), config, {"histosegnet": {"cells": 8, "exempt": ["fat"]}}, run, progress)
+        pseudolabel(
+            list(stores.values()),
+            PseudolabelOptions(config, {"histosegnet": {"cells": 8, "exempt": ["fat"]}}),
+            RunContext(run, progress),
+        )
 
 
 def test_a_pretrained_encoder_is_shared_by_fits_and_not_made_again_after_a_stop(
@@ -71,7 +77,9 @@ def test_a_pretrained_encoder_is_shared_by_fits_and_not_made_again_after_a_stop(
 def test_a_fit_that_asks_for_no_encoder_pretrains_none(stores: Stores, csv: Csv, run: RunConfig):
     small = {"network": "x1.7", "width": 2, "cells": 8, "steps": 2, "batch": 4, "windows": 6}
     options = PseudolabelConfig(labels=str(csv()), method="histosegnet", refine="none", encoder="resnet18_quarter")
-    report, _ = pseudolabel(list(stores.values()), options, {"histosegnet": small}, run, pretraining=FEW)
+    report, _ = pseudolabel(
+        list(stores.values()), PseudolabelOptions(options, {"histosegnet": small}, FEW), RunContext(run)
+    )
     assert report.exit_code == 0
     assert pretrained(run) == []
 
@@ -143,7 +151,7 @@ def test_an_encoder_that_was_pretrained_by_itself_is_taken_by_its_own_name(
     stores: Stores, csv: Csv, stage: Stage, run: RunConfig
 ):
     config = replace(FEW, encoder="resnet18_quarter", input_px=STRIDE, shrink=1, name="mine")
-    _, (path,) = pretrain(list(stores.values()), config, run)
+    _, (path,) = pretrain(list(stores.values()), config, RunContext(run))
     assert stage(stores, csv(), encoder="", weights=str(path), pretrain=True)[0].exit_code == 0
     assert read_checkpoint(Path(run.runs) / "camel" / "model.json").encoder == "resnet18_quarter"
     assert pretrained(run) == []

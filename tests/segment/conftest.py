@@ -14,9 +14,10 @@ from torch import nn
 from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.nn.checkpoint import Checkpoint
 from wsipipe.nn.encoders import MEAN, STD
+from wsipipe.runtime.context import RunContext
 from wsipipe.slides import SlideFile
 from wsipipe.store import SlideStore
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling.stage import run as tile_slides
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +33,7 @@ def coloured(tmp_path_factory: pytest.TempPathFactory, svs_writer: Callable[...,
     svs_writer(slides["bare"], np.full((331, 437, 3), 243, np.uint8), factors=(4,))
     run = RunConfig(stores=str(folder / "stores"), runs=str(folder / "runs"), workers=1)
     config = TileConfig(patch_px=PATCH_PX, codec="zstd", tissue_mpp=2.0, min_area_um2=100.0)
-    report, stores = tile_slides({i: SlideFile(path) for i, path in slides.items()}, config, run)
+    report, stores = tile_slides({i: SlideFile(path) for i, path in slides.items()}, config, RunContext(run))
     assert report.exit_code == 0, report.rows
     for path in stores:
         store = SlideStore(path)
@@ -59,7 +60,7 @@ def checkpoint_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
 
     def install(model: nn.Module, classes: tuple[str, ...] = ("pink",), mpp: float = 0.5, digest: str = "d") -> Path:
         note = Checkpoint("unet", "resnet18_quarter", classes, mpp, PATCH_PX, digest, MEAN, STD, {})
-        monkeypatch.setattr("wsipipe.segment.predict.load", lambda path: (note, model.eval()))
+        monkeypatch.setattr("wsipipe.segment.predict.load_model", lambda path: (note, model.eval()))
         return Path("model.json")
 
     return install

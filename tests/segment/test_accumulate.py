@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 from support.stitching import Predict, noisy, reader, slow, slow_scores, subset
 
 from wsipipe.geometry import Window
@@ -63,7 +64,7 @@ geometry = st.integers(2, 24).flatmap(
 
 
 @given(geometry, st.sampled_from(BLENDS), st.integers(1, 9))
-@settings(max_examples=60)
+@examples(60)
 def test_any_stride_shape_and_cell_gives_back_the_input(drawn: tuple[int, int, tuple[int, int]], blend: str, cell: int):
     window, stride, size = drawn
     red = np.random.default_rng(0).random((2, size[1], size[0]), np.float32)
@@ -90,7 +91,7 @@ def test_it_agrees_with_a_slow_stitcher(window: int, stride: int, size: tuple[in
 
 
 @given(geometry, st.integers(0, 2**31))
-@settings(max_examples=20)
+@examples(20)
 def test_windows_left_out_leave_holes_exactly_where_nothing_covers(drawn: tuple[int, int, tuple[int, int]], seed: int):
     window, stride, size = drawn
     size, stride = (min(size[0], 25), min(size[1], 25)), max(stride, window // 3, 2)
@@ -103,7 +104,7 @@ def test_windows_left_out_leave_holes_exactly_where_nothing_covers(drawn: tuple[
 
 
 @given(geometry, st.data())
-@settings(max_examples=40)
+@examples(40)
 def test_a_rectangle_has_the_same_bits_as_the_whole_map_there(
     drawn: tuple[int, int, tuple[int, int]], data: st.DataObject
 ):
@@ -143,7 +144,7 @@ def test_a_window_out_of_turn_is_refused():
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 9), st.integers(0, 99))
-@settings(max_examples=40)
+@examples(40)
 def test_masks_and_scores_of_a_piece(height: int, width: int, cell: int, seed: int):
     rng = np.random.default_rng(seed)
     p = rng.dirichlet((1, 1, 1), (height, width)).transpose(2, 0, 1).astype(np.float32)

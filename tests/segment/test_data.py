@@ -123,7 +123,7 @@ def test_a_mosaic_is_of_pure_quarters_of_every_value_alike(stores, monkeypatch):
     monkeypatch.setattr(data, "stain_jitter", lambda x, strength, g: x)
     monkeypatch.setattr(data, "blur", lambda x, chance, g: x)
     samples = find_samples(list(stores.values())[1:], "truth", 2)
-    batches = Batches(samples, "truth", 8, 0, Variation(mosaic=1.0))
+    batches = Batches(samples, "truth", 8, 0, Variation(mosaic_prob=1.0))
     found = np.zeros(3)
     for step in range(12):
         batch = batches(step)
@@ -143,7 +143,7 @@ def test_a_mosaic_is_of_pure_quarters_of_every_value_alike(stores, monkeypatch):
 def test_zoom_keeps_image_and_mask_together(stores, monkeypatch, zoom: float):
     monkeypatch.setattr(data, "stain_jitter", lambda x, strength, g: x)
     monkeypatch.setattr(data, "blur", lambda x, chance, g: x)
-    batches = Batches(find_samples([stores["left"]], "truth", 2), "truth", 8, 0, Variation(zoom=zoom, shift=False))
+    batches = Batches(find_samples([stores["left"]], "truth", 2), "truth", 8, 0, Variation(max_zoom=zoom, shift=False))
     batch = batches(0)
     assert batch.rgb.shape == (8, 3, 64, 64)
     rgb = (batch.rgb * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()

@@ -14,17 +14,18 @@ from support.stitching import slow_scores
 from support.two_colours import PATCH_PX, CountingNet, RedNet, SureNet, frame, paint, whole
 from torch import nn
 
-from wsipipe.config.options import SegmentConfig, TileConfig
+from wsipipe.config.options import StitchConfig, TileConfig
 from wsipipe.errors import CheckpointError, ConfigError
 from wsipipe.geometry import Window
+from wsipipe.runtime.context import RunContext
 from wsipipe.segment import predict, stitch
 from wsipipe.segment.predict import Network, predict_stores, stitching
 from wsipipe.slides import SlideFile
 from wsipipe.store import SlideStore
 from wsipipe.store.map_writer import ResumableMapWriter
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling.stage import run as tile_slides
 
-SMALL = SegmentConfig(score_stride_px=1)
+SMALL = StitchConfig(score_stride_px=1)
 
 
 def covered(store: SlideStore, window: int, stride: int) -> np.ndarray:
@@ -51,7 +52,7 @@ def covered(store: SlideStore, window: int, stride: int) -> np.ndarray:
 def test_the_red_channel_of_the_slide_comes_back_as_scores(stores, coloured, run, checkpoint_of, overlap):
     store = stores["left"]
     config = dataclasses.replace(SMALL, overlap=overlap)
-    report, done = predict_stores([store], checkpoint_of(RedNet()), config, run)
+    report, done = predict_stores([store], checkpoint_of(RedNet()), config, RunContext(run))
     assert (report.exit_code, done) == (0, [store.path])
     with openslide.OpenSlide(coloured.parent / "left.svs") as slide:
         red = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))[..., 0]
@@ -70,7 +71,7 @@ def test_the_red_channel_of_the_slide_comes_back_as_scores(stores, coloured, run
 
 def test_a_network_that_is_sure_paints_all_tissue_and_scores_1_wherever_covered(stores, run, checkpoint_of):
     store = stores["left"]
-    predict_stores([store], checkpoint_of(SureNet()), SMALL, run)
+    predict_stores([store], checkpoint_of(SureNet()), SMALL, RunContext(run))
     known, tissue = covered(store, PATCH_PX, PATCH_PX // 2), whole(store.labels("tissue"))
     np.testing.assert_array_equal(whole(store.scores("unet"))[0], np.where(known, 255, 0))
     np.testing.assert_array_equal(whole(store.labels("unet")), np.where(known, tissue == 1, 255))
@@ -83,7 +84,9 @@ def test_a_network_that_is_sure_paints_all_tissue_and_scores_1_wherever_covered(
 @pytest.mark.parametrize("stride", [3, 8, 50])
 def test_scores_are_area_means_on_a_real_store_of_odd_size(stores, run, checkpoint_of, stride):
     store = stores["left"]
-    predict_stores([store], checkpoint_of(RedNet()), dataclasses.replace(SMALL, score_stride_px=stride), run)
+    predict_stores(
+        [store], checkpoint_of(RedNet()), dataclasses.replace(SMALL, score_stride_px=stride), RunContext(run)
+    )
     p = store.read(frame(store))[None, ..., 0] / 255.0
     p[:, ~covered(store, PATCH_PX, PATCH_PX // 2)] = np.nan
     found = whole(store.scores("unet"))
@@ -97,10 +100,10 @@ def test_a_slide_longer_than_one_shard_is_written_shard_by_shard(tmp_path, svs_w
     rgb[4200:4400, 20:170, 0] = 90
     svs_writer(tmp_path / "tall.svs", rgb, factors=(4,))
     config = TileConfig(patch_px=64, codec="zstd", tissue_mpp=2.0)
-    report, paths = tile_slides({"tall": SlideFile(tmp_path / "tall.svs")}, config, run)
+    report, paths = tile_slides({"tall": SlideFile(tmp_path / "tall.svs")}, config, RunContext(run))
     assert report.exit_code == 0
     store = SlideStore(paths[0])
-    predict_stores([store], checkpoint_of(RedNet()), SMALL, run)
+    predict_stores([store], checkpoint_of(RedNet()), SMALL, RunContext(run))
     assert store.labels("unet").spec.shards == (2, 1)
     red = store.read(frame(store))[..., 0].astype(int)
     known, tissue = covered(store, 64, 32), whole(store.labels("tissue"))
@@ -117,7 +120,7 @@ def test_pixels_that_could_not_be_read_stay_255(stores, run, checkpoint_of):
     tissue = whole(store.labels("tissue")).copy()
     tissue[100:150, 100:200] = 255
     paint(store, tissue, "tissue")
-    predict_stores([store], checkpoint_of(SureNet()), SMALL, run)
+    predict_stores([store], checkpoint_of(SureNet()), SMALL, RunContext(run))
     assert (whole(store.labels("unet"))[100:150, 100:200] == 255).all()
     assert whole(store.labels("unet"))[160, 150] == 1
 
@@ -125,8 +128,8 @@ def test_pixels_that_could_not_be_read_stay_255(stores, run, checkpoint_of):
 def test_maps_do_not_depend_on_the_number_of_workers(stores, run, checkpoint_of):
     found = []
     for name, workers in (("one", 1), ("four", 4)):
-        config = dataclasses.replace(SMALL, name=name)
-        predict_stores([stores["left"]], checkpoint_of(RedNet()), config, dataclasses.replace(run, workers=workers))
+        context = RunContext(dataclasses.replace(run, workers=workers))
+        predict_stores([stores["left"]], checkpoint_of(RedNet()), SMALL, context, name)
         found.append((whole(stores["left"].labels(name)), whole(stores["left"].scores(name))))
     np.testing.assert_array_equal(found[0][0], found[1][0])
     np.testing.assert_array_equal(found[0][1], found[1][1])
@@ -179,7 +182,7 @@ def test_a_run_that_dies_at_any_call_goes_on_to_the_same_bytes(stores, run, chec
     store = stores["left"]
     config = dataclasses.replace(SMALL, score_stride_px=12, overlap=0.25)
     whole_run = CountingNet()
-    predict_stores([store], checkpoint_of(whole_run), config, run)
+    predict_stores([store], checkpoint_of(whole_run), config, RunContext(run))
     expected = bytes_of(store, "unet")
     assert len(expected) > 8
     seen = []
@@ -188,10 +191,10 @@ def test_a_run_that_dies_at_any_call_goes_on_to_the_same_bytes(stores, run, chec
             shutil.rmtree(store.path / kind / "unet")
         first, second = CountingNet(dies_at=n), CountingNet()
         with pytest.raises(KeyboardInterrupt):
-            predict_stores([store], checkpoint_of(first), config, run)
+            predict_stores([store], checkpoint_of(first), config, RunContext(run))
         assert store.names("scores") == []
         assert leftovers(store) == [f".{store.path.name}.maps.unet.partial"]
-        report, _ = predict_stores([store], checkpoint_of(second), config, run)
+        report, _ = predict_stores([store], checkpoint_of(second), config, RunContext(run))
         assert report.rows[0]["status"] == "done"
         assert bytes_of(store, "unet") == expected
         assert leftovers(store) == []
@@ -205,7 +208,7 @@ def test_a_run_that_dies_at_any_call_goes_on_to_the_same_bytes(stores, run, chec
 @pytest.mark.parametrize("call", [1, 2])
 def test_a_run_that_dies_at_the_end_only_ends_it(stores, run, checkpoint_of, monkeypatch, where, call):
     store, calls = stores["left"], []
-    predict_stores([store], checkpoint_of(CountingNet()), SMALL, run)
+    predict_stores([store], checkpoint_of(CountingNet()), SMALL, RunContext(run))
     expected = bytes_of(store, "unet")
     for kind in ("labels", "scores"):
         shutil.rmtree(store.path / kind / "unet")
@@ -222,11 +225,11 @@ def test_a_run_that_dies_at_the_end_only_ends_it(stores, run, checkpoint_of, mon
         patch.setattr(owner, where, dies)
         if where == "put" or call == 1:
             with pytest.raises(KeyboardInterrupt):
-                predict_stores([store], checkpoint_of(CountingNet()), SMALL, run)
+                predict_stores([store], checkpoint_of(CountingNet()), SMALL, RunContext(run))
         else:
-            predict_stores([store], checkpoint_of(CountingNet()), SMALL, run)
+            predict_stores([store], checkpoint_of(CountingNet()), SMALL, RunContext(run))
     again = CountingNet()
-    predict_stores([SlideStore(store.path)], checkpoint_of(again), SMALL, run)
+    predict_stores([SlideStore(store.path)], checkpoint_of(again), SMALL, RunContext(run))
     assert again.calls == 0
     assert bytes_of(store, "unet") == expected
     assert leftovers(store) == []
@@ -236,43 +239,36 @@ def test_what_was_begun_with_other_settings_is_not_gone_on_with(stores, run, che
     monkeypatch.setattr(predict, "SHARD_PX", 256)
     store = stores["left"]
     with pytest.raises(KeyboardInterrupt):
-        predict_stores([store], checkpoint_of(CountingNet(dies_at=2), digest="one"), SMALL, run)
-    predict_stores([store], checkpoint_of(SureNet(), digest="two"), SMALL, run)
+        predict_stores([store], checkpoint_of(CountingNet(dies_at=2), digest="one"), SMALL, RunContext(run))
+    predict_stores([store], checkpoint_of(SureNet(), digest="two"), SMALL, RunContext(run))
     expected = bytes_of(store, "unet")
-    predict_stores([store], checkpoint_of(SureNet(), digest="two"), dataclasses.replace(SMALL, name="fresh"), run)
+    predict_stores([store], checkpoint_of(SureNet(), digest="two"), SMALL, RunContext(run), "fresh")
     fresh = {k.replace("/fresh/", "/unet/"): v for k, v in bytes_of(store, "fresh").items()}
     assert {k: v for k, v in expected.items() if "/c/" in k} == {k: v for k, v in fresh.items() if "/c/" in k}
-
-
-def more(config: SegmentConfig, monkeypatch: pytest.MonkeyPatch, **options: object) -> SegmentConfig:
-    """The configuration with options of stitching."""
-    monkeypatch.setattr(predict, "stitching", lambda c, note: dataclasses.replace(stitching(c, note), **options))
-    return config
 
 
 @pytest.mark.parametrize("memory_mb", [12, 3, 2])
 def test_the_budget_of_memory_does_not_change_a_byte(stores, run, checkpoint_of, monkeypatch, memory_mb):
     store, net = stores["left"], convolution()
     monkeypatch.setattr(predict, "SHARD_PX", 256)
-    predict_stores([store], checkpoint_of(net), SMALL, run)
-    more(SMALL, monkeypatch, memory_mb=memory_mb)
-    chosen = predict.fitting(predict.stitching(SMALL, predict.load(None)[0]), 2, 64, 256)
+    predict_stores([store], checkpoint_of(net), SMALL, RunContext(run))
+    narrow = dataclasses.replace(SMALL, memory_mb=memory_mb)
+    chosen = stitch.fitting(stitching(narrow, predict.load_model(None)[0]), 2, 64, 256)
     assert chosen != (64, 512)
-    predict_stores([store], checkpoint_of(net), dataclasses.replace(SMALL, name="small"), run)
+    predict_stores([store], checkpoint_of(net), narrow, RunContext(run), "small")
     small = {k.replace("/small/", "/unet/"): v for k, v in bytes_of(store, "small").items() if "/c/" in k}
     assert small == {k: v for k, v in bytes_of(store, "unet").items() if "/c/" in k}
 
 
-def test_views_and_weights_are_part_of_what_a_map_is_made_of(stores, run, checkpoint_of, monkeypatch):
+def test_views_and_weights_are_part_of_what_a_map_is_made_of(stores, run, checkpoint_of):
     path = checkpoint_of(convolution())
-    predict_stores([stores["left"]], path, SMALL, run)
+    predict_stores([stores["left"]], path, SMALL, RunContext(run))
     first = whole(stores["left"].scores("unet"))
     for options in ({"views": 8}, {"blend": "constant"}):
-        with monkeypatch.context() as patch:
-            more(SMALL, patch, **options)
-            report, _ = predict_stores([stores["left"]], path, SMALL, run)
-            assert "made from other inputs" in report.rows[0]["reason"]
-            predict_stores([stores["left"]], path, SMALL, run, overwrite=True)
+        changed = dataclasses.replace(SMALL, **options)
+        report, _ = predict_stores([stores["left"]], path, changed, RunContext(run))
+        assert "made from other inputs" in report.rows[0]["reason"]
+        predict_stores([stores["left"]], path, changed, RunContext(run, overwrite=True))
         assert not np.array_equal(whole(stores["left"].scores("unet")), first)
 
 
@@ -281,7 +277,10 @@ def test_the_ledger_and_the_log_say_how_fast_it_went(stores, run, checkpoint_of,
     told: list[tuple[str, int, int]] = []
     with caplog.at_level("INFO"):
         report, _ = predict_stores(
-            [stores["left"]], checkpoint_of(net), SMALL, run, lambda task, i, n, note="": told.append((task, i, n))
+            [stores["left"]],
+            checkpoint_of(net),
+            SMALL,
+            RunContext(run, lambda task, i, n, note="": told.append((task, i, n))),
         )
     row = report.rows[0]
     assert int(row["windows"]) == net.windows > 50
@@ -295,7 +294,7 @@ def test_the_ledger_and_the_log_say_how_fast_it_went(stores, run, checkpoint_of,
 def test_a_map_that_another_process_makes_is_not_touched(stores, run, checkpoint_of):
     store = stores["left"]
     with ResumableMapWriter(store, "unet", "other", 1, 8):
-        report, done = predict_stores([store], checkpoint_of(RedNet()), SMALL, run)
+        report, done = predict_stores([store], checkpoint_of(RedNet()), SMALL, RunContext(run))
     assert (report.exit_code, done) == (1, [])
     assert "labels/unet is held by process" in report.rows[0]["reason"]
 
@@ -305,9 +304,11 @@ def test_a_slide_smaller_than_a_window_is_mapped_whole(tmp_path, svs_writer, run
     rgb[5:45, 5:65] = (180, 60, 120)
     svs_writer(tmp_path / "tiny.svs", rgb, factors=())
     config = TileConfig(patch_px=32, codec="zstd", tissue_mpp=1.0, min_area_um2=10.0)
-    _, (path,) = tile_slides({"tiny": SlideFile(tmp_path / "tiny.svs")}, config, run)
+    _, (path,) = tile_slides({"tiny": SlideFile(tmp_path / "tiny.svs")}, config, RunContext(run))
     store = SlideStore(path)
-    report, _ = predict_stores([store], checkpoint_of(RedNet()), dataclasses.replace(SMALL, window_px=128), run)
+    report, _ = predict_stores(
+        [store], checkpoint_of(RedNet()), dataclasses.replace(SMALL, window_px=128), RunContext(run)
+    )
     assert report.exit_code == 0, report.rows
     red = store.read(frame(store))[..., 0].astype(int)
     assert np.abs(whole(store.scores("unet"))[0] - red).max() <= 1
@@ -317,27 +318,29 @@ def test_a_slide_smaller_than_a_window_is_mapped_whole(tmp_path, svs_writer, run
 def test_the_second_run_skips_what_the_first_one_made(stores, run, checkpoint_of):
     path = checkpoint_of(SureNet())
     both = [stores["left"], stores["right"]]
-    first, done = predict_stores(both, path, SMALL, run)
+    first, done = predict_stores(both, path, SMALL, RunContext(run))
     assert [r["status"] for r in first.rows] == ["done", "done"]
     shards = {p: p.stat().st_mtime_ns for s in both for p in (s.path / "labels" / "unet").rglob("*") if p.is_file()}
-    second, again = predict_stores(both, path, SMALL, run)
+    second, again = predict_stores(both, path, SMALL, RunContext(run))
     assert [r["status"] for r in second.rows] == ["skipped", "skipped"]
     assert again == done == [s.path for s in both]
     assert shards == {p: p.stat().st_mtime_ns for p in shards}
 
 
 def test_maps_of_another_checkpoint_are_not_replaced_unasked(stores, run, checkpoint_of):
-    predict_stores([stores["left"]], checkpoint_of(SureNet(), digest="one"), SMALL, run)
+    predict_stores([stores["left"]], checkpoint_of(SureNet(), digest="one"), SMALL, RunContext(run))
     before = whole(stores["left"].scores("unet"))
-    report, done = predict_stores([stores["left"]], checkpoint_of(RedNet(), digest="two"), SMALL, run)
+    report, done = predict_stores([stores["left"]], checkpoint_of(RedNet(), digest="two"), SMALL, RunContext(run))
     assert (report.exit_code, done) == (1, [])
     assert "labels/unet was made from other inputs" in report.rows[0]["reason"]
     assert "--name" in report.rows[0]["reason"]
     assert "--overwrite" in report.rows[0]["reason"]
     np.testing.assert_array_equal(whole(stores["left"].scores("unet")), before)
-    named = dataclasses.replace(SMALL, name="second")
-    assert predict_stores([stores["left"]], checkpoint_of(RedNet(), digest="two"), named, run)[0].exit_code == 0
-    report, done = predict_stores([stores["left"]], checkpoint_of(RedNet(), digest="two"), SMALL, run, overwrite=True)
+    other, _ = predict_stores([stores["left"]], checkpoint_of(RedNet(), digest="two"), SMALL, RunContext(run), "second")
+    assert other.exit_code == 0
+    report, done = predict_stores(
+        [stores["left"]], checkpoint_of(RedNet(), digest="two"), SMALL, RunContext(run, overwrite=True)
+    )
     assert (report.exit_code, done) == (0, [stores["left"].path])
     assert not np.array_equal(whole(stores["left"].scores("unet")), before)
 
@@ -345,24 +348,24 @@ def test_maps_of_another_checkpoint_are_not_replaced_unasked(stores, run, checkp
 @pytest.mark.parametrize("change", [{"overlap": 0.25}, {"window_px": 32}, {"score_stride_px": 4}])
 def test_other_settings_make_another_map(stores, run, checkpoint_of, change):
     path = checkpoint_of(SureNet())
-    predict_stores([stores["left"]], path, SMALL, run)
-    report, _ = predict_stores([stores["left"]], path, dataclasses.replace(SMALL, **change), run)
+    predict_stores([stores["left"]], path, SMALL, RunContext(run))
+    report, _ = predict_stores([stores["left"]], path, dataclasses.replace(SMALL, **change), RunContext(run))
     assert "made from other inputs" in report.rows[0]["reason"]
 
 
 def test_a_store_at_another_resolution_fails_alone(stores, run, checkpoint_of):
-    report, done = predict_stores([stores["left"]], checkpoint_of(SureNet(), mpp=1.0), SMALL, run)
+    report, done = predict_stores([stores["left"]], checkpoint_of(SureNet(), mpp=1.0), SMALL, RunContext(run))
     assert (report.exit_code, done) == (1, [])
     assert report.rows[0]["status"] == "failed"
     assert "is at 0.5 um/px, the network at 1; tile it with --mpp 1" in report.rows[0]["reason"]
-    close = predict_stores([stores["left"]], checkpoint_of(SureNet(), mpp=0.51), SMALL, run)[0]
+    close = predict_stores([stores["left"]], checkpoint_of(SureNet(), mpp=0.51), SMALL, RunContext(run))[0]
     assert close.exit_code == 0
     assert (Path(run.runs) / "unet" / "segment.csv").read_text().splitlines()[1].startswith("left,done")
 
 
 def test_a_store_whose_stain_is_read_otherwise_fails_alone(stores, run, checkpoint_of):
     stores["left"].normalise_stain()
-    report, _ = predict_stores(list(stores.values())[:2], checkpoint_of(SureNet()), SMALL, run)
+    report, _ = predict_stores(list(stores.values())[:2], checkpoint_of(SureNet()), SMALL, RunContext(run))
     assert [r["status"] for r in report.rows] == [
         "failed" if s.slide_id == "left" else "done" for s in list(stores.values())[:2]
     ]
@@ -370,7 +373,7 @@ def test_a_store_whose_stain_is_read_otherwise_fails_alone(stores, run, checkpoi
 
 
 def test_a_slide_without_tissue_gets_an_empty_map(stores, run, checkpoint_of):
-    report, done = predict_stores([stores["bare"]], checkpoint_of(SureNet()), SMALL, run)
+    report, done = predict_stores([stores["bare"]], checkpoint_of(SureNet()), SMALL, RunContext(run))
     assert (report.exit_code, done) == (0, [stores["bare"].path])
     assert (whole(stores["bare"].labels("unet")) == 255).all()
     assert (whole(stores["bare"].scores("unet")) == 0).all()
@@ -379,10 +382,10 @@ def test_a_slide_without_tissue_gets_an_empty_map(stores, run, checkpoint_of):
 def test_a_window_that_no_network_takes_is_refused_at_once(stores, run, checkpoint_of):
     config = dataclasses.replace(SMALL, window_px=100)
     with pytest.raises(ConfigError, match=r"window of 100 px is not a multiple of 32 px.*--window"):
-        predict_stores([stores["left"]], checkpoint_of(SureNet()), config, run)
+        predict_stores([stores["left"]], checkpoint_of(SureNet()), config, RunContext(run))
     assert stores["left"].names("scores") == []
 
 
 def test_a_missing_checkpoint_says_how_to_make_one(stores, run, tmp_path):
     with pytest.raises(CheckpointError, match=r"no checkpoint here; train one with: wsipipe segment"):
-        predict_stores([stores["left"]], tmp_path / "none.json", SMALL, run)
+        predict_stores([stores["left"]], tmp_path / "none.json", SMALL, RunContext(run))

@@ -6,8 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 from support.stitching import mapped, noisy, reader, slow, slow_scores, subset
 
 from wsipipe.errors import ConfigError
@@ -35,7 +36,7 @@ def plan_of(drawn: dict, width: int | None = None) -> Plan:
 
 
 @given(plans, st.sampled_from(BLENDS))
-@settings(max_examples=25)
+@examples(25)
 def test_a_map_is_what_a_slow_stitcher_says(drawn: dict, blend: str):
     drawn["size"] = min(drawn["size"][0], 40), min(drawn["size"][1], 40)
     plan = plan_of(drawn)
@@ -53,7 +54,7 @@ def test_a_map_is_what_a_slow_stitcher_says(drawn: dict, blend: str):
 
 
 @given(plans, st.data())
-@settings(max_examples=40)
+@examples(40)
 def test_the_bytes_do_not_depend_on_strips_shards_batches_or_threads(drawn: dict, data: st.DataObject):
     whole = max(64, 16 * drawn["shard"])
     one = mapped(Plan(drawn["size"], plan_of(drawn).cover, whole, drawn["cell"], whole), noisy)
@@ -66,7 +67,7 @@ def test_the_bytes_do_not_depend_on_strips_shards_batches_or_threads(drawn: dict
 
 
 @given(plans)
-@settings(max_examples=25)
+@examples(25)
 def test_a_network_that_returns_its_input_gives_it_back(drawn: dict):
     width, height = drawn["size"]
     red = np.random.default_rng(drawn["seed"]).random((height, width), np.float32)
@@ -128,7 +129,7 @@ def test_a_strip_goes_on_below_the_shards_that_are_done():
 
 
 @given(plans, st.data())
-@settings(max_examples=40)
+@examples(40)
 def test_shards_that_are_done_are_not_made_again_and_the_others_have_the_same_bytes(drawn: dict, data: st.DataObject):
     plan = plan_of(drawn, drawn["shard"] * data.draw(st.sampled_from([1, 2])))
     made: dict = {}

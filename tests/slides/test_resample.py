@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.area import Rgb, noise, shares
+from support.examples import examples
 from support.tiffs import JpegKind, expected, picture, place, tamper, write_jpeg
 
 from wsipipe.geometry import Grid, Window
@@ -52,7 +53,7 @@ SCALE = st.sampled_from((1.0, 2.0, 3.0, 4.0, 7.0, 16.0, 64.0, 1.3, 2.004, 7.9, 1
 AT = st.integers(-3, 40)
 
 
-@settings(max_examples=120)
+@examples(120)
 @given(
     st.tuples(SCALE, SCALE),
     st.sampled_from((1, 1, 1, 2, 4, 16)),
@@ -76,7 +77,7 @@ def svs(request, tmp_path_factory: pytest.TempPathFactory) -> tuple[OpenSlideRea
     return slide, expected(path)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     st.tuples(SCALE, SCALE),
     st.sampled_from((1, 1, 2, 4)),
@@ -126,7 +127,7 @@ def test_the_nearest_finer_level_is_the_source(array_slide):
     assert slide.levels[0].shape == (512, 512, 3)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.floats(0.3, 70), st.integers(0, 255), st.tuples(st.integers(0, 3), st.integers(0, 3)))
 def test_a_constant_stays_constant(array_slide, scale: float, value: int, at: tuple[int, int]):
     rgb = np.full((700, 700, 3), value, np.uint8)

@@ -11,12 +11,13 @@ import pytest
 from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.errors import StoreError
 from wsipipe.geometry import Grid
+from wsipipe.runtime.context import RunContext
 from wsipipe.slides import SlideFile
 from wsipipe.store import PatchTable, SlideStore
 from wsipipe.store.info import describe
 from wsipipe.store.label_images import shard_windows
 from wsipipe.store.tissue_levels import TissueLevels
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling.stage import run as tile_slides
 
 
 def add_map(store: SlideStore, name: str, classes: list[str]) -> None:
@@ -75,7 +76,7 @@ def test_another_lattice_has_a_line_of_its_own(store: SlideStore):
 def test_a_lossless_resampled_store_says_so(tmp_path: Path, svs_path: Path):
     run = RunConfig(stores=str(tmp_path / "stores"), runs=str(tmp_path / "runs"), workers=1)
     config = TileConfig(mpp=1.0, patch_px=64, codec="zstd")
-    _, paths = tile_slides({"blob": SlideFile(svs_path)}, config, run)
+    _, paths = tile_slides({"blob": SlideFile(svs_path)}, config, RunContext(run))
     text = describe(paths[0])
     assert "working    600 x 450 px at 1 x 1 um/px, 2 slide px per px, 1 levels" in text
     assert "codec      zstd (lossless), chunks of 256 px" in text

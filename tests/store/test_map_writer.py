@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.geometry import Grid, Window
@@ -92,7 +93,7 @@ def test_the_result_is_that_of_the_writers_of_whole_arrays(tmp_path: Path):
 
 
 @given(st.data())
-@settings(max_examples=10)
+@examples(10)
 def test_a_run_that_dies_anywhere_goes_on_to_the_same_bytes(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ):

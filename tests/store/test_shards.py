@@ -12,9 +12,10 @@ import imagecodecs
 import numpy as np
 import pytest
 import zarr
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.examples import examples
 
 from wsipipe.errors import StoreError
 from wsipipe.geometry import Window
@@ -23,7 +24,7 @@ from wsipipe.store.label_images import shard_windows
 from wsipipe.store.layout import create_array
 from wsipipe.store.shards import ArraySpec, ShardedArray, shard_file
 
-FEW = settings(max_examples=15)
+FEW = examples(15)
 
 
 def smooth(shape: tuple[int, ...], seed: int = 0) -> NDArray[np.uint8]:

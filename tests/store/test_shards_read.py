@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.examples import examples
 
 from wsipipe.errors import StoreError
 from wsipipe.geometry import Window
@@ -27,7 +28,7 @@ from wsipipe.store.label_images import shard_windows
 from wsipipe.store.layout import create_array
 from wsipipe.store.shards import MOST_OPEN, ArraySpec, ShardedArray
 
-FEW = settings(max_examples=40)
+FEW = examples(40)
 POOL = ThreadPoolExecutor(3)
 OPEN_FILES = Path("/proc/self/fd")
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.examples import examples
 
 from wsipipe.geometry import LEVEL_FACTOR, Grid, Window
 from wsipipe.store import SlideStore
@@ -17,7 +18,7 @@ from wsipipe.store.layout import create_array
 from wsipipe.store.shards import ArraySpec, ShardedArray
 from wsipipe.store.tissue_levels import TissueLevels
 
-FEW = settings(max_examples=40)
+FEW = examples(40)
 Case = tuple[TissueLevels, tuple[int, int]]
 
 

@@ -12,20 +12,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 
 from wsipipe.config.options import RunConfig
 from wsipipe.errors import StoreError
 from wsipipe.geometry import Grid, Window
+from wsipipe.runtime.context import RunContext
 from wsipipe.store import PatchTable, SlideStore, layout
 from wsipipe.store.codec import jpeg_encode
 from wsipipe.store.label_images import shard_windows
 from wsipipe.store.shards import ShardedArray
 from wsipipe.store.tissue_levels import TissueLevels
-from wsipipe.store.verify import Damage, Verdict, verify, verify_stores
+from wsipipe.store.verify import Damage, Verdict, verify
+from wsipipe.store.verify import run as verify_stores
 
-MANY = settings(max_examples=40)
+MANY = examples(40)
 SIZE = (1100, 300)
 
 
@@ -120,7 +123,7 @@ def test_threads_find_the_same(copy: Path):
     assert verify(copy, workers=4) == alone
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(st.data())
 def test_one_changed_byte_anywhere_is_noticed_and_its_file_is_named(whole: Path, data: st.DataObject):
     file = data.draw(st.sampled_from(files(whole)))
@@ -343,7 +346,9 @@ def test_progress_counts_shards(copy: Path):
 def test_stores_are_checked_one_by_one_and_the_ledger_says_what_is_wrong(tmp_path: Path, whole: Path, copy: Path):
     copy = copy.rename(copy.with_name("b.zarr"))
     (copy / "0/c/0/0/0").unlink()
-    report, good = verify_stores([whole, copy, tmp_path / "none.zarr"], RunConfig(runs=str(tmp_path / "runs")))
+    report, good = verify_stores(
+        [whole, copy, tmp_path / "none.zarr"], False, RunContext(RunConfig(runs=str(tmp_path / "runs")))
+    )
     assert good == [whole]
     assert report.exit_code == 1
     with (tmp_path / "runs" / "verify.csv").open(newline="") as f:
@@ -357,7 +362,7 @@ def test_leftovers_and_damage_are_logged(copy: Path, tmp_path: Path, caplog: pyt
     (copy / ".x.partial").touch()
     (copy / "0/c/0/0/0").unlink()
     with caplog.at_level("INFO"):
-        verify_stores([copy], RunConfig(runs=str(tmp_path / "runs")))
+        verify_stores([copy], False, RunContext(RunConfig(runs=str(tmp_path / "runs"))))
     assert f"{copy}: .x.partial is left over and may be deleted" in caplog.text
     assert f"{copy}: 0/c/0/0/0: missing, with 15 chunks" in caplog.text
 

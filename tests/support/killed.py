@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 
 from wsipipe.config.options import RunConfig, TileConfig
+from wsipipe.runtime.context import RunContext
 from wsipipe.slides import SlideFile
 from wsipipe.slides.probe import Prober
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling.stage import run as tile_slides
 
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
 
@@ -36,7 +37,7 @@ def tile(slide: Path, folder: Path, most: int) -> int:
     run = RunConfig(stores=str(folder / "stores"), runs=str(folder / "runs"), workers=1)
     sys.addaudithook(count)
     watched = True
-    tile_slides({slide.stem: SlideFile(slide)}, TileConfig(patch_px=128), run)
+    tile_slides({slide.stem: SlideFile(slide)}, TileConfig(patch_px=128), RunContext(run))
     watched = False
     return seen
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from wsipipe.config.options import RunConfig, TileConfig
+from wsipipe.runtime.context import RunContext
 from wsipipe.slides import SlideFile
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling.stage import run as tile_slides
 
 PINK = np.array([205.0, 150.0, 185.0])
 CONTRAST = np.array([22.0, 30.0, 18.0])
@@ -93,7 +94,7 @@ def tiled_pictures(folder: Path, pictures: Mapping[str, NDArray[np.uint8]], **op
         path.write_bytes(imagecodecs.png_encode(np.ascontiguousarray(rgb)))
         slides[name] = SlideFile(path)
     run = RunConfig(stores=str(folder / "stores"), runs=str(folder / "runs"), workers=1)
-    report, stores = tile_slides(slides, TileConfig(**settings), run)
+    report, stores = tile_slides(slides, TileConfig(**settings), RunContext(run))
     assert report.exit_code == 0, report.rows
     return {p.stem: p for p in stores}
 

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.geometry import Window
+from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.ledger import read_ledger
 from wsipipe.slides import SlideFile
 from wsipipe.store import SlideStore
 from wsipipe.store.shards import Cell, ShardedArray
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling.stage import run as tile_slides
 
 CONFIG = TileConfig(patch_px=128)
 
@@ -27,7 +28,7 @@ def tile_one(
     """The store of a slide, tiled into `folder`; what the ledger says of it must be no failure."""
     file = slide if isinstance(slide, SlideFile) else SlideFile(slide)
     run = RunConfig(stores=str(folder / "stores"), runs=str(folder / "runs"), workers=workers)
-    report, stores = tile_slides({file.path.stem: file}, config, run, overwrite=overwrite)
+    report, stores = tile_slides({file.path.stem: file}, config, RunContext(run, overwrite=overwrite))
     assert report.exit_code == 0, report.rows
     return SlideStore(stores[0])
 

@@ -16,11 +16,12 @@ from support.tilings import CONFIG, corrupt, cut, ledger, streams, tile_one
 from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.geometry import Window
 from wsipipe.pseudolabel.instance_grid import InstanceGrid
+from wsipipe.runtime.context import RunContext
 from wsipipe.segment.data import find_samples
 from wsipipe.slides import SlideFile
 from wsipipe.slides.readers import openslide as reader
 from wsipipe.store import CORRUPT, SlideStore
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling.stage import run as tile_slides
 
 ROW, COL, INDEX = 1, 2, 7
 """A tile of level 0 in the middle of the tissue: 256 px square at (512, 256)."""
@@ -44,7 +45,7 @@ def damaged(svs_path: Path, folder: Path, how: Callable[[Path], None]) -> Path:
 
 
 def tiled_at(path: Path, run: RunConfig, config: TileConfig = LENIENT) -> SlideStore:
-    report, stores = tile_slides({"blob": SlideFile(path)}, config, run)
+    report, stores = tile_slides({"blob": SlideFile(path)}, config, RunContext(run))
     assert report.exit_code == 0, report.rows
     return SlideStore(stores[0])
 
@@ -180,7 +181,7 @@ def test_too_many_bad_tiles_fail_the_slide_naming_the_option_and_leave_nothing(
     svs_path: Path, tmp_path: Path, run: RunConfig
 ):
     path = damaged(svs_path, tmp_path / "slides", lambda p: [tamper(p, i, size=0) for i in (6, 7, 8)])
-    report, stores = tile_slides({"blob": SlideFile(path)}, CONFIG, run)
+    report, stores = tile_slides({"blob": SlideFile(path)}, CONFIG, RunContext(run))
     assert (report.exit_code, stores) == (1, [])
     reason = report.rows[0]["reason"]
     assert "3 of its tiles cannot be read, 19% of what is needed (allowed: 5%, see --max-corrupt)" in reason
@@ -197,7 +198,7 @@ def test_a_single_level_that_is_mostly_gone_fails_before_it_is_tiled(
     svs_writer(tmp_path / "blob.svs", tissue_rgb[0], factors=())
     for i in range(6, 14):
         tamper(tmp_path / "blob.svs", i, size=0)
-    report, _ = tile_slides({"blob": SlideFile(tmp_path / "blob.svs")}, LENIENT, run)
+    report, _ = tile_slides({"blob": SlideFile(tmp_path / "blob.svs")}, LENIENT, RunContext(run))
     assert "8 of its tiles cannot be read" in report.rows[0]["reason"]
     assert "see --max-corrupt" in report.rows[0]["reason"]
     assert list(Path(run.stores).iterdir()) == []
@@ -212,9 +213,9 @@ def test_rows_stay_when_the_slide_is_skipped_and_go_when_it_is_mended(svs_path: 
     tiled_at(path, run)
     assert corrupt(run) == rows
     other = Path(shutil.copy(path, tmp_path / "other.svs"))
-    tile_slides({"other": SlideFile(other)}, LENIENT, run)
+    tile_slides({"other": SlideFile(other)}, LENIENT, RunContext(run))
     assert [r["slide"] for r in corrupt(run)] == ["blob", "other"]
-    tile_slides({"blob": SlideFile(svs_path)}, LENIENT, run, overwrite=True)
+    tile_slides({"blob": SlideFile(svs_path)}, LENIENT, RunContext(run, overwrite=True))
     assert [r["slide"] for r in corrupt(run)] == ["other"]
 
 
@@ -235,7 +236,7 @@ def test_later_stages_never_see_a_bad_tile(svs_path: Path, tmp_path: Path, run: 
 def test_many_bad_tiles_are_told_in_one_line(svs_path: Path, tmp_path: Path, run: RunConfig, caplog):
     path = damaged(svs_path, tmp_path / "slides", lambda p: [tamper(p, i, size=99) for i in range(20)])
     with caplog.at_level(logging.WARNING):
-        report, _ = tile_slides({"blob": SlideFile(path)}, replace(CONFIG, max_corrupt=1.0), run)
+        report, _ = tile_slides({"blob": SlideFile(path)}, replace(CONFIG, max_corrupt=1.0), RunContext(run))
     assert report.rows[0]["patches"] == "0"
     assert len([r for r in caplog.records if "cannot be read" in r.getMessage()]) == 1
     assert len(corrupt(run)) == 17  # those that were needed

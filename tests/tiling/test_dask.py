@@ -21,8 +21,9 @@ from support.tilings import CONFIG, corrupt, files, ledger
 from wsipipe.config.options import RunConfig
 from wsipipe.errors import ConfigError, WsipipeError
 from wsipipe.runtime import executor as executors
+from wsipipe.runtime.context import RunContext
 from wsipipe.slides import SlideFile
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling.stage import run as tile_slides
 
 distributed = pytest.importorskip("distributed")
 psutil = pytest.importorskip("psutil")
@@ -47,11 +48,11 @@ def test_processes_of_a_cluster_write_the_same_bytes(
     paths = {"wide": wide_path, "rubbish": tmp_path / "rubbish.svs", "damaged": tmp_path / "damaged.svs"}
     slides = {n: SlideFile(p) for n, p in paths.items()}
     config = replace(CONFIG, max_corrupt=0.2)
-    tile_slides(slides, config, run)
+    tile_slides(slides, config, RunContext(run))
     monkeypatch.chdir(tmp_path)  # the paths of a job hold wherever its tasks run
     near = {n: SlideFile(Path(p.name)) if p.parent == tmp_path else SlideFile(p) for n, p in paths.items()}
     other = RunConfig(stores="far/stores", runs="far/runs", dask="2")
-    report, stores = tile_slides(near, config, other)
+    report, stores = tile_slides(near, config, RunContext(other))
     assert [(r["item"], r["status"]) for r in report.rows] == [
         ("wide", "done"),
         ("rubbish", "failed"),
@@ -69,7 +70,7 @@ def test_no_scheduler_is_told_in_time(svs_path: Path, run: RunConfig, monkeypatc
     monkeypatch.setattr(executors, "SCHEDULER_S", 0.5)
     start = time.monotonic()
     with pytest.raises(ConfigError, match=r"--dask tcp://127\.0\.0\.1:1: no scheduler answers there"):
-        tile_slides({"blob": SlideFile(svs_path)}, CONFIG, replace(run, dask="tcp://127.0.0.1:1"))
+        tile_slides({"blob": SlideFile(svs_path)}, CONFIG, RunContext(replace(run, dask="tcp://127.0.0.1:1")))
     assert time.monotonic() - start < 10
     assert not Path(run.stores).exists()
 
@@ -77,7 +78,7 @@ def test_no_scheduler_is_told_in_time(svs_path: Path, run: RunConfig, monkeypatc
 @pytest.mark.slow
 def test_a_worker_that_dies_costs_nothing(wide_path: Path, run: RunConfig, tmp_path: Path):
     slides = {n: SlideFile(wide_path) for n in "abcd"}
-    tile_slides(slides, CONFIG, run)
+    tile_slides(slides, CONFIG, RunContext(run))
     killed: list[int] = []
 
     def kill_one(task: str, done: int, total: int, note: str = "") -> None:
@@ -87,7 +88,7 @@ def test_a_worker_that_dies_costs_nothing(wide_path: Path, run: RunConfig, tmp_p
             os.kill(killed[0], signal.SIGKILL)
 
     other = replace(run, stores=str(tmp_path / "far"), dask="2")
-    report, _ = tile_slides(slides, CONFIG, other, kill_one)
+    report, _ = tile_slides(slides, CONFIG, RunContext(other, kill_one))
     assert killed
     assert [r["status"] for r in report.rows] == ["done"] * 4
     assert files(Path(other.stores)) == files(Path(run.stores))
@@ -128,6 +129,6 @@ def test_a_lost_scheduler_is_told_and_the_run_goes_on_later(
 
     slides = {n: SlideFile(wide_path) for n in "abc"}
     with pytest.raises(WsipipeError, match=r"--dask tcp://127.*: the scheduler was lost; what is written stays"):
-        tile_slides(slides, CONFIG, replace(run, dask=address), kill_it)
-    report, _ = tile_slides(slides, CONFIG, run)
+        tile_slides(slides, CONFIG, RunContext(replace(run, dask=address), kill_it))
+    report, _ = tile_slides(slides, CONFIG, RunContext(run))
     assert [r["status"] for r in report.rows] == ["done"] * 3

@@ -13,11 +13,12 @@ from support.tilings import CONFIG, slow_mean, streams, tile_one
 
 from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.geometry import Window
+from wsipipe.runtime.context import RunContext
 from wsipipe.slides import SlideFile
 from wsipipe.store import PatchTable, SlideStore
-from wsipipe.store.verify import verify_stores
+from wsipipe.store.verify import run as verify_stores
 from wsipipe.tiling import finish
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling.stage import run as tile_slides
 from wsipipe.tissue.detect import TissueMask
 
 
@@ -64,7 +65,7 @@ def test_what_is_stored_is_counted_shard_by_shard(tmp_path: Path, wide_path: Pat
 
 def test_a_new_store_is_whole_by_verify_and_by_stock_zarr(tmp_path: Path, wide_path: Path):
     store = tile_one(wide_path, tmp_path)
-    report, whole = verify_stores([store.path], RunConfig(runs=str(tmp_path / "runs")))
+    report, whole = verify_stores([store.path], False, RunContext(RunConfig(runs=str(tmp_path / "runs"))))
     assert (report.exit_code, whole) == (0, [store.path])
     group = zarr.open_group(str(store.path), mode="r")
     assert group["labels/tissue/0"].shape == store.grid.level_shape(0)
@@ -91,9 +92,11 @@ def test_the_picture_to_check_by_is_asked_for_with_what_it_shows(
 ):
     asked: list[tuple] = []
     monkeypatch.setattr(finish, "write_qc_image", lambda *what: asked.append(what))
-    tile_slides({"blob": SlideFile(svs_path)}, CONFIG, run)
+    tile_slides({"blob": SlideFile(svs_path)}, CONFIG, RunContext(run))
     assert asked == []
-    tile_slides({"blob": SlideFile(svs_path)}, replace(CONFIG, qc_image=True, codec="zstd"), run, overwrite=True)
+    tile_slides(
+        {"blob": SlideFile(svs_path)}, replace(CONFIG, qc_image=True, codec="zstd"), RunContext(run, overwrite=True)
+    )
     ((path, rgb, factor, tissue, table, bad),) = asked
     assert path == Path(run.runs) / "tile" / "blob.png"
     assert rgb.shape == (-(-900 // factor), -(-1200 // factor), 3)

@@ -16,10 +16,11 @@ from support.tilings import CONFIG, box, corrupt, cut, files, ledger, padded, sl
 
 from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.geometry import Window
+from wsipipe.runtime.context import RunContext
 from wsipipe.slides import SlideFile
 from wsipipe.slides.tiff.tiles import TiffTiles
 from wsipipe.store import SlideStore
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling.stage import run as tile_slides
 
 KINDS = {
     "420": (JpegKind("420"), 256),
@@ -208,12 +209,12 @@ def test_lossless_pixels_are_the_slide_itself(tmp_path: Path, svs_path: Path):
 
 def test_a_plain_image_is_tiled_with_the_override(png_path: Path, run: RunConfig, tissue_rgb):
     config = TileConfig(patch_px=64, mpp_override=0.5, codec="zstd")
-    report, stores = tile_slides({"image": SlideFile(png_path)}, config, run)
+    report, stores = tile_slides({"image": SlideFile(png_path)}, config, RunContext(run))
     assert [r["status"] for r in report.rows] == ["done"]
     store = SlideStore(stores[0])
     assert store.meta["slide"]["mpp_source"] == "override"
     np.testing.assert_array_equal(store.read(Window(0, 0, 400, 300)), tissue_rgb[0][300:600, 400:800])
-    report, _ = tile_slides({"image": SlideFile(png_path)}, CONFIG, replace(run, stores=run.stores + "2"))
+    report, _ = tile_slides({"image": SlideFile(png_path)}, CONFIG, RunContext(replace(run, stores=run.stores + "2")))
     assert "give it with --mpp-override" in report.rows[0]["reason"]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 
 from wsipipe.geometry import Grid, Window
 from wsipipe.store import CORRUPT, NOT_STORED, USABLE, PatchTable
@@ -23,7 +24,7 @@ def table_of(grid: Grid, share: float, seed: int) -> PatchTable:
     return PatchTable(grid, cells, np.ones(len(cells), np.float32), np.zeros(len(cells), np.uint8))
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     st.tuples(st.integers(1, 700), st.integers(1, 700)),
     st.integers(8, 90),
@@ -57,7 +58,7 @@ def status_of(table: PatchTable, stored: np.ndarray, tissue: np.ndarray, bad: tu
     return with_status(table, stored, 16, TissueMask(tissue.astype(np.uint8), 8), bad).status.tolist()
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     st.tuples(st.integers(20, 200), st.integers(20, 200)),
     st.integers(8, 60),

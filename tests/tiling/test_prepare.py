@@ -14,13 +14,14 @@ from support.tilings import CONFIG, files, stamps, tile_one, with_mask
 
 from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.geometry import Window
+from wsipipe.runtime.context import RunContext
 from wsipipe.slides import SlideFile
 from wsipipe.store import NOT_STORED, USABLE, SlideStore
 from wsipipe.store.verify import verify
 from wsipipe.tiling import job as jobs
 from wsipipe.tiling.job import TileJob
 from wsipipe.tiling.prepare import prepare
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling.stage import run as tile_slides
 
 DENSE = replace(CONFIG, stride_px=64)
 
@@ -28,7 +29,7 @@ DENSE = replace(CONFIG, stride_px=64)
 def go(path: Path | SlideFile, run: RunConfig, config: TileConfig = CONFIG, overwrite: bool = False) -> dict[str, str]:
     """Tile one slide; its row in the ledger."""
     file = path if isinstance(path, SlideFile) else SlideFile(path)
-    return tile_slides({"blob": file}, config, run, overwrite=overwrite)[0].rows[0]
+    return tile_slides({"blob": file}, config, RunContext(run, overwrite=overwrite))[0].rows[0]
 
 
 def store_of(run: RunConfig) -> SlideStore:

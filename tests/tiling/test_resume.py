@@ -20,10 +20,11 @@ from support.tilings import CONFIG, corrupt, files, ledger, stamps
 
 from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.errors import SlideError
+from wsipipe.runtime.context import RunContext
 from wsipipe.slides import SlideFile
 from wsipipe.tiling import stage
 from wsipipe.tiling.pixels import ShardTask, write_shard
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling.stage import run as tile_slides
 
 SHARDS = 4
 """Shards of pixels that the wide slide has: two of level 0, one of each coarser level."""
@@ -135,8 +136,7 @@ def test_an_interrupted_run_keeps_what_it_wrote_and_goes_on(
         report, _ = tile_slides(
             {"wide": SlideFile(wide_path)},
             CONFIG,
-            run,
-            lambda task, done, total, note="": told.append((task, done, total)),
+            RunContext(run, lambda task, done, total, note="": told.append((task, done, total))),
         )
     assert [r["status"] for r in report.rows] == ["done"]
     assert len(counted.written) == SHARDS - 2
@@ -273,7 +273,7 @@ def test_running_shards_end_before_an_interrupted_run_does(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tile_slides({"wide": SlideFile(wide_path)}, CONFIG, replace(run, workers=1), interrupted)
+        tile_slides({"wide": SlideFile(wide_path)}, CONFIG, RunContext(replace(run, workers=1), interrupted))
     aside = Path(run.stores) / ".wide.zarr.partial"
     records = [json.loads(p.read_text()) for p in (aside / "written").iterdir()]
     assert 1 <= len(records) <= 3
@@ -305,7 +305,7 @@ def test_an_interrupted_run_holds_its_slide_until_the_last_shard_has_ended(
 
     monkeypatch.setattr(stage, "write_shard", slow)
     with pytest.raises(KeyboardInterrupt):
-        tile_slides({"wide": SlideFile(wide_path)}, CONFIG, replace(run, workers=4), interrupted)
+        tile_slides({"wide": SlideFile(wide_path)}, CONFIG, RunContext(replace(run, workers=4), interrupted))
     assert held
     assert all(held)
     assert not list(Path(run.stores).glob(".*.tiling"))

@@ -22,12 +22,14 @@ from support.tilings import CONFIG, corrupt, files, ledger, stamps, tile_one
 from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.geometry import Window
+from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.lock import SlideLock
 from wsipipe.slides import SlideFile, find_slides
 from wsipipe.store import SlideStore
 from wsipipe.tiling import stage
 from wsipipe.tiling.plan import plan_chunks
-from wsipipe.tiling.stage import AHEAD, tile_slides
+from wsipipe.tiling.stage import AHEAD
+from wsipipe.tiling.stage import run as tile_slides
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +62,9 @@ def test_every_kept_patch_has_its_tissue(tiled: Path, tissue_rgb):
 
 
 def test_a_second_run_skips_and_touches_nothing(svs_path: Path, run: RunConfig):
-    tile_slides({"blob": SlideFile(svs_path)}, CONFIG, run)
+    tile_slides({"blob": SlideFile(svs_path)}, CONFIG, RunContext(run))
     before = stamps(Path(run.stores))
-    report, stores = tile_slides({"blob": SlideFile(svs_path)}, CONFIG, run)
+    report, stores = tile_slides({"blob": SlideFile(svs_path)}, CONFIG, RunContext(run))
     assert statuses(report.rows) == [("blob", "skipped")]
     assert report.rows[0]["copied"] == "100%"
     assert [p.name for p in stores] == ["blob.zarr"]
@@ -89,7 +91,7 @@ def test_rows_come_in_the_given_order_and_a_bad_slide_costs_itself(
         "blob": SlideFile(svs_path),
         "unmasked": SlideFile(svs_path, mask=tmp_path / "no.png"),
     }
-    report, stores = tile_slides(slides, CONFIG, run)
+    report, stores = tile_slides(slides, CONFIG, RunContext(run))
     expected = ["done", "failed", "empty", "failed", "done", "failed"]
     assert statuses(report.rows) == list(zip(slides, expected, strict=True))
     assert statuses(ledger(run)) == statuses(report.rows)
@@ -100,15 +102,15 @@ def test_rows_come_in_the_given_order_and_a_bad_slide_costs_itself(
     assert sorted(p.name for p in Path(run.stores).iterdir()) == ["blank.zarr", "blob.zarr", "wide.zarr"]
     assert "rubbish: failed: " in caplog.text
     assert report.exit_code == 1
-    again = tile_slides(slides, CONFIG, replace(run, max_failed="3"))[0]
+    again = tile_slides(slides, CONFIG, RunContext(replace(run, max_failed="3")))[0]
     assert (again.exit_code, again.rows[0]["status"]) == (0, "skipped")
 
 
 def test_a_store_whose_patches_are_damaged_costs_itself(svs_path: Path, wide_path: Path, run: RunConfig):
     slides = {"blob": SlideFile(svs_path), "wide": SlideFile(wide_path)}
-    tile_slides(slides, CONFIG, run)
+    tile_slides(slides, CONFIG, RunContext(run))
     shutil.rmtree(Path(run.stores) / "blob.zarr" / "patches" / "128_128" / "cell")
-    report, stores = tile_slides(slides, CONFIG, run)
+    report, stores = tile_slides(slides, CONFIG, RunContext(run))
     assert statuses(report.rows) == [("blob", "failed"), ("wide", "skipped")]
     assert "damaged" in report.rows[0]["reason"]
     assert [p.name for p in stores] == ["wide.zarr"]
@@ -116,7 +118,9 @@ def test_a_store_whose_patches_are_damaged_costs_itself(svs_path: Path, wide_pat
 
 def test_the_ledger_tells_what_became_of_each_slide(svs_path: Path, run: RunConfig, tmp_path: Path):
     (tmp_path / "bad.svs").write_bytes(b"bad")
-    report, stores = tile_slides({"blob": SlideFile(svs_path), "bad": SlideFile(tmp_path / "bad.svs")}, CONFIG, run)
+    report, stores = tile_slides(
+        {"blob": SlideFile(svs_path), "bad": SlideFile(tmp_path / "bad.svs")}, CONFIG, RunContext(run)
+    )
     good, bad = ledger(run)
     assert (good["store"], good["copied"], good["corrupt"], good["reason"]) == (str(stores[0]), "100%", "0", "")
     assert int(good["patches"]) == len(SlideStore(stores[0]).patches().cell)
@@ -127,19 +131,21 @@ def test_the_ledger_tells_what_became_of_each_slide(svs_path: Path, run: RunConf
 
 def test_a_blank_slide_is_empty_and_says_so(blank_path: Path, run: RunConfig, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
-        report, stores = tile_slides({"blank": SlideFile(blank_path)}, CONFIG, run)
+        report, stores = tile_slides({"blank": SlideFile(blank_path)}, CONFIG, RunContext(run))
     assert statuses(report.rows) == [("blank", "empty")]
     assert report.exit_code == 0
     assert "blank: no tissue (nothing darker than glass)" in caplog.text
     store = SlideStore(stores[0])
     assert (len(store.patches().cell), store.meta["note"]) == (0, "nothing darker than glass")
     assert (store.read(Window(0, 0, 500, 400)) == 255).all()
-    assert tile_slides({"blank": SlideFile(blank_path)}, CONFIG, run)[0].rows[0]["status"] == "skipped"
+    assert tile_slides({"blank": SlideFile(blank_path)}, CONFIG, RunContext(run))[0].rows[0]["status"] == "skipped"
 
 
 def test_too_little_tissue_for_any_patch_names_the_option(svs_path: Path, run: RunConfig, caplog):
     with caplog.at_level(logging.WARNING):
-        report, _ = tile_slides({"blob": SlideFile(svs_path)}, TileConfig(patch_px=2048, min_tissue=1.0), run)
+        report, _ = tile_slides(
+            {"blob": SlideFile(svs_path)}, TileConfig(patch_px=2048, min_tissue=1.0), RunContext(run)
+        )
     assert statuses(report.rows) == [("blob", "empty")]
     assert "see --min-tissue" in caplog.text
 
@@ -150,14 +156,16 @@ def test_an_error_of_the_configuration_ends_the_run(svs_path: Path, wide_path: P
 
     monkeypatch.setattr(stage, "write_shard", wrong)
     with pytest.raises(ConfigError, match="wrong for all"):
-        tile_slides({"blob": SlideFile(svs_path), "wide": SlideFile(wide_path)}, CONFIG, run)
+        tile_slides({"blob": SlideFile(svs_path), "wide": SlideFile(wide_path)}, CONFIG, RunContext(run))
     assert not list(Path(run.stores).glob(".*.tiling"))
 
 
 def test_progress_counts_slides_and_chunks(svs_path: Path, run: RunConfig, tmp_path: Path):
     told: list[tuple[str, int, int, str]] = []
     slides = {"lost": SlideFile(tmp_path / "lost.svs"), "blob": SlideFile(svs_path)}
-    tile_slides(slides, CONFIG, run, lambda task, done, total, note="": told.append((task, done, total, note)))
+    tile_slides(
+        slides, CONFIG, RunContext(run, lambda task, done, total, note="": told.append((task, done, total, note)))
+    )
     assert [t for t in told if t[0] == "tile"] == [("tile", 0, 2, ""), ("tile", 1, 2, "lost"), ("tile", 2, 2, "blob")]
     chunks = [t for t in told if t[0] == "tile blob"]
     assert chunks
@@ -208,7 +216,7 @@ def test_slides_overlap_in_the_pool_and_tasks_in_flight_are_bounded(
         monkeypatch.setattr(stage, name, noted)
     Watched.most = 0
     slides = {n: SlideFile(p) for n, p in (("a", wide_path), ("b", svs_path), ("c", wide_path), ("d", svs_path))}
-    report, _ = tile_slides(slides, CONFIG, replace(run, workers=workers))
+    report, _ = tile_slides(slides, CONFIG, RunContext(replace(run, workers=workers)))
     assert statuses(report.rows) == [(n, "done") for n in "abcd"]
     assert 1 < Watched.most <= AHEAD * workers
     for one, next_one in (("a", "b"), ("b", "c"), ("c", "d")):
@@ -245,7 +253,7 @@ def test_a_slide_that_is_held_costs_only_itself(svs_path: Path, wide_path: Path,
     held = SlideLock(Path(run.stores) / ".blob.zarr.tiling", "blob")
     held.take()
     try:
-        report, _ = tile_slides({"blob": SlideFile(svs_path), "wide": SlideFile(wide_path)}, CONFIG, run)
+        report, _ = tile_slides({"blob": SlideFile(svs_path), "wide": SlideFile(wide_path)}, CONFIG, RunContext(run))
     finally:
         held.release()
     assert statuses(report.rows) == [("blob", "failed"), ("wide", "done")]
@@ -263,7 +271,7 @@ def test_what_a_task_of_one_slide_raises_costs_that_slide(
         real(job)
 
     monkeypatch.setattr(stage, "finish", fails)
-    report, stores = tile_slides({"blob": SlideFile(svs_path), "wide": SlideFile(wide_path)}, CONFIG, run)
+    report, stores = tile_slides({"blob": SlideFile(svs_path), "wide": SlideFile(wide_path)}, CONFIG, RunContext(run))
     assert (report.rows[0]["reason"], [p.name for p in stores]) == ("blob: no room", ["wide.zarr"])
     assert [p.name for p in Path(run.stores).iterdir()] == ["wide.zarr"]
 
@@ -278,7 +286,7 @@ def test_real_slides_are_tiled_with_one_bad_file_among_them(real_wsi: Path, run:
     slides = find_slides(
         [real_wsi / n for n in ("CMU-1-Small-Region.svs", "test3-DAPI-2-(387).ndpi", "unreadable.svs")]
     )
-    report, stores = tile_slides(slides, TileConfig(mpp=2.0, patch_px=64), replace(run, max_failed="1"))
+    report, stores = tile_slides(slides, TileConfig(mpp=2.0, patch_px=64), RunContext(replace(run, max_failed="1")))
     status = {r["item"]: r["status"] for r in report.rows}
     assert status == {"CMU-1-Small-Region": "done", "test3-DAPI-2-_387_": "empty", "unreadable": "failed"}
     assert report.exit_code == 0

@@ -9,10 +9,11 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+from support.examples import examples
 
 from wsipipe.errors import ConfigError, SlideError
 from wsipipe.geometry import Grid, Window
@@ -134,7 +135,7 @@ def test_a_tiny_slide_is_no_accident(array_slide, size: tuple[int, int]):
     assert tissue.note
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     st.integers(1, 9),
     st.integers(1, 30),
@@ -270,7 +271,7 @@ def test_sharp_tissue_is_in_focus_at_every_resolution(array_slide, blob, mpp: fl
     assert set(np.unique(find_tissue(slide, working(slide, mpp), tissue_mpp).kind)) == {GLASS, TISSUE}
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(st.lists(st.integers(0, 50), min_size=256, max_size=256))
 def test_the_threshold_is_half_of_otsus_by_trying_every_split(counts: list[int]):
     counts[0] += 1
@@ -371,7 +372,7 @@ def test_small_pieces_go_however_many_there_are():
 
 
 @given(st.integers(1, 9), st.integers(0, 2**32 - 1))
-@settings(max_examples=20)
+@examples(20)
 def test_windows_counted_in_parts_have_the_shares_of_all_at_once(together: int, seed: int):
     rng = np.random.default_rng(seed)
     tissue = TissueMask(np.where(rng.random((13, 17)) < 0.5, TISSUE, GLASS).astype(np.uint8), 7)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 
 from wsipipe.geometry import Grid
 from wsipipe.tissue import overview
@@ -18,7 +19,7 @@ STAINS = {
 }
 
 
-@settings(max_examples=200)
+@examples(200)
 @given(st.sampled_from([("haematoxylin", "eosin"), ("haematoxylin", "dab")]), st.floats(0, 2.5), st.floats(0, 2.5))
 def test_no_mixture_of_stains_has_the_colours_of_ink(stains: tuple[str, str], one: float, other: float):
     od = one * np.array(STAINS[stains[0]]) + other * np.array(STAINS[stains[1]])
@@ -33,7 +34,7 @@ def test_a_blue_counterstain_with_little_dab_has_no_colours_of_ink(counterstain:
     assert not overview._ink(red, green, blue).any()
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.integers(1, 3), st.integers(1, 3), st.sampled_from([8, 12]), st.integers(1, 4), st.integers(0, 99))
 def test_contrast_agrees_with_a_loop_over_pairs(rows: int, cols: int, side: int, lag: int, seed: int):
     grey = np.random.default_rng(seed).random((rows * side, cols * side)).astype(np.float32)

@@ -1,80 +1,67 @@
-"""The commands: each reads its settings, runs a stage and reports; giants are imported where they are used."""
+"""The commands: each reads its settings, runs one stage and reports; giants are imported where they are used."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-import wsipipe
-from wsipipe.cli.options import STORES, assigned, common, dask, options, settings_of
-from wsipipe.cli.outcome import Commands, finish, reporting
-from wsipipe.config.options import EvaluateConfig
+from wsipipe.cli.help import FIRST, OUTPUT, Command, Option
+from wsipipe.cli.options import OVERWRITE, STORES, assigned, common, options, settings_of
+from wsipipe.cli.outcome import columns, finish, reporting, show, working
 from wsipipe.errors import ConfigError
-from wsipipe.labels import LabelTable, read_labels
-from wsipipe.pipeline import Settings, map_slides, run_chain
+from wsipipe.pipeline import Settings, map_slides, run_chain, slides_of
 from wsipipe.pseudolabel.registry import chosen
-from wsipipe.runtime.memory import share_heap
+
+if TYPE_CHECKING:
+    from wsipipe.labels import LabelTable
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
-@click.version_option(wsipipe.__version__, prog_name="wsipipe")
-def main() -> None:
-    r"""Weak labels on whole-slide images in, pixel maps out.
-
-    \b
-    wsipipe tile slides/*.svs                  slides -> stores
-    wsipipe pseudolabel --labels labels.csv    weak labels -> patch-level masks
-    wsipipe segment --stitch                   masks -> network -> slide maps
-
-    Every option may also stand in ./pipeline.yaml; a flag wins over the file. Made paths go to stdout, everything else
-    to stderr. Exit codes: 0 done, 1 something failed, 2 bad usage, configuration or labels.
-    """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # threads that wait asleep: on a shared machine a spinning one holds up all others (20 times slower was measured)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-@main.command()
+@click.command(cls=Command)
 @click.argument("slide", nargs=-1, required=True)
 @options("tile")
-@dask
-@common
-def tile(slide: tuple[str, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
-    """Turn slides (files, DICOM folders, folders of slides, manifests in CSV) into stores of patches."""
+@common("workers", "dask")
+@OVERWRITE
+def tile(slide: tuple[str, ...], **call: Any) -> None:
+    """Turn slides into patch stores, one <slide_id>.zarr per slide.
+
+    SLIDE: a slide file, a DICOM folder, a folder of slides, or a CSV manifest with a column `slide`.
+    """
+    from wsipipe.runtime.memory import share_heap
     from wsipipe.slides.probe import Prober
 
     settings = settings_of(call)
     share_heap()
-    with reporting(quiet) as progress, Prober().start() as prober:  # it starts while all the rest is loaded
-        from wsipipe.pipeline import slides_of
-        from wsipipe.tiling.stage import tile_slides
+    with working(settings, call) as context, Prober().start() as prober:  # it starts while the rest is imported
+        from wsipipe.tiling import stage
 
-        slides = slides_of(slide, settings.tile)
-        report, stores = tile_slides(slides, settings.tile, settings.run, progress, overwrite, prober)
-        if not quiet:
-            click.echo(report.table(("patches", "copied", "corrupt", "seconds")), err=True)
+        report, stores = stage.run(slides_of(slide, settings.tile), settings.tile, context, prober)
+    if not call["quiet"]:
+        show(report.table(("patches", "copied", "corrupt", "seconds")), err=True)
     finish(report, stores)
 
 
-@main.command()
+@click.command(cls=Command)
 @STORES
 @options("pretrain")
-@common
-def pretrain(store: tuple[Path, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
-    """Pretrain an encoder by self-supervision on the patches of STOREs (default: all), for --weights of pseudolabel."""
-    settings = settings_of(call)
-    from wsipipe.pretrain.stage import pretrain as stage
+@common("device", "seed")
+@OVERWRITE
+def pretrain(store: tuple[Path, ...], **call: Any) -> None:
+    """Pretrain an encoder by self-supervision on the patches of stores.
 
-    with reporting(quiet) as progress:
-        report, made = stage(_stores(store, settings), settings.pretrain, settings.run, progress, overwrite)
+    Pass the result on: wsipipe pseudolabel --weights runs/pretrain. Without STORE, all stores are used.
+    """
+    from wsipipe.pretrain import stage
+
+    settings = settings_of(call)
+    with working(settings, call) as context:
+        report, made = stage.run(_stores(store, settings), settings.pretrain, context)
     finish(report, made)
 
 
-@main.command()
+@click.command(cls=Command, epilog="Parameters for --set, with their defaults: wsipipe config")
 @STORES
 @options("pseudolabel")
 @click.option(
@@ -82,175 +69,231 @@ def pretrain(store: tuple[Path, ...], overwrite: bool, quiet: bool, **call: Any)
     "assignments",
     multiple=True,
     metavar="[NAME.]KEY=VALUE",
-    help="a parameter of the method, or of method or refinement NAME (repeat)",
+    help="parameter KEY of the method, or of the method or refinement NAME  [may be repeated]",
+    cls=Option,
+    group="Method",
 )
-@common
-def pseudolabel(
-    store: tuple[Path, ...], assignments: tuple[str, ...], overwrite: bool, quiet: bool, **call: Any
-) -> None:
-    """Turn weak labels into patch-level masks: labels/<name> and scores/<name> of STOREs (default: all)."""
+@common("device", "seed")
+@OVERWRITE
+def pseudolabel(store: tuple[Path, ...], assignments: tuple[str, ...], **call: Any) -> None:
+    """Turn weak labels into patch-level masks: labels/<name> and scores/<name> in each store.
+
+    Without STORE, all stores are used.
+    """
+    from wsipipe.pseudolabel import stage
+
     settings = settings_of(call)
     settings = settings_of(call, pseudolabel=assigned(assignments, chosen(settings.pseudolabel.method)))
-    from wsipipe.pseudolabel.stage import pseudolabel as stage
-
-    with reporting(quiet) as progress:
-        paths = _stores(store, settings)
-        report, stores = stage(
-            paths, settings.pseudolabel, settings.sections, settings.run, progress, overwrite, settings.pretrain
-        )
+    options = stage.PseudolabelOptions(settings.pseudolabel, settings.sections, settings.pretrain)
+    with working(settings, call) as context:
+        report, stores = stage.run(_stores(store, settings), options, context)
     finish(report, stores)
 
 
-@main.command()
+@click.command(cls=Command)
 @STORES
 @options("segment")
-@click.option("--stitch", is_flag=True, help="map every slide after training")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="predict with this model.json; nothing is trained")
-@common
-def segment(
-    store: tuple[Path, ...], stitch: bool, checkpoint: Path | None, overwrite: bool, quiet: bool, **call: Any
-) -> None:
-    """Train a network on labels/<labels> and stitch its maps over STOREs (default: all).
+@click.option("--stitch", is_flag=True, help="map every slide after training", cls=Option, group="Stitching")
+@options("stitch")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="map with this model.json; nothing is trained",
+    cls=Option,
+    group=FIRST,
+)
+@common("device", "workers", "seed")
+@OVERWRITE
+def segment(store: tuple[Path, ...], stitch: bool, checkpoint: Path | None, **call: Any) -> None:
+    """Train a network on masks and, with --stitch, map every slide.
 
-    With --checkpoint a STORE may also be a slide that was never tiled: that is done first.
+    Without STORE, all stores are used. With --checkpoint, STORE may also be a slide that was never tiled: it is tiled
+    first.
     """
     settings = settings_of(call)
     if checkpoint and not stitch:
         raise ConfigError("--checkpoint without --stitch leaves nothing to do; add --stitch to map the slides")
-    from wsipipe.segment.stage import segment as stage
+    from wsipipe.segment import stage
 
-    with reporting(quiet) as progress:
+    with working(settings, call) as context:
         paths = _stores(store, settings)
         if checkpoint:
-            report, made = map_slides(paths, checkpoint, settings, progress, overwrite)
+            report, made = map_slides(paths, checkpoint, settings, context)
         else:
-            report, made = stage(
-                paths, settings.segment, settings.run, stitch=stitch, progress=progress, overwrite=overwrite
-            )
+            options = stage.SegmentOptions(settings.segment, settings.stitch if stitch else None)
+            report, made = stage.run(paths, options, context)
     finish(report, made)
 
 
-@main.command()
+@click.command(cls=Command)
 @STORES
 @options("evaluate")
-@common
-def evaluate(store: tuple[Path, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
-    """Compare labels/<labels> of STOREs (default: all) with truth: masks, or annotations of QuPath or ASAP.
+@common("seed")
+def evaluate(store: tuple[Path, ...], **call: Any) -> None:
+    """Score masks or maps against the truth: mask images, or annotations of QuPath or ASAP.
 
-    Prints a table; CSV, JSON and a figure go to runs/<labels>/.
+    Prints a table; CSV, JSON and a figure go to runs/<masks>/. Without STORE, all stores are used.
     """
+    from wsipipe.evaluate import stage
+    from wsipipe.evaluate.cohort import EvaluateInputs
     from wsipipe.evaluate.figure import write_figure
-    from wsipipe.evaluate.stage import judge
     from wsipipe.evaluate.tables import text_table, write_tables
 
     settings = settings_of(call)
     config = settings.evaluate
-    table, folder = _labels(config, settings), Path(settings.run.runs) / config.labels
-    with reporting(quiet) as progress:
-        result = judge(_stores(store, settings), config, settings.run, table, progress)
+    with working(settings, call) as context:
+        folder = context.runs / config.masks
+        result = stage.run(EvaluateInputs(_stores(store, settings), _labels(settings)), config, context)
         write_tables(result, folder)
         write_figure(result, folder / "evaluation.png")
-    click.echo(text_table(result))
+    show(text_table(result, columns()))
     sys.exit(result.report.exit_code)
 
 
-@main.command()
-@STORES
-@click.option(
-    "--labels", "names", multiple=True, help="masks or maps to compare, as a,b,c; default: all that every store has"
-)
-@options("evaluate", "labels", "detections", "nms_um")
-@common
-def compare(store: tuple[Path, ...], names: tuple[str, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
-    """Put several masks or maps of STOREs (default: all) side by side, with the truth if one is given.
-
-    Prints a table; CSV and a picture of the same places by each go to runs/compare/.
-    """
-    from wsipipe.evaluate import compare as side_by_side
-    from wsipipe.evaluate.examples import write_examples
-
-    settings = settings_of(call)
-    config, folder = settings.evaluate, Path(settings.run.runs) / "compare"
-    with reporting(quiet) as progress:
-        table, stores = _labels(config, settings), _stores(store, settings)
-        wanted = [name.strip() for text in names for name in text.split(",")]
-        found = side_by_side.compare(stores, wanted, config, settings.run, table, progress)
-        side_by_side.write_comparison(found, folder / "comparison.csv")
-        write_examples(found.paths, found.names, found.classes, config, folder / "comparison.png")
-    click.echo(side_by_side.text_table(found))
-    sys.exit(found.exit_code)
-
-
-@main.command()
-@STORES
-@options("export")
-@common
-def export(store: tuple[Path, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
-    """Write labels/<labels> of STOREs (default: all) as OME-TIFF, QuPath GeoJSON, DICOM SEG, PNG or table of areas."""
-    from wsipipe.export.stage import export_stores
-
-    settings = settings_of(call)
-    with reporting(quiet) as progress:
-        report, made = export_stores(_stores(store, settings), settings.export, settings.run, progress, overwrite)
-    finish(report, made)
-
-
-@main.group()
-def labels() -> None:
-    """Masks that a user has."""
-
-
-@labels.command("import")
+@click.command(cls=Command)
 @STORES
 @click.option(
     "--masks",
+    "names",
+    multiple=True,
+    metavar="A,B,C",
+    help="masks or maps to compare  [may be repeated; default: all that every store has]",
+    cls=Option,
+    group=FIRST,
+)
+@options("evaluate", skip=("masks", "detections", "nms_um"))
+@common("seed")
+def compare(store: tuple[Path, ...], names: tuple[str, ...], **call: Any) -> None:
+    """Show several masks or maps side by side, with scores if --truth is given.
+
+    Prints a table; a CSV and a picture of the same places by each go to runs/compare/. Without STORE, all stores are
+    used.
+    """
+    from wsipipe.evaluate import compare as side_by_side
+    from wsipipe.evaluate.cohort import EvaluateInputs
+    from wsipipe.evaluate.examples import write_examples
+
+    settings = settings_of(call)
+    config = settings.evaluate
+    with working(settings, call) as context:
+        folder = context.runs / "compare"
+        wanted = [name.strip() for text in names for name in text.split(",")]
+        inputs = EvaluateInputs(_stores(store, settings), _labels(settings))
+        found = side_by_side.run(inputs, side_by_side.CompareOptions(wanted, config), context)
+        side_by_side.write_comparison(found, folder / "comparison.csv")
+        write_examples(found.paths, found.names, found.classes, config, folder / "comparison.png")
+    show(side_by_side.text_table(found, columns()))
+    sys.exit(found.exit_code)
+
+
+@click.command(cls=Command)
+@STORES
+@options("export")
+@common()
+@OVERWRITE
+def export(store: tuple[Path, ...], **call: Any) -> None:
+    """Write masks or maps as OME-TIFF, QuPath GeoJSON, DICOM SEG, PNG overlay or table of areas.
+
+    Without STORE, all stores are used.
+    """
+    from wsipipe.export import stage
+
+    settings = settings_of(call)
+    with working(settings, call) as context:
+        report, made = stage.run(_stores(store, settings), settings.export, context)
+    finish(report, made)
+
+
+@click.group()
+def masks() -> None:
+    """Import your own masks and annotations."""
+
+
+@masks.command(
+    "import",
+    cls=Command,
+    renamed={"--masks": "--annotations"},
+    short_help="Write your masks or annotations into stores.",
+)
+@STORES
+@click.option(
+    "--annotations",
     required=True,
-    help="folder with <slide_id>.png, .tif (masks), .geojson (QuPath) or .xml (ASAP), or a pattern with {slide_id}",
+    metavar="FOLDER",
+    help="folder with <slide_id>.png or .tif (masks), .geojson (QuPath) or .xml (ASAP), or a pattern with {slide_id}",
+    cls=Option,
+    group=FIRST,
 )
 @click.option(
     "--map",
     "value_map",
     default="",
-    help="what mask values or annotation names mean, e.g. 0=ignore,1=0,2=tumour or Tumor=tumour,outside=ignore",
+    metavar="MAP",
+    help="meaning of mask values or annotation names, e.g. 0=ignore,1=0,2=tumour or Tumor=tumour,outside=ignore",
+    cls=Option,
+    group=FIRST,
 )
-@click.option("--class", "classes", multiple=True, required=True, help="class name, in mask order (repeat)")
-@click.option("--name", required=True, help="name of the masks in the stores: labels/<name>")
-@common
+@click.option(
+    "--class",
+    "classes",
+    multiple=True,
+    required=True,
+    metavar="NAME",
+    help="class name, in mask order  [may be repeated]",
+    cls=Option,
+    group=FIRST,
+)
+@click.option(
+    "--name",
+    required=True,
+    metavar="NAME",
+    help="name of the masks in the stores: labels/<name>",
+    cls=Option,
+    group=OUTPUT,
+)
+@common()
+@OVERWRITE
 def import_(
-    store: tuple[Path, ...],
-    masks: str,
-    value_map: str,
-    classes: tuple[str, ...],
-    name: str,
-    overwrite: bool,
-    quiet: bool,
-    **call: Any,
+    store: tuple[Path, ...], annotations: str, value_map: str, classes: tuple[str, ...], name: str, **call: Any
 ) -> None:
-    """Write masks or annotations in the slide's own frame into labels/<name> of STOREs (default: all)."""
+    """Write masks or annotations, drawn in the slide's own frame, into labels/<name> of each store.
+
+    Without STORE, all stores are used.
+    """
     from wsipipe.import_masks import import_masks
 
     settings = settings_of(call)
-    with reporting(quiet) as progress:
-        paths = _stores(store, settings)
+    with working(settings, call) as context:
         report, stores = import_masks(
-            paths, masks, value_map, classes, name, run=settings.run, overwrite=overwrite, progress=progress
+            _stores(store, settings),
+            annotations,
+            value_map,
+            classes,
+            name,
+            run=context.run,
+            overwrite=context.overwrite,
+            progress=context.progress,
         )
     finish(report, stores)
 
 
-@main.command()
+@click.command(cls=Command)
 @click.argument("slide", nargs=-1)
-@dask
-@common
-def run(slide: tuple[str, ...], overwrite: bool, quiet: bool, **call: Any) -> None:
-    """Run the whole chain of pipeline.yaml: tile, pseudolabel, segment --stitch. Everything is checked first."""
+@common("device", "workers", "seed", "dask")
+@OVERWRITE
+def run(slide: tuple[str, ...], **call: Any) -> None:
+    """Run the chain of pipeline.yaml: tile, pseudolabel, segment --stitch.
+
+    Every option is checked before the first slide is opened. Without SLIDE, run.slides of pipeline.yaml is used.
+    """
     settings = settings_of(call, run={"slides": slide} if slide else {})
-    with reporting(quiet) as progress:
-        report, stores = run_chain(settings, progress, overwrite)
+    with working(settings, call) as context:
+        report, stores = run_chain(settings, context)
     finish(report, stores)
 
 
-@main.command()
+@click.command(cls=Command)
 def config() -> None:
     """Print a pipeline.yaml that holds every option at its default, with what it means."""
     from wsipipe.cli.template import template
@@ -258,50 +301,63 @@ def config() -> None:
     click.echo(template(), nl=False)
 
 
-@main.command()
+@click.command(cls=Command)
 @click.argument("store", type=click.Path(path_type=Path))
 def info(store: Path) -> None:
-    """Say what a store holds."""
+    """Summarise a store: slide, resolution, patches, masks, scores and features."""
     from wsipipe.store.info import describe
 
-    click.echo(describe(store))
+    show(describe(store))
 
 
-@main.command()
+@click.command(cls=Command)
 @STORES
-@click.option("--decode", is_flag=True, help="decode every chunk too: finds what was damaged in the slide already")
-@common
-def verify(store: tuple[Path, ...], decode: bool, overwrite: bool, quiet: bool, **call: Any) -> None:
-    """Read every chunk of STOREs (default: all) that must exist, check every checksum, and name what is damaged."""
-    from wsipipe.store.verify import verify_stores
+@click.option(
+    "--decode",
+    is_flag=True,
+    help="also decode every chunk: finds damage that was in the slide already",
+    cls=Option,
+    group=FIRST,
+)
+@common("workers")
+def verify(store: tuple[Path, ...], decode: bool, **call: Any) -> None:
+    """Read every chunk of stores, check every checksum, and name what is damaged.
+
+    Without STORE, all stores are checked.
+    """
+    from wsipipe.store import verify as checking
 
     settings = settings_of(call)
-    with reporting(quiet) as progress:
-        report, stores = verify_stores(_stores(store, settings), settings.run, decode, progress)
+    with working(settings, call) as context:
+        report, stores = checking.run(_stores(store, settings), decode, context)
     finish(report, stores)
 
 
-@main.command()
+@click.command(cls=Command)
 @click.argument("folder", type=click.Path(path_type=Path), default="demo")
 @click.option("--quiet", "-q", is_flag=True, help="only warnings and errors on stderr")
 def demo(folder: Path, quiet: bool) -> None:
-    """Make a small cohort of procedural slides, run the chain on it in FOLDER and judge the maps."""
+    """Draw a small synthetic cohort in FOLDER (default: demo), run the chain on it, and score the maps."""
     from wsipipe.demo.demo import run_demo
 
     with reporting(quiet) as progress:
         table = run_demo(folder, progress)
-    click.echo(table)
+    show(table)
 
 
 def _stores(given: tuple[Path, ...], settings: Settings) -> list[Path]:
+    """The stores that the command names, or all in the folder of the stores."""
     from wsipipe.store import find_stores
 
     return list(given) or find_stores(Path(settings.run.stores))
 
 
-def _labels(config: EvaluateConfig, settings: Settings) -> LabelTable | None:
-    """The labels that say split, patient and weak label of slides; None if none were given and there are none."""
-    path = Path(config.labels_csv or settings.pseudolabel.labels)
-    if not (config.labels_csv or config.split or path.is_file()):
+def _labels(settings: Settings) -> LabelTable | None:
+    """The labels with split, patient and weak label of slides; None if no CSV is named and the default is not there."""
+    from wsipipe.labels import read_labels
+
+    config = settings.evaluate
+    path = Path(config.labels or settings.pseudolabel.labels)
+    if not (config.labels or config.split or path.is_file()):
         return None
     return read_labels(path, to_fit=False)

@@ -10,7 +10,9 @@ from typing import Any
 
 import click
 
-from wsipipe.config.options import SECTIONS, RunConfig
+from wsipipe.cli.flags import flag_of
+from wsipipe.cli.help import LAST, Option
+from wsipipe.config.options import SECTIONS
 from wsipipe.config.yaml import scalar
 from wsipipe.errors import ConfigError
 from wsipipe.pipeline import Settings, read_settings
@@ -18,28 +20,25 @@ from wsipipe.pseudolabel.registry import ALL, NONE, names, refinements
 
 F = typing.TypeVar("F", bound=Callable[..., Any])
 
-_SHORT = {
-    "formats": "format",
-    "dicom_codes": "dicom-code",
-    "patch_px": "patch",
-    "stride_px": "stride",
-    "window_px": "window",
-    "border_px": "border",
-    "stitch_memory_mb": "stitch-memory",
-    "score_stride_px": "score-stride",
-}
+_UNITS = {"_px": "PX", "_um": "UM", "_um2": "UM2", "mpp": "UM/PX", "mpp_override": "UM/PX", "_mb": "MB"}
+
 STORES = click.argument("store", nargs=-1, type=click.Path(path_type=Path))
 """The argument of commands that work on stores."""
 
+OVERWRITE = click.option(
+    "--overwrite", is_flag=True, help="replace results that were made from other inputs", cls=Option, group=LAST
+)
+"""The option of commands that refuse to replace results made from other inputs."""
 
-def options(section: str, *skip: str) -> Callable[[F], F]:
-    """Click options for every field of a section's dataclass; what is not given stays out of the call."""
+
+def options(section: str, *only: str, skip: tuple[str, ...] = ()) -> Callable[[F], F]:
+    """Options for the fields of a section (all, or `only` some); what the caller leaves out stays out of the call."""
     config = SECTIONS[section]
     hints = typing.get_type_hints(config)
 
     def decorate(function: F) -> F:
         for field in reversed(dataclasses.fields(config)):
-            if field.name not in skip:
+            if field.name in (only or hints) and field.name not in skip:
                 function = _option(section, field, hints[field.name])(function)
         return function
 
@@ -47,33 +46,71 @@ def options(section: str, *skip: str) -> Callable[[F], F]:
 
 
 def _option(section: str, field: dataclasses.Field[Any], kind: Any) -> Callable[[F], F]:
-    flag = _SHORT.get(field.name, field.name.replace("_um2", "").replace("_", "-"))
-    help = field.metadata["help"]
-    if field.default not in ("", (), 0, 0.0) and kind is not bool:
-        help += f"  [default: {field.default}]"
+    flag = flag_of(field.name)
+    more: dict[str, Any] = {
+        "default": None,
+        "help": _help(field, kind),
+        "cls": Option,
+        "group": field.metadata["group"],
+    }
     name = f"{section}__{field.name}"
     if kind is bool:
-        help += f"  [default: {'on' if field.default else 'off'}]"
-        return click.option(f"--{flag}/--no-{flag}", name, default=None, help=help)
+        return click.option(f"{flag}/--no-{flag[2:]}", name, **more)
+    more["metavar"] = field.metadata["metavar"] or _metavar(field.name, kind)
+    if (section, field.name) == ("pseudolabel", "method"):
+        more["metavar"] = "|".join((*names(), ALL))
+    if (section, field.name) == ("pseudolabel", "refine"):
+        more["metavar"] = "|".join((*refinements(), NONE))
     if kind in (int, float):
-        return click.option(f"--{flag}", name, type=kind, default=None, help=help)
-    if section == "pseudolabel" and field.name == "method":
-        return click.option(f"--{flag}", name, metavar="|".join((*names(), ALL)), default=None, help=help)
-    if section == "pseudolabel" and field.name == "refine":
-        return click.option(f"--{flag}", name, type=click.Choice((*refinements(), NONE)), default=None, help=help)
-    if typing.get_origin(kind) is tuple:
-        return click.option(f"--{flag}", name, multiple=True, default=None, help=help + " (repeat the option)")
-    return click.option(f"--{flag}", name, default=None, help=help)
+        return click.option(flag, name, type=kind, **more)
+    return click.option(flag, name, multiple=typing.get_origin(kind) is tuple, **more)
 
 
-def common(function: F) -> F:
-    """Options that every command has."""
-    function = click.option("--overwrite", is_flag=True, help="replace what was made from other inputs")(function)
-    function = click.option("--quiet", "-q", is_flag=True, help="only warnings and errors on stderr")(function)
-    function = click.option(
-        "--config", type=click.Path(path_type=Path), default=None, help="YAML file instead of ./pipeline.yaml"
-    )(function)
-    return options("run", "slides", "dask")(function)
+def _metavar(name: str, kind: Any) -> str:
+    """What stands for a value: its unit, or what kind of value it is."""
+    unit = next((unit for end, unit in _UNITS.items() if name.endswith(end)), "")
+    return unit or ("N" if kind is int else "X" if kind is float else "TEXT")
+
+
+def _help(field: dataclasses.Field[Any], kind: Any) -> str:
+    """The sentence of an option and its default, which the sentence names itself where the value says nothing."""
+    text, _, named = field.metadata["help"].partition("; default: ")
+    heading = f"{field.metadata['group']}: "
+    if text.lower().startswith(heading.lower()):  # pipeline.yaml has no headings, and says it in the sentence
+        text = text[len(heading) :]
+    repeat = "may be repeated" if typing.get_origin(kind) is tuple else ""
+    default = named or _shown(field.default)
+    notes = "; ".join(note for note in (repeat, default and f"default: {default}") if note)
+    return f"{text}  [{notes}]" if notes else text
+
+
+def _shown(default: Any) -> str:
+    """A default as a person reads it; empty if there is none."""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if isinstance(default, tuple):
+        return ", ".join(default)
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def common(*names: str) -> Callable[[F], F]:
+    """What every command that works on slides or stores takes; `names`: the options of section run that it uses."""
+
+    def decorate(function: F) -> F:
+        function = click.option(
+            "--quiet", "-q", is_flag=True, help="only warnings and errors on stderr", cls=Option, group=LAST
+        )(function)
+        function = click.option(
+            "--config",
+            type=click.Path(path_type=Path),
+            help="options in YAML  [default: ./pipeline.yaml, if there]",
+            cls=Option,
+            group=LAST,
+            metavar="FILE",
+        )(function)
+        return options("run", "stores", "runs", "max_failed", *names)(function)
+
+    return decorate
 
 
 def settings_of(call: dict[str, Any], **more: dict[str, Any]) -> Settings:
@@ -88,11 +125,6 @@ def settings_of(call: dict[str, Any], **more: dict[str, Any]) -> Settings:
     return read_settings(call.get("config"), flags)
 
 
-def dask(function: F) -> F:
-    """The option of commands that can run on a dask cluster."""
-    return options("run", *(f.name for f in dataclasses.fields(RunConfig) if f.name != "dask"))(function)
-
-
 def assigned(assignments: tuple[str, ...], methods: list[str]) -> dict[str, dict[str, Any]]:
     """[NAME.]KEY=VALUE texts as values by name (default: the one method), each read as YAML would."""
     values: dict[str, dict[str, Any]] = {}
@@ -102,7 +134,7 @@ def assigned(assignments: tuple[str, ...], methods: list[str]) -> dict[str, dict
         if not equals:
             raise ConfigError(f"--set {text}: expected KEY=VALUE, such as --set prevalence=0.2")
         if not dot and len(methods) > 1:
-            raise ConfigError(f"--set {text}: of which method? Say it as --set {methods[0]}.{text}")
+            raise ConfigError(f"--set {text}: several methods run; name one, as in --set {methods[0]}.{text}")
         if dot and name not in (*names(), *refinements()):
             raise ConfigError(f"--set {text}: {name!r} is neither a method nor a refinement")
         values.setdefault(name or methods[0], {})[last] = scalar(value)

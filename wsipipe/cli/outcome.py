@@ -1,51 +1,64 @@
-"""What a command says: log and progress on stderr, paths on stdout, errors as one line, exit codes."""
+"""What a command says: log and progress on stderr, paths on stdout, and the exit code."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
+import shutil
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from wsipipe.cli.progress import bars, lines
-from wsipipe.errors import WsipipeError
-from wsipipe.runtime.ledger import Report
 from wsipipe.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from wsipipe.pipeline import Settings
+    from wsipipe.runtime.context import RunContext
+    from wsipipe.runtime.ledger import Report
 
 log = logging.getLogger("wsipipe")
 
+_WIDE_COLUMNS = 72
 
-class Commands(click.Group):
-    """A group whose commands end expected errors as one line and the right exit code."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was asked for."""
-        try:
-            return super().invoke(ctx)
-        except WsipipeError as error:
-            click.echo(f"wsipipe: error: {' '.join(str(error).split())}", err=True)
-            sys.exit(error.exit_code)
-        except (KeyboardInterrupt, click.Abort):
-            click.echo("wsipipe: interrupted; run the same command again to continue", err=True)
-            sys.exit(130)
-        except BrokenPipeError:
-            sys.exit(0)
-        except OSError as error:
-            click.echo(f"wsipipe: error: {error}", err=True)
-            sys.exit(1)
+def show(text: str, err: bool = False) -> None:
+    """Print text for a person; a terminal gets lines that are broken at spaces where they are too long for it."""
+    width = columns(err)
+    click.echo("\n".join(fitted(line, width) for line in text.splitlines()) if width else text, err=err)
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands in the order in which a user needs them."""
-        return list(self.commands)
+
+def columns(err: bool = False) -> int:
+    """Width of the terminal; 0 if stdout (or stderr) is none."""
+    stream = sys.stderr if err else sys.stdout
+    return shutil.get_terminal_size().columns if stream.isatty() else 0
+
+
+def fitted(line: str, width: int) -> str:
+    """A line broken at spaces to `width` columns; what follows is indented to the second column of the text, if any."""
+    if len(line) <= width:
+        return line
+    column = re.match(r" *\S+ {2,}", line)
+    indent = column.end() if column and column.end() <= width // 3 else len(line) - len(line.lstrip()) + 2
+    return textwrap.fill(
+        line,
+        width,
+        subsequent_indent=" " * indent,
+        drop_whitespace=True,
+        replace_whitespace=False,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def finish(report: Report, made: list[Path]) -> None:
-    """Paths on stdout, failures on stderr, and the exit code."""
+    """Print paths on stdout and failures on stderr, and exit with the report's code."""
     for path in made:
         click.echo(path)
     failed = report.of("failed")
@@ -57,10 +70,17 @@ def finish(report: Report, made: list[Path]) -> None:
 
 
 @contextmanager
-def reporting(quiet: bool) -> Iterator[Progress]:
-    """Log to stderr, and progress as bars on a terminal or as a line now and then elsewhere.
+def working(settings: Settings, call: Mapping[str, Any]) -> Iterator[RunContext]:
+    """The context of a stage, from the settings and the flags of the command; its progress is shown."""
+    with reporting(call["quiet"]) as progress:
+        yield settings.context(progress, call.get("overwrite", False))
 
-    Of the processes of torchrun only the first says more than warnings.
+
+@contextmanager
+def reporting(quiet: bool) -> Iterator[Progress]:
+    """Log to stderr; show progress as bars on a terminal, elsewhere as a line now and then.
+
+    Under torchrun only the first process logs more than warnings.
     """
     quiet = quiet or os.environ.get("RANK", "0") != "0"
     from rich.console import Console
@@ -70,7 +90,8 @@ def reporting(quiet: bool) -> Iterator[Progress]:
     root = logging.getLogger("wsipipe")
     root.setLevel(logging.WARNING if quiet else logging.INFO)
     if console.is_terminal:
-        handler: logging.Handler = RichHandler(console=console, show_path=False, show_level=True, markup=False)
+        wide = console.width >= _WIDE_COLUMNS
+        handler: logging.Handler = RichHandler(console=console, show_path=False, show_time=wide, log_time_format="%X")
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))

@@ -1,4 +1,4 @@
-"""How the command line shows progress: bars on a terminal, lines now and then elsewhere."""
+"""How the command line shows progress: bars on a terminal, elsewhere a line now and then."""
 
 from __future__ import annotations
 
@@ -10,27 +10,20 @@ from typing import Any
 
 from wsipipe.runtime.progress import Progress
 
+_NARROW, _WIDE = 72, 100
+
 
 @contextmanager
 def bars(console: Any) -> Iterator[Progress]:
     """Progress as bars on `console`, a terminal (rich.console.Console)."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Bars(*columns, console=console) as drawn:
+    with Bars(*_columns(console.width), console=console) as drawn:
         tasks: dict[str, Any] = {}
         so_far: dict[str, int] = {}
 
         def show(task: str, done: int, total: int, note: str = "") -> None:
-            if task not in tasks or done < so_far[task]:  # a second round of the same task gets a bar of its own
+            if task not in tasks or done < so_far[task]:  # a task that starts again gets a new bar
                 tasks[task] = drawn.add_task(task, total=total, note=note)
             so_far[task] = done
             drawn.update(tasks[task], completed=done, total=total, note=note)
@@ -40,8 +33,27 @@ def bars(console: Any) -> Iterator[Progress]:
         yield show
 
 
+def _columns(width: int) -> list[Any]:
+    """Task, bar, count, times and note; a narrow terminal drops the elapsed time, then the bar and the time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    def column(least: int, most: int | None = None) -> Column:
+        return Column(no_wrap=True, overflow="ellipsis", min_width=least, max_width=most)
+
+    task = TextColumn("{task.description}", table_column=column(12, 24))
+    count = MofNCompleteColumn(table_column=column(9))
+    left = TimeRemainingColumn(table_column=column(7))
+    note = TextColumn("{task.fields[note]}", table_column=column(8))
+    if width < _NARROW:
+        return [task, count, note]
+    if width < _WIDE:
+        return [task, BarColumn(10, table_column=column(10)), count, left, note]
+    return [task, BarColumn(20, table_column=column(10)), count, TimeElapsedColumn(table_column=column(7)), left, note]
+
+
 def lines(log: logging.Logger, every_s: float = 30.0) -> Progress:
-    """Progress as log lines: the start and end of each task, and one line every `every_s` seconds between."""
+    """Progress as log lines: the start and end of each task, and one line per `every_s` seconds between."""
     last: dict[str, float] = {}
 
     def show(task: str, done: int, total: int, note: str = "") -> None:

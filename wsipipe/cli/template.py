@@ -1,4 +1,4 @@
-"""A pipeline.yaml with every option at its default and what it means, made from the options themselves."""
+"""A pipeline.yaml with every option at its default and what it means, generated from the options."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from wsipipe.config.yaml import written
 from wsipipe.pseudolabel.registry import load, load_refinement, names, refinements
 
 HEAD = """\
-# Every option of wsipipe at its default. A flag wins over this file; what is left out keeps its default.
-# The file ./pipeline.yaml is read by every command; `wsipipe config` prints it anew.
+# Every option of wsipipe at its default. A flag overrides this file; an option that is left out keeps its default.
+# Every command reads ./pipeline.yaml. To write this file again: wsipipe config > pipeline.yaml
 """
 
 
 def template() -> str:
-    """The text of the file. Parameters of methods and refinements stand below `pseudolabel`, under their names."""
+    """The text of the file; parameters of methods and refinements lie below `pseudolabel`, under their names."""
     parts = [HEAD]
     for section, config in SECTIONS.items():
         lines = [f"{section}: # {_sentence(config)}", *_options(config, "  ")]
@@ -29,7 +29,7 @@ def template() -> str:
 
 
 def _options(config: type[Any], indent: str) -> list[str]:
-    """One line for each field: its default and its help."""
+    """A line per field: its default and its help."""
     lines = []
     for field in dataclasses.fields(config):
         lines.append(f"{indent}{field.name}: {written(field.default)} # {field.metadata['help']}")

@@ -28,6 +28,9 @@ def fitted_with(params: Any) -> dict[str, Any]:
     return {f.name: getattr(params, f.name) for f in dataclasses.fields(params) if f.metadata.get("fit", True)}
 
 
+PATIENCE = "early-stopping patience in checks (20 per run), active in the second half; 0: no early stopping"
+
+
 @dataclass(frozen=True)
 class TileConfig:
     """Slides to stores."""
@@ -163,10 +166,8 @@ class PretrainConfig:
     lr: float = option(0.0, "highest learning rate; 0: that of the method", group="Training", metavar="RATE")
     input_px: int = option(64, "side of the encoder's input in its own px", group="Method")
     shrink: int = option(2, "working px per input px", group="Method")
-    stain: float = option(0.4, "strength of the stain jitter; 0: none", group="Training", metavar="0..1")
-    patience: int = option(
-        5, "stop after so many checks (of 20) without progress, once half is done; 0: never", group="Training"
-    )
+    stain_jitter: float = option(0.4, "strength of the stain jitter; 0: none", group="Training", metavar="0..1")
+    patience: int = option(5, PATIENCE, group="Training")
 
     def __post_init__(self) -> None:
         known = ("vicreg", "simclr", "byol", "dino")
@@ -176,18 +177,20 @@ class PretrainConfig:
         check(self.lr >= 0, f"pretrain.lr: {self.lr} is negative")
         check(self.input_px >= 16, f"pretrain.input_px: {self.input_px} is below 16")
         check(self.shrink >= 1, f"pretrain.shrink: {self.shrink} is below 1")
-        check(0 <= self.stain <= 1, f"pretrain.stain: {self.stain} is outside 0..1")
+        check(0 <= self.stain_jitter <= 1, f"pretrain.stain_jitter: {self.stain_jitter} is outside 0..1")
         check(self.patience >= 0, f"pretrain.patience: {self.patience} is negative; 0 means never to stop early")
 
 
 @dataclass(frozen=True)
-class SegmentConfig:
-    """Masks to a trained network and stitched slide maps."""
+class TrainConfig:
+    """Masks to a trained network."""
 
-    labels: str = option("camel", "name of the masks to train on", group="What goes in", metavar="NAME")
-    splits: str = option(
+    masks: str = option(
+        "camel", "name of the masks to train on: labels/NAME of the stores", group="What goes in", metavar="NAME"
+    )
+    labels: str = option(
         "",
-        "CSV with slide_id and split: train on its train rows; default: what the masks record",
+        "CSV with slide_id and split: train on its train rows; default: the split that the masks record",
         group="What goes in",
         metavar="CSV",
     )
@@ -203,87 +206,100 @@ class SegmentConfig:
     )
     weights: str = option(
         "",
-        "encoder weights to start from; default: those of the masks' fit, if of this encoder",
+        "initial encoder weights; default: those of the fit that made the masks, if its encoder is the same",
         group="Network",
         metavar="PATH",
     )
     steps: int = option(900, "training steps", group="Training")
-    batch: int = option(8, "patches in a step, over all processes of torchrun", group="Training")
-    lr: float = option(1e-3, "highest learning rate", group="Training", metavar="RATE")
-    robust: float = option(
-        0.0,
-        "forgiveness of wrong masks: 0 cross-entropy, 0.7 as its authors, 1 mean error",
-        group="Noisy masks",
-        metavar="0..1",
-    )
-    average: bool = option(True, "keep the running average of the weights, not the last ones", group="Training")
-    rounds: int = option(
-        0, "rounds of self-training after the first: the average teaches what the masks leave open", group="Noisy masks"
-    )
-    confident: float = option(
-        0.9, "probability from which on a teacher is believed, 0.5..1", group="Noisy masks", metavar="0.5..1"
-    )
-    border_px: int = option(
-        0,
-        "px on each side of the masks' borders that are not learnt from: half an instance where these are coarse",
-        group="Noisy masks",
-    )
-    zoom: float = option(
-        1.2, "largest random enlargement or reduction in training; 1: none", group="Augmentation", metavar="1..2"
-    )
-    mosaic: float = option(
-        0.0,
-        "share of images put together from quarters that hold one class alone, 0..1",
-        group="Augmentation",
-        metavar="0..1",
+    batch: int = option(8, "patches per step, over all processes of torchrun", group="Training")
+    lr: float = option(1e-3, "peak learning rate", group="Training", metavar="RATE")
+    ema: bool = option(
+        True, "keep the exponential moving average of the weights, not the last weights", group="Training"
     )
     validation: float = option(
         0.0,
-        "share of patients (or slides) held out to stop by, 0..0.5; 0: none, no early stop",
+        "fraction of patients (or slides) held out for early stopping; 0: none",
         group="Training",
         metavar="0..0.5",
     )
-    patience: int = option(
-        5, "stop after so many checks (of 20) without progress, once half is done; 0: never", group="Training"
+    patience: int = option(5, PATIENCE, group="Training")
+    tensorboard: bool = option(
+        False, "also write a TensorBoard log (needs wsipipe[tensorboard])", group="Training", fit=False
     )
-    tensorboard: bool = option(False, "also write a log for TensorBoard (wants wsipipe[tensorboard])", group="Training")
-    window_px: int = option(0, "side of a stitching window in px; 0: the patch size", group="Stitching")
-    overlap: float = option(
-        0.5, "share of a window that its neighbour repeats, 0..0.9", group="Stitching", metavar="0..0.9"
+    gce_q: float = option(
+        0.0,
+        "q of generalised cross-entropy: 0 = cross-entropy, 1 = MAE; its authors use 0.7",
+        group="Noisy masks",
+        metavar="0..1",
     )
-    blend: str = option(
-        "hann", "weights of overlapping windows: hann, or constant", group="Stitching", metavar="hann|constant"
+    self_training_rounds: int = option(
+        0, "rounds of self-training after the first: the averaged network labels ignored pixels", group="Noisy masks"
     )
-    views: int = option(
-        1, "symmetric views of a window that are averaged: 1, 2, 4 or 8", group="Stitching", metavar="1|2|4|8"
+    teacher_threshold: float = option(
+        0.9, "probability from which the averaged network's label is used", group="Noisy masks", metavar="0.5..1"
     )
-    stitch_memory_mb: int = option(
-        512, "MB that stitching may take beside the network, whatever the slide's size", group="Stitching"
+    border_px: int = option(
+        0,
+        "px on each side of mask borders that are ignored; half an instance suits coarse masks",
+        group="Noisy masks",
     )
-    score_stride_px: int = option(8, "px of the map that one stored score covers", group="Stitching")
+    max_zoom: float = option(
+        1.2, "largest random enlargement or reduction; 1: none", group="Augmentation", metavar="1..2"
+    )
+    mosaic_prob: float = option(
+        0.0,
+        "fraction of images built as 2 x 2 mosaics of single-class quarters",
+        group="Augmentation",
+        metavar="0..1",
+    )
 
     def __post_init__(self) -> None:
         check(self.steps >= 1, f"segment.steps: {self.steps} is below 1")
         check(self.batch >= 2, f"segment.batch: {self.batch} is below 2")
-        check(0 <= self.overlap <= 0.9, f"segment.overlap: {self.overlap} is outside 0..0.9")
-        check(self.score_stride_px >= 1, f"segment.score_stride_px: {self.score_stride_px} is below 1")
-        for name, low, high in (("robust", 0, 1), ("mosaic", 0, 1), ("validation", 0, 0.5), ("confident", 0.5, 1)):
+        limits = {
+            "gce_q": (0, 1),
+            "mosaic_prob": (0, 1),
+            "validation": (0, 0.5),
+            "teacher_threshold": (0.5, 1),
+            "max_zoom": (1, 2),
+        }
+        for name, (low, high) in limits.items():
             value = getattr(self, name)
             check(low <= value <= high, f"segment.{name}: {value} is outside {low}..{high}")
-        check(self.rounds >= 0, f"segment.rounds: {self.rounds} is negative")
-        check(self.rounds == 0 or self.average, "segment.rounds: the average of the weights teaches; leave it on")
-        check(1 <= self.zoom <= 2, f"segment.zoom: {self.zoom} is outside 1..2")
-        check(self.patience >= 0, f"segment.patience: {self.patience} is negative; 0 means never to stop early")
-        check(self.border_px >= 0, f"segment.border_px: {self.border_px} is negative; 0 means none")
+        for name in ("self_training_rounds", "patience", "border_px"):
+            check(getattr(self, name) >= 0, f"segment.{name}: {getattr(self, name)} is negative; 0 means none")
+        check(
+            self.self_training_rounds == 0 or self.ema, "segment.self_training_rounds: needs segment.ema, the teacher"
+        )
+
+
+@dataclass(frozen=True)
+class StitchConfig:
+    """A trained network to slide maps, by overlapping windows."""
+
+    window_px: int = option(0, "side of a window in px; 0: the patch size", group="Stitching")
+    overlap: float = option(
+        0.5, "fraction of a window that its neighbour covers too", group="Stitching", metavar="0..0.9"
+    )
+    blend: str = option("hann", "weights of overlapping windows", group="Stitching", metavar="hann|constant")
+    views: int = option(
+        1, "symmetric views averaged per window (test-time augmentation)", group="Stitching", metavar="1|2|4|8"
+    )
+    memory_mb: int = option(512, "memory budget for stitching in MB, without the network", group="Stitching")
+    score_stride_px: int = option(8, "px of the map per stored score", group="Stitching")
+
+    def __post_init__(self) -> None:
+        check(0 <= self.overlap <= 0.9, f"stitch.overlap: {self.overlap} is outside 0..0.9")
+        check(self.score_stride_px >= 1, f"stitch.score_stride_px: {self.score_stride_px} is below 1")
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Maps against truth."""
 
-    labels: str = option(
+    masks: str = option(
         "unet",
-        "name of the masks or maps to judge; its scores, if there are any, are judged too",
+        "name of the masks or maps to evaluate, labels/NAME of the stores; with its scores, if there are any",
         group="What goes in",
         metavar="NAME",
     )
@@ -293,7 +309,7 @@ class EvaluateConfig:
         group="What goes in",
         metavar="FOLDER",
     )
-    labels_csv: str = option(
+    labels: str = option(
         "",
         "CSV with slide_id and label, split, patient_id; default: that of pseudolabel, if it is there",
         group="What goes in",
@@ -340,7 +356,9 @@ class EvaluateConfig:
 class ExportConfig:
     """Masks and maps to files that other programs open."""
 
-    labels: str = option("unet", "name of the masks or maps to export", group="What goes in", metavar="NAME")
+    masks: str = option(
+        "unet", "name of the masks or maps to export: labels/NAME of the stores", group="What goes in", metavar="NAME"
+    )
     formats: tuple[str, ...] = option(
         ("ome-tiff", "geojson", "overlay", "areas"),
         "ome-tiff, geojson (QuPath), dicom-seg, overlay (PNG), areas (CSV)",
@@ -348,7 +366,7 @@ class ExportConfig:
         metavar="NAME",
     )
     folder: str = option(
-        "export", "where the files go: <folder>/<labels>/<slide_id>.*", group="What comes out", metavar="FOLDER"
+        "export", "where the files go: <folder>/<masks>/<slide_id>.*", group="What comes out", metavar="FOLDER"
     )
     verify: bool = option(False, "read every file back and compare it with the mask at level 0", group="What comes out")
     level: int = option(0, "GeoJSON: level of the mask; 0 is exact, each further one 4 times coarser", group="GeoJSON")
@@ -418,7 +436,8 @@ SECTIONS: dict[str, type] = {
     "tile": TileConfig,
     "pretrain": PretrainConfig,
     "pseudolabel": PseudolabelConfig,
-    "segment": SegmentConfig,
+    "segment": TrainConfig,
+    "stitch": StitchConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
 }

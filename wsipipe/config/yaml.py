@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from wsipipe.config.options import SECTIONS
+from wsipipe.config.renamed import check_key
 from wsipipe.errors import ConfigError
 
 T = TypeVar("T")
@@ -84,6 +85,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str, nested: tuple[str
         if key in nested:
             continue
         if key not in fields:
+            check_key(f"{where}.{key}")
             raise ConfigError(f"{where}.{_unknown(str(key), (*fields, *nested))}")
         clean[key] = _typed(value, hints[key], f"{where}.{key}")
     return cls(**clean)

@@ -12,13 +12,16 @@ from wsipipe.config.options import EvaluateConfig
 from wsipipe.demo.cohort import Cohort, CohortConfig, make_cohort
 from wsipipe.demo.trivial import TrivialAnswer, best_colour_threshold, histogram_classifier
 from wsipipe.errors import WsipipeError
+from wsipipe.evaluate import stage as evaluate
+from wsipipe.evaluate.cohort import EvaluateInputs
 from wsipipe.evaluate.metrics import Confusion
-from wsipipe.evaluate.stage import judge
-from wsipipe.evaluate.tables import aligned, shown, write_tables
+from wsipipe.evaluate.tables import shown, write_tables
 from wsipipe.export.overlay import overlay
 from wsipipe.labels import read_labels
 from wsipipe.pipeline import Settings, read_settings, run_chain
+from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.progress import Progress
+from wsipipe.runtime.table import aligned
 from wsipipe.slides import open_slide
 from wsipipe.store import SlideStore
 
@@ -49,7 +52,7 @@ def run_demo(folder: Path, progress: Progress) -> str:
         cohort = make_cohort(
             folder, CohortConfig(), lambda name, done, total: progress("draw", done, total, name), Path(hidden)
         )
-        report, stores = run_chain(settings, progress)
+        report, stores = run_chain(settings, settings.context(progress))
         if report.exit_code:
             raise WsipipeError(f"the chain failed on its own cohort: {report.of('failed')}")
         shutil.copytree(hidden, folder / "truth")
@@ -78,12 +81,12 @@ def _table(cohort: Cohort, settings: Settings, stores: list[Path], truth: Path) 
     maps = settings.segment.architecture
     rows = [["answer", "class", "IoU", "Dice", "precision", "recall", "slides"]]
     for title, name, split in (
-        ("pseudo-masks, training slides", settings.segment.labels, "train"),
-        ("pseudo-masks, test slides", settings.segment.labels, "test"),
+        ("pseudo-masks, training slides", settings.segment.masks, "train"),
+        ("pseudo-masks, test slides", settings.segment.masks, "test"),
         ("final maps, test slides", maps, "test"),
     ):
-        config = EvaluateConfig(labels=name, truth=str(truth), truth_map=TRUTH_MAP, split=split)
-        result = judge(stores, config, settings.run, labels)
+        config = EvaluateConfig(masks=name, truth=str(truth), truth_map=TRUTH_MAP, split=split)
+        result = evaluate.run(EvaluateInputs(stores, labels), config, RunContext(settings.run))
         write_tables(result, Path(settings.run.runs) / name / split)
         answer, *trivial = result.answers.items()
         for k, class_name in enumerate(("none", *result.classes)):

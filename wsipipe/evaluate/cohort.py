@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from wsipipe.labels import LabelTable
+from wsipipe.errors import check
+from wsipipe.labels import LabelTable, match_slide_id
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,17 @@ class Cohort:
         known = set(slides)
         found = cls(classes=table.classes.names)
         for row in table.rows:
-            slide = row.slide_id if row.slide_id in known else row.slide_id.rsplit(".", 1)[0]
+            slide = match_slide_id(row.slide_id, known)
             found.split[slide] = row.split
             if row.patient_id:
                 found.patient[slide] = row.patient_id
             if row.box_px0 is None:
                 found.present[slide] = frozenset(n for n, on in zip(found.classes, row.present, strict=True) if on)
         return found
+
+    def is_in(self, slide: str, split: str) -> bool:
+        """Whether a slide belongs to a split; every slide belongs to the split ""."""
+        return not split or self.split.get(slide) == split
 
     def holds(self, slide: str, name: str) -> bool | None:
         """Whether the label of a whole slide names a class; None if no label says so or the class is not of them."""
@@ -43,3 +49,16 @@ class Cohort:
     def is_negative(self, slide: str) -> bool:
         """Whether the label of a whole slide says that it holds no class."""
         return slide in self.present and not self.present[slide]
+
+
+@dataclass(frozen=True)
+class EvaluateInputs:
+    """Paths of the stores to evaluate, and what labels.csv says of their slides, if it is given."""
+
+    stores: Sequence[Path]
+    labels: LabelTable | None = None
+
+    def cohort(self, split: str) -> Cohort:
+        """What the labels say of the slides; ConfigError if a split is asked for and there are none."""
+        check(not split or self.labels is not None, f"evaluate.split: {split!r} needs a labels file with splits")
+        return Cohort.of(self.labels, [p.stem for p in self.stores])

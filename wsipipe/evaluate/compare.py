@@ -5,27 +5,30 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsipipe.config.options import EvaluateConfig, RunConfig
+from wsipipe.config.options import EvaluateConfig
 from wsipipe.errors import ConfigError, check
+from wsipipe.evaluate import stage
+from wsipipe.evaluate.cohort import EvaluateInputs
 from wsipipe.evaluate.metrics import count_pairs, dice_of
 from wsipipe.evaluate.result import Evaluation
-from wsipipe.evaluate.stage import judge
-from wsipipe.evaluate.tables import aligned, shown
+from wsipipe.evaluate.tables import shown
 from wsipipe.geometry import Window
-from wsipipe.labels import IGNORE, LabelTable
+from wsipipe.labels import IGNORE, Tissue
 from wsipipe.runtime.atomic import write_csv
-from wsipipe.runtime.progress import Progress, silent
+from wsipipe.runtime.context import RunContext
+from wsipipe.runtime.progress import Progress
+from wsipipe.runtime.table import aligned
 from wsipipe.store import SlideStore
 from wsipipe.store.label_images import shard_windows
 
-COLUMNS = ("labels", "class", "dice", "dice_low", "dice_high", "iou", "precision", "recall", "slide_auc", "painted")
+COLUMNS = ("masks", "class", "dice", "dice_low", "dice_high", "iou", "precision", "recall", "slide_auc", "painted")
 
 
 @dataclass(frozen=True)
@@ -50,27 +53,29 @@ class Comparison:
         return max((e.report.exit_code for e in self.evaluations.values()), default=0)
 
 
-def compare(
-    paths: Sequence[Path],
-    names: Sequence[str],
-    config: EvaluateConfig,
-    run: RunConfig,
-    labels: LabelTable | None = None,
-    progress: Progress = silent,
-) -> Comparison:
-    """Compare `labels/<name>` of all `names` (default: those that every store has) over the stores at `paths`.
+@dataclass(frozen=True)
+class CompareOptions:
+    """The masks to compare (none: those that every store has), and how each is evaluated if there is a truth."""
 
-    With `config.truth` each is judged as by `judge`. `config.split` leaves the others out everywhere. ConfigError if
-    there are no two answers, or they name other classes; StoreError for a store that lacks one.
+    masks: Sequence[str] = ()
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+def run(inputs: EvaluateInputs, options: CompareOptions, context: RunContext) -> Comparison:
+    """Compare masks over the stores, each evaluated as by `evaluate.stage` if there is a truth.
+
+    A split leaves the other slides out everywhere. ConfigError if there are no two answers, or they name other classes;
+    StoreError for a store that lacks one.
     """
-    stores = of_split([SlideStore(p) for p in paths], config.split, labels)
-    paths = [s.path for s in stores]
+    config = options.evaluate
+    stores = stores_in_split(inputs, config.split)
+    paths = tuple(s.path for s in stores)
     common = common_names(stores)
-    names = tuple(dict.fromkeys(names)) or common
+    names = tuple(dict.fromkeys(options.masks)) or common
     check(
         len(names) >= 2,
         f"compare: two answers are wanted, not {', '.join(names) or 'none'}; every store has "
-        f"{', '.join(common) or 'no masks'}: name two of them with --labels a,b",
+        f"{', '.join(common) or 'no masks'}: name two of them with --masks a,b",
     )
     classes = {tuple(s.attributes("labels", n)["classes"]) for s in stores for n in names}
     if len(classes) > 1:
@@ -80,18 +85,17 @@ def compare(
     (agreed,) = classes
     evaluations = {}
     if config.truth:
-        evaluations = {n: judge(paths, replace(config, labels=n), run, labels, progress) for n in names}
-    counts, pairs = _counts(stores, names, len(agreed), progress)
-    return Comparison(tuple(paths), names, agreed, evaluations, counts, {p: dice_of(m) for p, m in pairs.items()})
+        chosen = EvaluateInputs(paths, inputs.labels)
+        evaluations = {n: stage.run(chosen, replace(config, masks=n), context) for n in names}
+    counts, pairs = _counts(stores, names, len(agreed), context.progress)
+    return Comparison(paths, names, agreed, evaluations, counts, {p: dice_of(m) for p, m in pairs.items()})
 
 
-def of_split(stores: Sequence[SlideStore], split: str, labels: LabelTable | None) -> list[SlideStore]:
-    """The stores whose slides are of a split (all without one); ConfigError if that cannot be told or none is."""
-    if not split:
-        return list(stores)
-    check(labels is not None, f"evaluate.split: {split!r} needs a labels file with splits")
-    of = {r.slide_id: r.split for r in labels.rows} if labels else {}
-    chosen = [s for s in stores if of.get(s.slide_id) == split]
+def stores_in_split(inputs: EvaluateInputs, split: str) -> list[SlideStore]:
+    """The stores whose slides are in a split (all if it is ""); ConfigError if there is none."""
+    stores = [SlideStore(p) for p in inputs.stores]
+    cohort = inputs.cohort(split)
+    chosen = [s for s in stores if cohort.is_in(s.slide_id, split)]
     check(bool(chosen), f"none of the {len(stores)} stores is in split {split!r}; its names come from the labels file")
     return chosen
 
@@ -111,7 +115,7 @@ def _counts(
     for i, store in enumerate(stores):
         progress("compare", i, len(stores), store.slide_id)
         for _, window in shard_windows(store.labels("tissue").spec):
-            tissue = store.labels("tissue").read(window) == 1
+            tissue = store.labels("tissue").read(window) == Tissue.TISSUE
             if tissue.any():
                 masks = {n: _on_tissue(store, n, window, tissue) for n in names}
                 for k, mask in enumerate(masks.values()):
@@ -135,7 +139,7 @@ def rows_of(comparison: Comparison) -> list[dict[str, Any]]:
         evaluation = comparison.evaluations.get(name)
         for k, of_class in enumerate(comparison.classes, 1):
             row: dict[str, Any] = dict.fromkeys(COLUMNS, math.nan)
-            row |= {"labels": name, "class": of_class}
+            row |= {"masks": name, "class": of_class}
             row["painted"] = comparison.counts[i, k] / max(1, comparison.counts[i].sum())
             if evaluation:
                 confusion, level = evaluation.answers[name], evaluation.slide_level
@@ -147,13 +151,16 @@ def rows_of(comparison: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
-def text_table(comparison: Comparison) -> str:
-    """One line for each answer and class, then how far the answers agree."""
-    heads = ("labels", "class", "Dice", "low", "high", "IoU", "precision", "recall", "slide AUC", "painted")
-    keys = COLUMNS if comparison.evaluations else ("labels", "class", "painted")
+def text_table(comparison: Comparison, width: int = 0) -> str:
+    """A table, a row per answer and class; then how far the answers agree.
+
+    `width`: columns of the terminal; 0: no limit.
+    """
+    heads = ("masks", "class", "Dice", "low", "high", "IoU", "precision", "recall", "slide AUC", "painted")
+    keys = COLUMNS if comparison.evaluations else ("masks", "class", "painted")
     chosen = [heads[COLUMNS.index(k)] for k in keys]
     cells = [[r[k] if isinstance(r[k], str) else shown(r[k]) for k in keys] for r in rows_of(comparison)]
-    lines = aligned([chosen, *cells])
+    lines = aligned([chosen, *cells], width=width)
     lines.append(
         "painted: share of the tissue; uncertain (255): "
         + ", ".join(

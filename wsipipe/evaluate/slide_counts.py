@@ -64,15 +64,15 @@ def tally(
 ) -> Tally:
     """Count one slide; `given` detections of each class take the place of the maxima of the scores."""
     count = _Counter(store, config, names)
-    for _, window in shard_windows(store.labels(config.labels).spec):
+    for _, window in shard_windows(store.labels(config.masks).spec):
         truth = read_truth(window)
         try:
             count.add(window, truth)
         except ValueError as error:
-            raise StoreError(f"{store.path}: labels/{config.labels}: {error}; compute it again") from None
+            raise StoreError(f"{store.path}: labels/{config.masks}: {error}; compute it again") from None
     detections = given
     if detections is None and count.scores is not None:
-        detections = find_detections(store, config.labels, config.nms_um)
+        detections = find_detections(store, config.masks, config.nms_um)
     return count.result(detections)
 
 
@@ -81,17 +81,17 @@ class _Counter:
 
     def __init__(self, store: SlideStore, config: EvaluateConfig, names: Names) -> None:
         self.store, self.glass, self.names = store, config.glass, names
-        self.answer, self.kind = store.labels(config.labels), store.labels("tissue")
+        self.answer, self.kind = store.labels(config.masks), store.labels("tissue")
         self.confusion = Confusion.empty(names)
         self.tissue = np.zeros((len(names) + 1, 2), np.int64)
         self.truth_px = np.zeros(len(names) + 1, np.int64)
         self.glass_px = self.drawn = self.answered = self.ignored = 0
         self.scores, self.stride_px = None, 1
-        if config.labels in store.names("scores"):
-            meta = store.attributes("scores", config.labels)
+        if config.masks in store.names("scores"):
+            meta = store.attributes("scores", config.masks)
             if tuple(meta.get("classes", ())) != names:
-                raise StoreError(f"{store.path}: scores and labels/{config.labels} have other classes; compute again")
-            self.scores, self.stride_px = store.scores(config.labels), int(meta["stride_px"])
+                raise StoreError(f"{store.path}: scores and labels/{config.masks} have other classes; compute again")
+            self.scores, self.stride_px = store.scores(config.masks), int(meta["stride_px"])
             self.score_px = np.zeros((len(names), LEVELS, 3), np.int64)
         self.step_px = max(1, round(LESION_MPP / store.grid.mean_mpp))
         width, height = store.grid.size_px

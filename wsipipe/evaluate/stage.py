@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wsipipe.annotations.mask_image import ValueMap, find_masks
 from wsipipe.annotations.open import SUFFIXES, open_truth
-from wsipipe.config.options import EvaluateConfig, RunConfig
+from wsipipe.config.options import EvaluateConfig
 from wsipipe.errors import ConfigError, StoreError, check
 from wsipipe.evaluate.bootstrap import (
     LEAST_GROUPS,
@@ -23,7 +23,7 @@ from wsipipe.evaluate.bootstrap import (
     resample,
 )
 from wsipipe.evaluate.calibration import pixel_reliability
-from wsipipe.evaluate.cohort import Cohort
+from wsipipe.evaluate.cohort import Cohort, EvaluateInputs
 from wsipipe.evaluate.coverage import Scored
 from wsipipe.evaluate.detections import Found, read_detections
 from wsipipe.evaluate.froc import Detections, Froc, Hits, froc
@@ -32,37 +32,29 @@ from wsipipe.evaluate.result import EMPTY, Evaluation, SlideLevel, Spread, trivi
 from wsipipe.evaluate.slide_counts import Names, Tally, tally
 from wsipipe.evaluate.slide_level import auc
 from wsipipe.geometry import Window
-from wsipipe.labels import LabelTable
+from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.ledger import Report
-from wsipipe.runtime.progress import Progress, silent
+from wsipipe.runtime.progress import Progress
 from wsipipe.store import SlideStore
 
 
-def judge(
-    stores: Sequence[Path],
-    config: EvaluateConfig,
-    run: RunConfig,
-    labels: LabelTable | None = None,
-    progress: Progress = silent,
-) -> Evaluation:
-    """Pool `labels/<config.labels>` of every store that has a truth into one confusion matrix, and all that it gives.
+def run(inputs: EvaluateInputs, config: EvaluateConfig, context: RunContext) -> Evaluation:
+    """Pool `labels/<config.masks>` of every store that has a truth into one confusion matrix, and all that it gives.
 
-    `labels` says split, patient and weak label of slides; it is needed if `config.split` is given, and slides that it
-    does not hold are then left out. A slide without a truth file whose label is empty is taken to hold no class. A
+    The labels say split, patient and weak label of slides; they are needed if `config.split` is given, and slides that
+    they do not name are then left out. A slide without a truth file whose label is empty is taken to hold no class. A
     store that cannot be judged costs only itself and is recorded as failed. The ledger goes to
-    `<run.runs>/<config.labels>/evaluate.csv`. Raises ConfigError if there is nothing to judge, or a truth value without
+    `<runs>/<config.masks>/evaluate.csv`. Raises ConfigError if there is nothing to judge, or a truth value without
     a meaning; StoreError if every store failed.
     """
     check(config.truth != "", "evaluate.truth: no truth given; name a folder of masks with --truth")
-    check(not config.split or labels is not None, f"evaluate.split: {config.split!r} needs a labels file with splits")
-    report = Report(run.max_failed)
-    cohort = Cohort.of(labels, [p.stem for p in stores])
-    opened, apart = _open(stores, config, cohort, report)
+    cohort, report = inputs.cohort(config.split), context.report()
+    opened, apart = _open(inputs.stores, config, cohort, report)
     truths = find_masks(config.truth, [s.slide_id for s in opened], SUFFIXES) if opened else {}
     chosen = [s for s in opened if s.slide_id in truths or cohort.is_negative(s.slide_id)]
-    tallies = _tallies(chosen, truths, config, report, progress)
+    tallies = _tallies(chosen, truths, config, report, context.progress)
     if not tallies:
-        report.write(Path(run.runs) / config.labels / "evaluate.csv")
+        report.write(context.runs / config.masks / "evaluate.csv")
         raise StoreError(f"none of {len(report.rows)} stores could be judged; the first: {report.rows[0]['reason']}")
     bare = sum(t.score_px is None for t in tallies.values())
     counts = {
@@ -72,9 +64,9 @@ def judge(
         f"stores outside split {config.split}, left out": apart,
         "stores that failed": len(report.of("failed")),
     }
-    result = _evaluation(tallies, cohort, config, run, counts, report)
+    result = _evaluation(tallies, cohort, config, context.run.seed, counts, report)
     _note_slides(report, result)
-    report.write(Path(run.runs) / config.labels / "evaluate.csv")
+    report.write(context.runs / config.masks / "evaluate.csv")
     return result
 
 
@@ -86,7 +78,7 @@ def _open(
     for path in stores:
         with report.guard(path.stem):
             store = SlideStore(path)
-            if config.split and cohort.split.get(store.slide_id) != config.split:
+            if not cohort.is_in(store.slide_id, config.split):
                 apart += 1
             else:
                 opened.append(store)
@@ -110,7 +102,7 @@ def _tallies(
     for i, store in enumerate(stores):
         progress("evaluate", i, len(stores), store.slide_id)
         with report.guard(store.slide_id):
-            names = _agreed(store, config.labels, names)
+            names = _agreed(store, config.masks, names)
             if config.detections and given is None:
                 given = read_detections(Path(config.detections), names)
             meaning = ValueMap.parse(config.truth_map, names)
@@ -147,7 +139,7 @@ def _evaluation(
     tallies: Mapping[str, Tally],
     cohort: Cohort,
     config: EvaluateConfig,
-    run: RunConfig,
+    seed: int,
     counts: Mapping[str, int],
     report: Report,
 ) -> Evaluation:
@@ -155,12 +147,12 @@ def _evaluation(
     slides, every = tuple(tallies), list(tallies.values())
     names = every[0].confusion.names
     groups = group_names(slides, cohort.patient)
-    weights = resample(groups, run.seed) if len(set(groups)) >= LEAST_GROUPS else None
+    weights = resample(groups, seed) if len(set(groups)) >= LEAST_GROUPS else None
     total = Confusion.empty(names)
     for one in every:
         total = total.plus(one.confusion)
-    answers, spread = {config.labels: total}, {}
-    for name, matrices in _answers(config.labels, names, every).items():
+    answers, spread = {config.masks: total}, {}
+    for name, matrices in _answers(config.masks, names, every).items():
         answers.setdefault(name, Confusion.of(names, matrices.sum(0)))
         spread[name] = _spread(matrices, groups, weights)
     hits = [t.hits for t in every if t.hits is not None]

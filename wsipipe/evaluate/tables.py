@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,18 @@ from wsipipe.evaluate.detections import write_detections
 from wsipipe.evaluate.report import as_json
 from wsipipe.evaluate.result import Evaluation, Spread
 from wsipipe.runtime.atomic import write_csv, write_json
+from wsipipe.runtime.table import aligned
 
 SCORES = ("iou", "dice", "precision", "recall")
 _HEADS = ("answer", "class", "IoU", "Dice", "precision", "recall")
 _ENDS = ("iou_low", "iou_high", "dice_low", "dice_high")
 
 
-def text_table(evaluation: Evaluation) -> str:
-    """Aligned columns, a line per answer and class; then the other scores, and which pixels counted."""
+def text_table(evaluation: Evaluation, width: int = 0) -> str:
+    """A table, a row per answer and class; then the other scores, and which pixels counted.
+
+    `width`: columns of the terminal; 0: no limit.
+    """
     spread = any(s.intervals for s in evaluation.spread.values())
     rows = [[*_HEADS, "Dice 95 %"] if spread else list(_HEADS)]
     for r in _rows(evaluation):
@@ -26,7 +30,7 @@ def text_table(evaluation: Evaluation) -> str:
         rows.append([*cells, _between(r["dice_low"], r["dice_high"])] if spread else cells)
     name, pooled = next(iter(evaluation.answers.items()))
     lines = [
-        *aligned(rows),
+        *aligned(rows, width=width),
         f"{name}: mIoU {shown(pooled.miou)} ({shown(pooled.miou_named)} without class 0), "
         f"frequency-weighted IoU {shown(pooled.frequency_weighted_iou)} "
         f"(by inverse logarithm, as HistoSegNet: {shown(pooled.inverse_log_weighted_iou)}), "
@@ -128,14 +132,3 @@ def _between(low: float, high: float) -> str:
 def shown(value: float) -> str:
     """A score with three decimals, a dash where it is undefined."""
     return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Cells padded to their columns, two of text and the rest of numbers, with a rule below the first row."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]
-    lines.insert(1, "  ".join("-" * w for w in widths))
-    return lines

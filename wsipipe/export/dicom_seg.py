@@ -231,7 +231,7 @@ def _header(
 def _description(s: LabelValue, number: int, meta: Mapping[str, Any], codes: Mapping[str, SegmentCode]) -> Any:
     """How a segment is described: its name, codes, colour, and what made it.
 
-    A mask that a user brought (`labels import`) is said to be made by hand, any other by a learned algorithm.
+    A mask that a user brought (`masks import`) is said to be made by hand, any other by a learned algorithm.
     """
     import highdicom as hd
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from wsipipe.config.options import ExportConfig, RunConfig
+from wsipipe.config.options import ExportConfig
 from wsipipe.errors import check
 from wsipipe.export.areas import write_areas
 from wsipipe.export.dicom_codes import parse_codes
@@ -15,9 +15,9 @@ from wsipipe.export.dicom_seg import verify_dicom_seg, write_dicom_seg
 from wsipipe.export.geojson import GeoJsonOptions, verify_geojson, write_geojson
 from wsipipe.export.ome_tiff import verify_ome_tiff, write_ome_tiff
 from wsipipe.export.overlay import overlay
+from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.digest import digest
 from wsipipe.runtime.ledger import Report, read_ledger
-from wsipipe.runtime.progress import Progress, silent
 from wsipipe.store import SlideStore
 
 log = logging.getLogger(__name__)
@@ -39,22 +39,22 @@ def _source(store: SlideStore, config: ExportConfig) -> Path | None:
 FORMATS: Mapping[str, Format] = {
     "ome-tiff": Format(
         ".ome.tif",
-        lambda store, path, c: write_ome_tiff(store, c.labels, path),
-        lambda store, path, c: verify_ome_tiff(path, store, c.labels),
+        lambda store, path, c: write_ome_tiff(store, c.masks, path),
+        lambda store, path, c: verify_ome_tiff(path, store, c.masks),
     ),
     "geojson": Format(
         ".geojson",
-        lambda store, path, c: write_geojson(store, c.labels, path, _outlines(c)),
-        lambda store, path, c: verify_geojson(path, store, c.labels),
+        lambda store, path, c: write_geojson(store, c.masks, path, _outlines(c)),
+        lambda store, path, c: verify_geojson(path, store, c.masks),
     ),
     "dicom-seg": Format(
         ".dcm",
         lambda store, path, c: write_dicom_seg(
-            store, c.labels, path, c.dicom_kind, _source(store, c), parse_codes(c.dicom_codes)
+            store, c.masks, path, c.dicom_kind, _source(store, c), parse_codes(c.dicom_codes)
         ),
-        lambda store, path, c: verify_dicom_seg(path, store, c.labels, _source(store, c)),
+        lambda store, path, c: verify_dicom_seg(path, store, c.masks, _source(store, c)),
     ),
-    "overlay": Format(".png", lambda store, path, c: overlay(store, c.labels, path, c.overlay_px), None),
+    "overlay": Format(".png", lambda store, path, c: overlay(store, c.masks, path, c.overlay_px), None),
 }
 
 AREAS = "areas"
@@ -65,32 +65,31 @@ def _outlines(config: ExportConfig) -> GeoJsonOptions:
     return GeoJsonOptions(config.level, config.tolerance_um, config.min_area_um2)
 
 
-def export_stores(
-    paths: Sequence[Path], config: ExportConfig, run: RunConfig, progress: Progress = silent, overwrite: bool = False
-) -> tuple[Report, list[Path]]:
-    """Write `labels/<config.labels>` of every store in every format; returns the ledger and the files.
+def run(store_paths: Sequence[Path], config: ExportConfig, context: RunContext) -> tuple[Report, list[Path]]:
+    """Write `labels/<config.masks>` of every store in every format; returns the ledger and the files.
 
-    Files go to `<config.folder>/<config.labels>/`. What was written before from the same mask in the same way is
-    skipped, what failed is written again, a file made from another mask is an error unless `overwrite`. With
+    Files go to `<config.folder>/<config.masks>/`. What was written before from the same mask in the same way is
+    skipped, what failed is written again, a file made from another mask is an error unless `context.overwrite`. With
     `config.verify` every file, skipped ones too, is read back and compared with the mask at level 0.
     """
     for name in config.formats:
         known = (*FORMATS, AREAS)
         check(name in known, f"export.formats: {name!r} is not known; choose of {', '.join(known)}")
-    folder, ledger = Path(config.folder) / config.labels, Path(run.runs) / config.labels / "export.csv"
+    folder, ledger = Path(config.folder) / config.masks, context.runs / config.masks / "export.csv"
     before = {row["item"]: row for row in read_ledger(ledger)}
-    report, made = Report(run.max_failed), []
-    stores = [SlideStore(p) for p in paths]
+    report, made = context.report(), []
+    stores = [SlideStore(p) for p in store_paths]
     for i, store in enumerate(stores):
         for name in [f for f in config.formats if f != AREAS]:
-            progress("export", i, len(stores), f"{store.slide_id} {name}")
+            context.progress("export", i, len(stores), f"{store.slide_id} {name}")
             path = folder / f"{store.slide_id}{FORMATS[name].suffix}"
             with report.guard(path.name):
-                made.append(_one(store, FORMATS[name], path, config, report, before.get(path.name, {}), overwrite))
-    progress("export", len(stores), len(stores))
+                row = before.get(path.name, {})
+                made.append(_one(store, FORMATS[name], path, config, report, row, context.overwrite))
+    context.progress("export", len(stores), len(stores))
     if AREAS in config.formats:
         with report.guard("areas.csv"):
-            made.append(write_areas(stores, config.labels, folder / "areas.csv"))
+            made.append(write_areas(stores, config.masks, folder / "areas.csv"))
             report.add("areas.csv", "done")
     report.write(ledger)
     return report, made
@@ -107,7 +106,7 @@ def _one(
 ) -> Path:
     """Write one file, unless it is there and has not failed, and read it back if asked. `before`: its ledger row."""
     options = {k: v for k, v in asdict(config).items() if k not in ("folder", "formats", "verify")}
-    key = digest(store.attributes("labels", config.labels).get("digest", ""), store.pixel_digest, options)
+    key = digest(store.attributes("labels", config.masks).get("digest", ""), store.pixel_digest, options)
     status = "skipped"
     if not path.exists() or before.get("digest") != key:
         check(
@@ -120,6 +119,6 @@ def _one(
         status = "done"
     if config.verify and how.verify:
         how.verify(store, path, config)
-        log.info("%s: read back, equal to labels/%s", path, config.labels)
+        log.info("%s: read back, equal to labels/%s", path, config.masks)
     report.add(path.name, status, digest=key, file=path)
     return path

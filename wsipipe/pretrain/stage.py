@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wsipipe.config.options import PretrainConfig, RunConfig
 from wsipipe.errors import CheckpointError, ConfigError, check
-from wsipipe.labels import read_labels
+from wsipipe.labels import match_slide_id, read_labels
 from wsipipe.nn.checkpoint import Checkpoint, maker_of
 from wsipipe.nn.encoders import create_encoder, normalise, statistics_of, width_of
 from wsipipe.nn.train import Schedule, TrainHooks, fit, generator, seeded
@@ -21,10 +21,10 @@ from wsipipe.pretrain.monitor import Watch
 from wsipipe.pretrain.objectives import objective
 from wsipipe.pretrain.views import Pool, Views, patch_pool
 from wsipipe.runtime.atomic import write_csv
-from wsipipe.runtime.device import ComputeContext, device
+from wsipipe.runtime.context import RunContext
+from wsipipe.runtime.device import ComputeContext
 from wsipipe.runtime.digest import digest
 from wsipipe.runtime.ledger import Report
-from wsipipe.runtime.progress import Progress, silent
 from wsipipe.store import SlideStore
 from wsipipe.store.names import check_name
 
@@ -45,17 +45,11 @@ class Input:
     shrink: int
 
 
-def pretrain(
-    store_paths: Sequence[Path],
-    config: PretrainConfig,
-    run: RunConfig,
-    progress: Progress = silent,
-    overwrite: bool = False,
-) -> tuple[Report, list[Path]]:
+def run(store_paths: Sequence[Path], config: PretrainConfig, context: RunContext) -> tuple[Report, list[Path]]:
     """Pretrain on stores (less those that `config.labels` holds out) and write `runs/<name>/model.*`.
 
     Returns the ledger and the checkpoint's JSON. The same inputs are not trained twice; others under the same name are
-    an error unless `overwrite`.
+    an error unless `context.overwrite`.
     """
     check_name(config.name)
     stores = [SlideStore(p) for p in store_paths]
@@ -63,14 +57,15 @@ def pretrain(
         held_out = _held_out(Path(config.labels), {s.slide_id for s in stores})
         stores = [s for s in stores if s.slide_id not in held_out]
         log.info("%d slides are held out by %s", len(held_out), config.labels)
-    folder = Path(run.runs) / config.name
+    folder = context.runs / config.name
     view_of = Input(config.input_px, config.shrink)
-    if not overwrite and (folder / "model.json").exists() and not is_made(folder, key_of(stores, config, view_of, run)):
+    key = key_of(stores, config, view_of, context.run)
+    if not context.overwrite and (folder / "model.json").exists() and not is_made(folder, key):
         raise CheckpointError(
             f"{folder}: holds a model of other inputs; choose another --name, or replace it with --overwrite"
         )
-    path = encoder_of(stores, config, view_of, run, folder, progress)
-    report = Report(run.max_failed)
+    path = encoder_of(stores, config, view_of, folder, context)
+    report = context.report()
     report.add(str(path), "done")
     return report, [path]
 
@@ -78,7 +73,7 @@ def pretrain(
 def _held_out(labels: Path, known: set[str]) -> set[str]:
     """Those of the `known` slides that `labels` puts into another split than train; ids may carry a file suffix."""
     rows = [r for r in read_labels(labels, to_fit=False).rows if r.split != "train"]
-    return {r.slide_id if r.slide_id in known else r.slide_id.rsplit(".", 1)[0] for r in rows} & known
+    return {match_slide_id(r.slide_id, known) for r in rows} & known
 
 
 def key_of(stores: Sequence[SlideStore], config: PretrainConfig, view_of: Input, run: RunConfig) -> str:
@@ -97,26 +92,25 @@ def encoder_of(
     stores: Sequence[SlideStore],
     config: PretrainConfig,
     view_of: Input,
-    run: RunConfig,
     folder: Path,
-    progress: Progress = silent,
+    context: RunContext,
 ) -> Path:
     """The checkpoint `folder/model.json` of an encoder pretrained on `stores`, made unless it is there."""
-    key = key_of(stores, config, view_of, run)
+    key = key_of(stores, config, view_of, context.run)
     if is_made(folder, key):
         log.info("%s: pretrained before on the same patches", folder)
         return folder / "model.json"
     check(bool(stores), "no slide to pretrain on; check the stores and the splits of the labels")
-    compute = ComputeContext(device(run.device), run.seed, progress)
+    compute = context.compute()
     if config.method == "dino" and compute.device.type == "cpu":
         log.warning("dino needs many steps and a GPU; on a CPU vicreg or simclr learn more in the same time")
-    pool = patch_pool(stores, view_of.px, view_of.shrink, run.seed)
+    pool = patch_pool(stores, view_of.px, view_of.shrink, compute.seed)
     if len(pool) < 2:
         raise ConfigError(f"{len(pool)} patches to pretrain on; check what the stores hold with: wsipipe info STORE")
     keep = TrainingState(folder / "training.state", key, KEEP_S)
-    with seeded(torch.device("cpu"), run.seed):
+    with seeded(torch.device("cpu"), compute.seed):
         encoder = create_encoder(config.encoder)
-    watch, losses = train(encoder, pool, Views(view_of.px, config.stain), config, compute, keep)
+    watch, losses = train(encoder, pool, Views(view_of.px, config.stain_jitter), config, compute, keep)
     own, grid = statistics_of(encoder), stores[0].grid
     facts = {**asdict(config), "input_px": view_of.px, "shrink": view_of.shrink}
     facts |= {"patches": len(pool), "steps_done": len(losses)}

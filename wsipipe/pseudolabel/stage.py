@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from wsipipe.config.options import PretrainConfig, PseudolabelConfig, RunConfig, fitted_with
+from wsipipe.config.options import PretrainConfig, PseudolabelConfig, fitted_with
 from wsipipe.config.yaml import build
 from wsipipe.errors import CheckpointError, ConfigError, StoreError
 from wsipipe.labels import match_stores, read_labels
@@ -32,10 +32,9 @@ from wsipipe.pseudolabel.paint import Rule, excluded_cells, gate, mask_values, p
 from wsipipe.pseudolabel.refinement import Step, refined
 from wsipipe.pseudolabel.registry import chosen, load, load_refinement, names, refinements
 from wsipipe.runtime.atomic import write_bytes, write_json
-from wsipipe.runtime.device import ComputeContext, device
+from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.digest import digest
 from wsipipe.runtime.ledger import Report, read_ledger
-from wsipipe.runtime.progress import Progress, silent
 from wsipipe.store import SlideStore, stain
 from wsipipe.store.label_images import shard_windows
 from wsipipe.store.names import check_name
@@ -50,52 +49,53 @@ Sections = Mapping[str, Mapping[str, Any]]
 """Parameters by the name of the method or refinement that they are of."""
 
 
-def pseudolabel(
-    store_paths: Sequence[Path],
-    config: PseudolabelConfig,
-    sections: Sections,
-    run: RunConfig,
-    progress: Progress = silent,
-    overwrite: bool = False,
-    pretraining: PretrainConfig | None = None,
-) -> tuple[Report, list[Path]]:
+@dataclass(frozen=True)
+class PseudolabelOptions:
+    """The options of the stage, parameters by method or refinement, and how the encoder is pretrained, if it is."""
+
+    config: PseudolabelConfig
+    sections: Sections = field(default_factory=dict)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+
+
+def run(store_paths: Sequence[Path], options: PseudolabelOptions, context: RunContext) -> tuple[Report, list[Path]]:
     """Fit (or load the fit of the same inputs) and write `scores/<name>` and `labels/<name>` into `store_paths`.
 
-    Each of the methods that `config.method` names does so, under its own name. The labels may also speak of stores in
-    the folder `run.stores`, so that a new slide alone can be scored. `sections`: parameters by method or refinement.
-    `pretraining` says how the encoder is pretrained, if it is. Returns the ledger and the stores that hold all masks.
+    Each of the methods that `config.method` names does so, under its own name. The labels may also name stores in the
+    folder of stores, so that a new slide alone can be scored. Returns the ledger and the stores that hold all masks.
     Everything is checked before any work starts.
     """
+    config, sections = options.config, options.sections
     if strange := set(sections) - {*names(), *refinements()}:
         raise ConfigError(f"pseudolabel: parameters of {', '.join(sorted(strange))}, no method or refinement")
     several = chosen(config.method)
     if len(several) > 1 and config.name:
         raise ConfigError(f"pseudolabel.name: {config.name!r} for {len(several)} methods; each is named after itself")
     configs = [replace(config, method=method) for method in several]
-    stages = [Stage(store_paths, c, sections, run, pretraining or PretrainConfig()) for c in configs]
-    if not overwrite:
+    stages = [Stage(store_paths, replace(options, config=c), context) for c in configs]
+    if not context.overwrite:
         for stage in stages:
             stage.check_free()
-    report, done = Report(run.max_failed), list(store_paths)
+    report, done = context.report(), list(store_paths)
     for stage in stages:
-        own, made = _run(stage, progress, overwrite)
+        own, made = _run(stage, context)
         report.take(own)
         done = [path for path in done if path in made]
     return report, done
 
 
-def _run(stage: Stage, progress: Progress, overwrite: bool) -> tuple[Report, list[Path]]:
+def _run(stage: Stage, context: RunContext) -> tuple[Report, list[Path]]:
     """One method on all stores: its ledger and the stores that hold its masks."""
-    model = stage.fitted(progress)
-    report = Report(stage.run.max_failed)
+    model = stage.fitted()
+    report = context.report()
     done: list[Path] = []
     for i, store in enumerate(stage.targets):
-        progress("score", i, len(stage.targets), store.slide_id)
+        context.progress("score", i, len(stage.targets), store.slide_id)
         with report.guard(store.slide_id):
-            status = stage.apply(model, store, overwrite)
+            status = stage.apply(model, store)
             report.add(store.slide_id, status, store=store.path)
             done.append(store.path)
-    progress("score", len(stage.targets), len(stage.targets))
+    context.progress("score", len(stage.targets), len(stage.targets))
     report.write(stage.folder / "pseudolabel.csv")
     return report, done
 
@@ -113,15 +113,9 @@ def chosen_refinement(config: PseudolabelConfig, method: Method, sections: Secti
 class Stage:
     """One pseudolabel run: inputs checked on construction, then fitted, then applied store by store."""
 
-    def __init__(
-        self,
-        store_paths: Sequence[Path],
-        config: PseudolabelConfig,
-        sections: Sections,
-        run: RunConfig,
-        pretraining: PretrainConfig,
-    ) -> None:
-        self.config, self.run = config, run
+    def __init__(self, store_paths: Sequence[Path], options: PseudolabelOptions, context: RunContext) -> None:
+        config, sections = options.config, options.sections
+        self.config, self.run, self.context = config, context.run, context
         self.method: Method = load(config.method)
         self.params = build(self.method.Params, sections.get(config.method, {}), f"pseudolabel.{config.method}")
         self.refinement = chosen_refinement(config, self.method, sections)
@@ -130,13 +124,13 @@ class Stage:
         self.encoder, self.weights = chosen_encoder(config.encoder, config.weights)
         encoder = create_encoder(self.encoder, self.weights)
         self.statistics = statistics_of(encoder)
-        self.pretraining = replace(pretraining, encoder=self.encoder)
-        self.folder = Path(run.runs) / self.name
+        self.pretraining = replace(options.pretrain, encoder=self.encoder)
+        self.folder = context.runs / self.name
         self.targets = [SlideStore(p) for p in store_paths]
-        self.stores = _known_stores(self.targets, Path(run.stores))
+        self.stores = _known_stores(self.targets, context.stores)
         table = read_labels(Path(config.labels), config.classes or None)
         self.snapshot = Path(config.labels).read_bytes()
-        untiled = {r["item"] for r in read_ledger(Path(run.runs) / "tile" / "tile.csv") if r["status"] == "failed"}
+        untiled = {r["item"] for r in read_ledger(context.runs / "tile" / "tile.csv") if r["status"] == "failed"}
         self.table, unlabelled = match_stores(table, list(self.stores), untiled)
         if unlabelled:
             log.info("%d stores have no row in %s: scored, not trained on", len(unlabelled), config.labels)
@@ -145,8 +139,8 @@ class Stage:
         self.normalise_stain = stain.alike(self.stores[i].is_normalised for i in self.train_ids)
         self.lattice: InstanceGrid = self.method.lattice(self.grid[1], self.params)
         self.method.build(self.table.classes, encoder, self.lattice, self.params)  # what cannot be is found now
-        self.device = device(run.device)
-        self.objects = Objects(self.method, self.params, self.lattice, self.device, self.name, self.folder)
+        self.compute = context.compute()
+        self.objects = Objects(self.method, self.params, self.lattice, self.compute.device, self.name, self.folder)
         self.bags, notes = self._bags()
         for note in notes:
             log.warning("%s", note)
@@ -179,7 +173,7 @@ class Stage:
         }
         return digest(made_of)
 
-    def fitted(self, progress: Progress) -> nn.Module:
+    def fitted(self) -> nn.Module:
         """The fit of these inputs: loaded if `runs/<name>/` or another run holds it, made and saved otherwise."""
         path = self.folder / "fit.json"
         if self._is_fitted():
@@ -192,7 +186,7 @@ class Stage:
             model = self._loaded(same[0])
             self._save(model, path)
             return model
-        make, compute = self._encoder_maker(progress), self._compute(progress)
+        make, compute = self._encoder_maker(), self.compute
         run = FitContext(
             self.table.classes,
             make,
@@ -235,9 +229,6 @@ class Stage:
         how = step and (step.name, asdict(step.params), step.stride_px)
         return digest(self.digest, asdict(self.params), store.digest, self._rules(store.slide_id), how)
 
-    def _compute(self, progress: Progress) -> ComputeContext:
-        return ComputeContext(self.device, self.run.seed, progress)
-
     @property
     def _pretrains(self) -> bool:
         """Whether the encoder is pretrained here: asked for, and it comes without weights."""
@@ -248,26 +239,26 @@ class Stage:
         """What the encoder sees of the slides."""
         return Input(self.lattice.input_px, self.lattice.shrink)
 
-    def _encoder_maker(self, progress: Progress) -> Callable[[], nn.Module]:
+    def _encoder_maker(self) -> Callable[[], nn.Module]:
         """A function that makes the starting encoder: from a file, pretrained here when first asked for, or anew."""
 
         @cache
         def weights() -> Path | None:
             with torch.random.fork_rng(devices=[]):  # what is made next is the same whether or not it was there
-                return self._pretrained(progress) if self._pretrains else self.weights
+                return self._pretrained() if self._pretrains else self.weights
 
         def make() -> nn.Module:
             return seeded_init(lambda: create_encoder(self.encoder, weights()), self.run.seed)
 
         return make
 
-    def _pretrained(self, progress: Progress) -> Path:
+    def _pretrained(self) -> Path:
         """An encoder pretrained on all stores that are not held out, in a run folder that fits of all methods share."""
         held_out = {r.slide_id for r in self.table.rows if r.split != "train"}
         stores = [s for i, s in sorted(self.stores.items()) if i not in held_out]
         key = key_of(stores, self.pretraining, self._input, self.run)
         folder = Path(self.run.runs) / f"pretrain-{key[:8]}"
-        return encoder_of(stores, self.pretraining, self._input, self.run, folder, progress)
+        return encoder_of(stores, self.pretraining, self._input, folder, self.context)
 
     def _save(self, model: nn.Module, path: Path) -> None:
         """Weights, the labels that they were fitted on, and last the key that makes them count."""
@@ -291,22 +282,22 @@ class Stage:
         encoder = create_encoder(self.encoder, statistics=self.statistics)
         model = self.method.build(self.table.classes, encoder, self.lattice, self.params)
         load_weights_of(folder, model)
-        return model.to(self.device).eval()
+        return model.to(self.compute.device).eval()
 
-    def apply(self, model: nn.Module, store: SlideStore, overwrite: bool) -> str:
+    def apply(self, model: nn.Module, store: SlideStore) -> str:
         """Score one store and paint its mask; returns done or skipped."""
         rules = self._rules(store.slide_id)
         key = self._key(store)
-        there = (store.current(kind, self.name, key, overwrite) for kind in ("labels", "scores"))
-        if all(there) and self.objects.current(store, key, overwrite):
+        there = (store.current(kind, self.name, key, self.context.overwrite) for kind in ("labels", "scores"))
+        if all(there) and self.objects.current(store, key, self.context.overwrite):
             return "skipped"
         store.check_like(self.grid[0], self.normalise_stain, "the fit")
         excluded = excluded_cells(rules, len(self.table.classes), store, self.lattice.instance_px)
-        scores = self.method.score(model, store, self.lattice, self.params, self.device, excluded)
+        scores = self.method.score(model, store, self.lattice, self.params, self.compute.device, excluded)
         scores = gate(scores, rules, store)
         sharp = scores
         if self.refinement:  # which may carry a class over the border of a box that excludes it
-            sharp = gate(refined(scores, store, self.refinement, self.device), rules, store)
+            sharp = gate(refined(scores, store, self.refinement, self.compute.device), rules, store)
         mask = self.method.mask(sharp, self.params)
         classes = self.table.classes
         split = "train" if store.slide_id in self.train_ids else ""

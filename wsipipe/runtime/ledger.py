@@ -81,7 +81,7 @@ class Report:
         """The rows for a person: item, status, `columns` and the reason, aligned; of many, those that are not done."""
         told = [r for r in self.rows if r["status"] not in ("done", "skipped", "added")]
         shown = self.rows if len(self.rows) <= most else told
-        keys = ("item", "status", *columns, "reason")
+        keys = [k for k in ("item", "status", *columns, "reason") if any(r.get(k) for r in shown)] or ["item", "status"]
         cells = [("slide", *keys[1:]), *([r.get(k, "") for k in keys] for r in shown)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(keys) - 1)]
         lines = [

@@ -69,15 +69,15 @@ class Batch:
 class Variation:
     """How windows are varied beside the symmetries of the square.
 
-    zoom: largest enlargement or reduction (1: none). shift: whether windows may lie between patches. mosaic: share of
-    the images that are put together from quarters that are pure of one value. stain: strength of the stain jitter.
-    border_px: how near to a border between two values, on either side, a mask is not believed.
+    max_zoom: largest enlargement or reduction (1: none). shift: whether windows may lie between patches. mosaic_prob:
+    fraction of images built as 2 x 2 mosaics of single-class quarters. stain_jitter: strength of the stain jitter.
+    border_px: distance on either side of a border between two values in which the mask is ignored.
     """
 
-    zoom: float = 1.0
+    max_zoom: float = 1.0
     shift: bool = True
-    mosaic: float = 0.0
-    stain: float = STAIN_STRENGTH
+    mosaic_prob: float = 0.0
+    stain_jitter: float = STAIN_STRENGTH
     border_px: int = 0
 
 
@@ -134,7 +134,7 @@ class Batches:
         g = generator(self.seed, 4, step)
         drawn = [self._drawn(step * self.size + b, g) for b in range(self.size)]
         moved = [self._moved(g) for _ in drawn]
-        mosaics = (torch.rand(self.size, generator=g) < self.how.mosaic).tolist()
+        mosaics = (torch.rand(self.size, generator=g) < self.how.mosaic_prob).tolist()
         parts = [[self._quarter(g) for _ in range(4)] if m and len(self._pure) > 1 else [] for m in mosaics]
         raw = [self._read(*item) for item in list(zip(drawn, moved, parts, strict=True))[only]]
         rgb, mask, held = (torch.from_numpy(np.stack(column)).to(on) for column in zip(*raw, strict=True))
@@ -168,7 +168,7 @@ class Batches:
         """Pixels uint8 [R, R, 3], mask uint8 [R, R] and where they are held, bool [R, R]: all the zoom needs."""
         if parts:
             return self._mosaic(parts)
-        margin = math.ceil(self.side_px * (self.how.zoom - 1) / 2)
+        margin = math.ceil(self.side_px * (self.how.max_zoom - 1) / 2)
         w = sample.window
         w = Window(w.x_px + moved[0], w.y_px + moved[1], w.width_px, w.height_px).grown(margin)
         mask = self._believed(sample.store, w)
@@ -195,7 +195,7 @@ class Batches:
             source = Window(w.x_px + quarter % 2 * half, w.y_px + quarter // 2 * half, half, half)
             at = np.s_[k // 2 * half : k // 2 * half + half, k % 2 * half : k % 2 * half + half]
             rgb[at], mask[at] = sample.store.read(source), sample.store.labels(self.labels).read(source)
-        margin = math.ceil(n * (self.how.zoom - 1) / 2)
+        margin = math.ceil(n * (self.how.max_zoom - 1) / 2)
         around = ((margin, margin), (margin, margin))
         return (
             np.pad(rgb, (*around, (0, 0)), "reflect"),
@@ -207,11 +207,11 @@ class Batches:
         """Zoomed, turned, stained and blurred on the device of `rgb`, uint8 [B, 3, R, R] -> S x S."""
         x = rgb.float() / 255
         both = torch.stack([mask.float(), held.float()], 1)
-        if self.how.zoom > 1:
-            x, both = zoomed(x, both, self.side_px, self.how.zoom, g)
+        if self.how.max_zoom > 1:
+            x, both = zoomed(x, both, self.side_px, self.how.max_zoom, g)
         element = random_dihedral(g, len(x))
         x, both = dihedral(x, element), dihedral(both, element)
-        x = blur(stain_jitter(x, self.how.stain, g), 0.2, g)
+        x = blur(stain_jitter(x, self.how.stain_jitter, g), 0.2, g)
         return x, both[:, 0].round().long(), both[:, 1] > 0.5
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsipipe.config.options import SegmentConfig
+from wsipipe.config.options import TrainConfig
 from wsipipe.nn.distributed import ProcessGroup
 from wsipipe.nn.encoders import normalise
 from wsipipe.pretrain.monitor import CHECKS, is_flat
@@ -40,14 +40,14 @@ class ValidationMonitor:
         self,
         model: nn.Module,
         stores: Sequence[SlideStore],
-        config: SegmentConfig,
+        config: TrainConfig,
         compute: ComputeContext,
         group: ProcessGroup,
     ) -> None:
         self._model, self._config, self._compute, self._group = model, config, compute, group
         self._every = max(1, config.steps // CHECKS)
-        classes = len(stores[0].attributes("labels", config.labels)["classes"])
-        self._slides = [_thinned(find_samples([s], config.labels, classes)) for s in stores]
+        classes = len(stores[0].attributes("labels", config.masks)["classes"])
+        self._slides = [_thinned(find_samples([s], config.masks, classes)) for s in stores]
         self._holds = np.array(
             [[any(k in s.values for s in slide) for k in range(1, classes + 1)] for slide in self._slides]
         )
@@ -73,10 +73,10 @@ class ValidationMonitor:
         losses, scores = [], []
         for slide in self._slides:
             x = np.stack([s.store.read(s.window) for s in slide]).transpose(0, 3, 1, 2)
-            y = np.stack([s.store.labels(self._config.labels).read(s.window) for s in slide])
+            y = np.stack([s.store.labels(self._config.masks).read(s.window) for s in slide])
             with autocast(on):
                 logits = self._model(normalise(torch.from_numpy(np.ascontiguousarray(x)).to(on))).float()
-            losses.append(float(segmentation_loss(logits, torch.from_numpy(y).long().to(on), self._config.robust)))
+            losses.append(float(segmentation_loss(logits, torch.from_numpy(y).long().to(on), self._config.gce_q)))
             scores.append(_slide_scores(logits.softmax(1)))
         self._model.train(was)
         return float(np.mean(losses)), mean_auc(np.array(scores), self._holds)

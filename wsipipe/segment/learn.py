@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from wsipipe.config.options import SegmentConfig
+from wsipipe.config.options import TrainConfig
 from wsipipe.errors import check
 from wsipipe.nn.distributed import ProcessGroup
 from wsipipe.nn.ema import WeightEMA
@@ -30,23 +30,23 @@ log = logging.getLogger(__name__)
 def learn(
     model: nn.Module,
     stores: Sequence[SlideStore],
-    config: SegmentConfig,
+    config: TrainConfig,
     compute: ComputeContext,
     group: ProcessGroup,
     keep: TrainingState,
 ) -> nn.Module:
-    """Train `model` on `labels/<config.labels>` of stores; returns the network to keep, in evaluation mode.
+    """Train `model` on `labels/<config.masks>` of stores; returns the network to keep, in evaluation mode.
 
     That is the running average of the weights, if there is one. Curves of the training go into the folder of `keep`.
     """
     check(config.batch % group.size == 0, f"segment.batch: {config.batch} does not divide among {group.size} processes")
-    own, aside = held_out(stores, config.labels, config.validation, compute.seed)
-    classes = len(own[0].attributes("labels", config.labels)["classes"])
-    samples = find_samples(own, config.labels, classes)
-    log.info("training on %d patches of %d slides, labels/%s", len(samples), len(own), config.labels)
-    how = Variation(zoom=config.zoom, mosaic=config.mosaic, border_px=config.border_px)
-    batches = Batches(samples, config.labels, config.batch, compute.seed, how)
-    average = WeightEMA(model, round_ends(config.steps, config.rounds)) if config.average else None
+    own, aside = held_out(stores, config.masks, config.validation, compute.seed)
+    classes = len(own[0].attributes("labels", config.masks)["classes"])
+    samples = find_samples(own, config.masks, classes)
+    log.info("training on %d patches of %d slides, labels/%s", len(samples), len(own), config.masks)
+    how = Variation(max_zoom=config.max_zoom, mosaic_prob=config.mosaic_prob, border_px=config.border_px)
+    batches = Batches(samples, config.masks, config.batch, compute.seed, how)
+    average = WeightEMA(model, round_ends(config.steps, config.self_training_rounds)) if config.ema else None
     watch = ValidationMonitor(average.model if average else model, aside, config, compute, group) if aside else None
     compiled(model, compute.device)
     step = _Step(group.shared(model), average, config, compute.device)
@@ -68,7 +68,7 @@ def round_ends(steps: int, rounds: int) -> list[int]:
 class _Step:
     """The loss of a batch, whose masks a teacher corrects as soon as there is one."""
 
-    def __init__(self, model: nn.Module, average: WeightEMA | None, config: SegmentConfig, on: torch.device) -> None:
+    def __init__(self, model: nn.Module, average: WeightEMA | None, config: TrainConfig, on: torch.device) -> None:
         self._model, self._average, self._config, self._on = model, average, config, on
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -77,5 +77,5 @@ class _Step:
         if teacher is not None:
             with torch.no_grad():
                 p = teacher(x).float().softmax(1)
-            mask = taught(mask, p, batch.named, batch.held, self._config.confident)
-        return segmentation_loss(self._model(x).float(), mask, self._config.robust)
+            mask = taught(mask, p, batch.named, batch.held, self._config.teacher_threshold)
+        return segmentation_loss(self._model(x).float(), mask, self._config.gce_q)

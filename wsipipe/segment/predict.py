@@ -13,20 +13,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsipipe.config.options import RunConfig, SegmentConfig
+from wsipipe.config.options import StitchConfig
 from wsipipe.errors import check
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
 from wsipipe.nn.checkpoint import Checkpoint
 from wsipipe.nn.encoders import normalise
-from wsipipe.runtime.device import autocast, device
+from wsipipe.runtime.context import RunContext
+from wsipipe.runtime.device import autocast
 from wsipipe.runtime.digest import digest
 from wsipipe.runtime.executor import threads
 from wsipipe.runtime.ledger import Report
-from wsipipe.runtime.progress import Progress, silent
+from wsipipe.segment.model import check_side, load_model
 from wsipipe.segment.prefetch import PrefetchPipeline, Throughput
 from wsipipe.segment.stitch import Plan, Stitching, fitting, stitcher
-from wsipipe.segment.train import check_side, load
 from wsipipe.segment.tta import VIEWS, mean_over_views
 from wsipipe.store import SlideStore
 from wsipipe.store.map_writer import ResumableMapWriter, forget
@@ -93,48 +93,49 @@ class Network:
 def predict_stores(
     stores: Sequence[SlideStore],
     checkpoint_path: Path,
-    config: SegmentConfig,
-    run: RunConfig,
-    progress: Progress = silent,
-    overwrite: bool = False,
+    options: StitchConfig,
+    context: RunContext,
+    name: str = "",
 ) -> tuple[Report, list[Path]]:
     """Write `labels/<name>` and `scores/<name>` of every store; returns the ledger and the stores that hold them.
+
+    `name` is that of the architecture unless given.
 
     A slide whose stitching was killed goes on at the first shard that was not written, to the same bytes. The ledger
     says of each slide how many windows were predicted (windows), how many a second (per_s), the share of the time in
     which the network was at work (busy), and the most memory of the process so far (peak_mib).
     """
-    checkpoint, model = load(checkpoint_path)
-    how = stitching(config, checkpoint)
-    model.to(device(run.device)).to(memory_format=torch.channels_last)
-    name = config.name or checkpoint.network
-    report, done = Report(run.max_failed), []
+    checkpoint, model = load_model(checkpoint_path)
+    how = stitching(options, checkpoint)
+    model.to(context.compute().device).to(memory_format=torch.channels_last)
+    name = name or checkpoint.network
+    report, done = context.report(), []
     for i, store in enumerate(stores):
-        progress("stitch", i, len(stores), store.slide_id)
+        context.progress("stitch", i, len(stores), store.slide_id)
         with report.guard(store.slide_id):
             job = _Job(store, name, checkpoint, how)
-            pace = job.run(model, run, progress, overwrite)
+            pace = job.run(model, context)
             report.add(store.slide_id, "done" if pace else "skipped", store=store.path, **_told(store, pace))
             done.append(store.path)
-    progress("stitch", len(stores), len(stores))
-    report.write(Path(run.runs) / name / "segment.csv")
+    context.progress("stitch", len(stores), len(stores))
+    report.write(context.runs / name / "segment.csv")
     return report, done
 
 
-def stitching(config: SegmentConfig, checkpoint: Checkpoint) -> Stitching:
+def stitching(options: StitchConfig, checkpoint: Checkpoint) -> Stitching:
     """How the options say that slides are stitched; ConfigError if that cannot be."""
-    window_px = config.window_px or checkpoint.patch_px
+    window_px = options.window_px or checkpoint.patch_px
     check_side(window_px)
     how = Stitching(
         window_px,
-        max(1, round(window_px * (1 - config.overlap))),
-        config.score_stride_px,
-        blend=config.blend,
-        views=config.views,
-        memory_mb=config.stitch_memory_mb,
+        max(1, round(window_px * (1 - options.overlap))),
+        options.score_stride_px,
+        blend=options.blend,
+        views=options.views,
+        memory_mb=options.memory_mb,
     )
-    check(how.blend in BLENDS, f"segment.blend: {how.blend!r} is not known; choose one of {', '.join(BLENDS)}")
-    check(how.views in VIEWS, f"segment.views: {how.views} is not one of {', '.join(map(str, VIEWS))}")
+    check(how.blend in BLENDS, f"stitch.blend: {how.blend!r} is not known; choose one of {', '.join(BLENDS)}")
+    check(how.views in VIEWS, f"stitch.views: {how.views} is not one of {', '.join(map(str, VIEWS))}")
     return how
 
 
@@ -153,23 +154,23 @@ class _Job:
         how = {k: v for k, v in asdict(self.how).items() if k != "memory_mb"}
         return digest(self.checkpoint.digest, self.store.digest, how)
 
-    def run(self, model: nn.Module, run: RunConfig, progress: Progress, overwrite: bool) -> Throughput | None:
+    def run(self, model: nn.Module, context: RunContext) -> Throughput | None:
         """Map the slide, or go on with it; None if it is mapped already."""
         store, classes = self.store, list(self.checkpoint.classes)
-        if all([store.current(kind, self.name, self.key, overwrite) for kind in ("labels", "scores")]):
+        if all([store.current(kind, self.name, self.key, context.overwrite) for kind in ("labels", "scores")]):
             forget(store, self.name)
             return None
         store.check_like(self.checkpoint.mpp, self.checkpoint.normalise_stain, "the network")
         meta = {"digest": self.key, "classes": classes, "checkpoint": self.checkpoint.digest}
         values = {0: "none", **{k + 1: n for k, n in enumerate(classes)}, IGNORE: "not predicted"}
         with ResumableMapWriter(store, self.name, self.key, len(classes), self.how.cell_px, SHARD_PX) as maps:
-            pace = Throughput(0, 0.0, 0.0) if maps.complete else self._stitch(maps, model, run, progress)
+            pace = Throughput(0, 0.0, 0.0) if maps.complete else self._stitch(maps, model, context)
             maps.finish(values, meta)
         return pace
 
-    def _stitch(self, maps: ResumableMapWriter, model: nn.Module, run: RunConfig, progress: Progress) -> Throughput:
+    def _stitch(self, maps: ResumableMapWriter, model: nn.Module, context: RunContext) -> Throughput:
         """Predict and write the shards that are missing."""
-        store, how, on, channels = self.store, self.how, device(run.device), len(self.checkpoint.classes) + 1
+        store, how, on, channels = self.store, self.how, context.compute().device, len(self.checkpoint.classes) + 1
         most = (BATCH_PX if on.type == "cpu" else ACCELERATOR_BATCH_PX) // how.window_px**2
         batch, width_px = fitting(how, channels, min(MOST_WINDOWS, max(1, most)), SHARD_PX)
         cover = WindowLattice.plan(store.grid.size_px, how.window_px, how.stride_px, store.patches().windows)
@@ -193,9 +194,9 @@ class _Job:
             network=network,
             take=stitch.add,
             end=stitch.end,
-            readers=min(MOST_READERS, threads(run.workers)),
+            readers=min(MOST_READERS, threads(context.run.workers)),
         )
-        return flow.run(stitch.windows(), batch, lambda n: progress(f"stitch {store.slide_id}", n, total))
+        return flow.run(stitch.windows(), batch, lambda n: context.progress(f"stitch {store.slide_id}", n, total))
 
 
 def _told(store: SlideStore, pace: Throughput | None) -> dict[str, str]:

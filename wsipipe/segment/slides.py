@@ -8,32 +8,32 @@ from pathlib import Path
 
 import numpy as np
 
-from wsipipe.config.options import SegmentConfig
+from wsipipe.config.options import TrainConfig
 from wsipipe.errors import ConfigError, StoreError, check
-from wsipipe.labels import slide_id_of
+from wsipipe.labels import match_slide_id
 from wsipipe.store import SlideStore, stain
 
 
-def training_stores(stores: Sequence[SlideStore], config: SegmentConfig) -> list[SlideStore]:
-    """The stores to train on: split `train` of `config.splits` if given, else of the masks' own record, else all.
+def training_stores(stores: Sequence[SlideStore], config: TrainConfig) -> list[SlideStore]:
+    """The stores to train on: split `train` of `config.labels` if given, else of the masks' own record, else all.
 
     Raises ConfigError or StoreError where nothing is left.
     """
-    having = [s for s in stores if config.labels in s.names("labels")]
+    having = [s for s in stores if config.masks in s.names("labels")]
     if not having:
         raise StoreError(
-            f"no store has labels/{config.labels}; make it with: wsipipe pseudolabel, or: wsipipe labels import"
+            f"no store has labels/{config.masks}; make it with: wsipipe pseudolabel, or: wsipipe masks import"
         )
-    if config.splits:
-        wanted = train_ids(Path(config.splits), [s.slide_id for s in stores])
+    if config.labels:
+        wanted = train_ids(Path(config.labels), [s.slide_id for s in stores])
         having = [s for s in having if s.slide_id in wanted]
     else:
-        splits = {s.slide_id: s.attributes("labels", config.labels).get("split") for s in having}
+        splits = {s.slide_id: s.attributes("labels", config.masks).get("split") for s in having}
         if any(v is not None for v in splits.values()):
             having = [s for s in having if splits[s.slide_id] == "train"]
     having = [s for s in having if len(s.patches().cell)]
     if not having:
-        raise ConfigError(f"no training slide has labels/{config.labels} and tissue; check the splits")
+        raise ConfigError(f"no training slide has labels/{config.masks} and tissue; check the splits")
     if len({s.grid.patch_px for s in having}) > 1:
         raise ConfigError("the training stores have patches of different sizes; tile them alike")
     stain.alike(s.is_normalised for s in having)
@@ -45,7 +45,7 @@ def train_ids(path: Path, known: Collection[str]) -> set[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); give a CSV in UTF-8 with --splits") from None
+        raise ConfigError(f"{path}: cannot be read ({error}); give a CSV in UTF-8 with --labels") from None
     lines = [line for line in text.splitlines() if line.strip(" ,;\t")]
     separator = max(",;\t", key=(lines or [""])[0].count)
     rows = [[cell.strip() for cell in cells] for cells in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
@@ -57,8 +57,7 @@ def train_ids(path: Path, known: Collection[str]) -> set[str]:
     found: dict[bool, set[str]] = {True: set(), False: set()}
     for cells in rows[1:]:
         row = cells + [""] * len(header)
-        name = slide_id_of(row[slide])
-        name = name if name in known else name.rsplit(".", 1)[0]  # the id may carry the suffix of its file
+        name = match_slide_id(row[slide], known)
         found[row[split].lower() in ("", "train")].add(name)
     both = found[True] & found[False]
     check(not both, f"{path}: {', '.join(sorted(both))}: in train and in another split; a slide has one split")

@@ -10,33 +10,25 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from wsipipe.config.options import RunConfig, SegmentConfig
-from wsipipe.errors import CheckpointError, ConfigError, check
-from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, maker_of, read_checkpoint, weights_digest, weights_file
+from wsipipe.config.options import TrainConfig, fitted_with
+from wsipipe.errors import CheckpointError, ConfigError
+from wsipipe.nn.checkpoint import Checkpoint, maker_of, read_checkpoint, weights_digest, weights_file
 from wsipipe.nn.distributed import join_group
 from wsipipe.nn.encoders import Statistics, chosen_encoder, expect, load_weights
 from wsipipe.nn.segmenters import create_segmenter, encoder_of
 from wsipipe.nn.train import seeded_init
 from wsipipe.nn.training_state import KEEP_S, TrainingState
-from wsipipe.runtime.device import ComputeContext, device
+from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.digest import digest
-from wsipipe.runtime.progress import Progress
 from wsipipe.segment.learn import learn
+from wsipipe.segment.model import check_side
 from wsipipe.segment.slides import training_stores
 from wsipipe.store import SlideStore
 
 log = logging.getLogger(__name__)
 
-NOT_OF_TRAINING = ("window_px", "overlap", "blend", "views", "stitch_memory_mb", "score_stride_px", "tensorboard")
-"""Options that change no weight."""
 
-SIDE_MULTIPLE_PX = 32
-"""Encoders halve an image five times."""
-
-
-def train(
-    stores: Sequence[SlideStore], config: SegmentConfig, run: RunConfig, progress: Progress, overwrite: bool
-) -> Path:
+def train(stores: Sequence[SlideStore], config: TrainConfig, context: RunContext) -> Path:
     """Train and save `runs/<name>/model.*`; returns the path of its JSON. The same inputs are not trained twice.
 
     A training that was killed goes on where its state was last kept, to the same weights. Under torchrun the processes
@@ -45,13 +37,13 @@ def train(
     """
     chosen = training_stores(stores, config)
     check_side(chosen[0].grid.patch_px)
-    classes = _classes(chosen, config.labels)
-    folder = Path(run.runs) / (config.name or config.architecture)
+    classes = _classes(chosen, config.masks)
+    folder = context.runs / (config.name or config.architecture)
     encoder, weights = chosen_encoder(config.encoder, config.weights)
     key = digest(
-        [(s.digest, s.attributes("labels", config.labels)["digest"]) for s in chosen],
-        {k: v for k, v in asdict(config).items() if k not in NOT_OF_TRAINING},
-        run.seed,
+        [(s.digest, s.attributes("labels", config.masks)["digest"]) for s in chosen],
+        fitted_with(config),
+        context.run.seed,
         weights_digest(weights),
     )
     path = folder / "model.json"
@@ -59,15 +51,15 @@ def train(
         if read_checkpoint(path).digest == key:
             log.info("%s: trained before on the same masks", path)
             return path
-        if not overwrite:
+        if not context.overwrite:
             raise CheckpointError(
                 f"{path}: trained on other masks or settings; choose another --name, or replace it with --overwrite"
             )
-    on = device(run.device)
-    group = join_group(on)
-    model = seeded_init(lambda: create_segmenter(config.architecture, encoder, len(classes) + 1), run.seed)
-    statistics = _start_from(model, weights, _fit_of(Path(run.runs) / config.labels, encoder))
-    model.to(on).to(memory_format=torch.channels_last)
+    compute = context.compute()
+    group = join_group(compute.device)
+    model = seeded_init(lambda: create_segmenter(config.architecture, encoder, len(classes) + 1), compute.seed)
+    statistics = _start_from(model, weights, _fit_of(context.runs / config.masks, encoder))
+    model.to(compute.device).to(memory_format=torch.channels_last)
     checkpoint = Checkpoint(
         network=config.architecture,
         encoder=encoder,
@@ -82,7 +74,7 @@ def train(
     )
     keep = TrainingState(folder / "training.state", key, KEEP_S, writes=group.leads)
     try:
-        learnt = learn(model, chosen, config, ComputeContext(on, run.seed, progress), group, keep)
+        learnt = learn(model, chosen, config, compute, group, keep)
     except CheckpointError as error:
         if group.leads:
             saved = checkpoint.save(folder, model, "last-good")
@@ -93,24 +85,6 @@ def train(
         keep.clear()
     group.wait()
     return path
-
-
-def load(path: Path) -> tuple[Checkpoint, nn.Module]:
-    """The network of a checkpoint, ready to predict."""
-    checkpoint = read_checkpoint(path)
-    model = create_segmenter(checkpoint.network, checkpoint.encoder, len(checkpoint.classes) + 1)
-    load_weights_of(path, model)
-    expect(encoder_of(model), Statistics(checkpoint.mean, checkpoint.std))
-    return checkpoint, model.eval()
-
-
-def check_side(side_px: int) -> None:
-    """ConfigError unless a network takes images of this side."""
-    check(
-        side_px % SIDE_MULTIPLE_PX == 0,
-        f"a patch or window of {side_px} px is not a multiple of {SIDE_MULTIPLE_PX} px, which the network needs; "
-        "change --window of segment or --patch of tile",
-    )
 
 
 def _classes(stores: Sequence[SlideStore], labels: str) -> tuple[str, ...]:

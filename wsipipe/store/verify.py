@@ -10,8 +10,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from wsipipe.config.options import RunConfig
 from wsipipe.errors import StoreError
+from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.executor import map_threads
 from wsipipe.runtime.ledger import Report
 from wsipipe.runtime.progress import Progress, silent
@@ -97,15 +97,13 @@ def verify(path: Path, decode: bool = False, progress: Progress = silent, worker
     return Verdict(path, check.chunks, tuple(sorted(check.found, key=str)), leftovers)
 
 
-def verify_stores(
-    stores: Sequence[Path], run: RunConfig, decode: bool = False, progress: Progress = silent
-) -> tuple[Report, list[Path]]:
-    """Check stores; returns the ledger, `<run.runs>/verify.csv`, and the stores in which nothing is damaged."""
-    report = Report(run.max_failed)
+def run(store_paths: Sequence[Path], decode: bool, context: RunContext) -> tuple[Report, list[Path]]:
+    """Check stores, see `verify`; returns the ledger, `<runs>/verify.csv`, and the stores without damage."""
+    report = context.report()
     whole = []
-    for path in stores:
+    for path in store_paths:
         with report.guard(path.stem):
-            verdict = verify(path, decode, progress, run.workers)
+            verdict = verify(path, decode, context.progress, context.run.workers)
             for where in verdict.leftovers:
                 log.info("%s: %s is left over and may be deleted", path, where)
             for damage in verdict.damage:
@@ -115,7 +113,7 @@ def verify_stores(
                 report.add(path.stem, "done", chunks=verdict.chunks)
             else:
                 report.add(path.stem, "failed", "; ".join(map(str, verdict.damage)), chunks=verdict.chunks)
-    report.write(Path(run.runs) / "verify.csv")
+    report.write(context.runs / "verify.csv")
     return report, whole
 
 

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wsipipe.config.options import RunConfig, TileConfig
+from wsipipe.config.options import TileConfig
 from wsipipe.errors import WsipipeError
 from wsipipe.runtime.atomic import write_csv
+from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.executor import executor, first_done
 from wsipipe.runtime.ledger import Report, read_ledger
 from wsipipe.runtime.lock import SlideLock
-from wsipipe.runtime.progress import Progress, silent
+from wsipipe.runtime.progress import Progress
 from wsipipe.slides import SlideFile
 from wsipipe.slides.base import chosen_mpp
 from wsipipe.slides.probe import Prober
@@ -36,39 +37,34 @@ AHEAD = 2
 CORRUPT_COLUMNS = ("slide", "level", "row", "col", "x_px", "y_px", "width_px", "height_px", "reason")
 
 
-def tile_slides(
-    slides: Mapping[str, SlideFile],
-    config: TileConfig,
-    run: RunConfig,
-    progress: Progress = silent,
-    overwrite: bool = False,
-    prober: Prober | None = None,
+def run(
+    slides: Mapping[str, SlideFile], config: TileConfig, context: RunContext, prober: Prober | None = None
 ) -> tuple[Report, list[Path]]:
-    """Tile every slide into `run.stores`; returns the ledger and the stores that are there now, in the given order.
+    """Tile every slide into the folder of stores; returns the ledger and the stores that exist now, in the given order.
 
     A slide whose store was made from the same content with the same options is skipped, one that was cut off goes on
     at its next shard, and one that fails is recorded and costs only itself. Interrupted, the shards that are running
     end, and all that is written stays for the next run. Slides are opened first by `prober` (default: one of its own).
     """
-    folder = Path(run.runs) / "tile"
+    folder = context.runs / "tile"
     call = uuid.uuid4().hex
     jobs = [
         TileJob(
             slide_id,
             file,
             config,
-            Path(run.stores) / f"{slide_id}.zarr",
-            overwrite,
+            context.stores / f"{slide_id}.zarr",
+            context.overwrite,
             folder / f"{slide_id}.png" if config.qc_image else None,
             call,
         )
         for slide_id, file in slides.items()
     ]
-    if run.dask:
+    if context.run.dask:
         jobs = [job.absolute() for job in jobs]
-    report = Report(run.max_failed)
-    with executor(run.workers, run.dask) as (pool, workers), prober or Prober() as opener:
-        line = _Scheduler(pool, workers, opener, report, progress)
+    report = context.report()
+    with executor(context.run.workers, context.run.dask) as (pool, workers), prober or Prober() as opener:
+        line = _Scheduler(pool, workers, opener, report, context.progress)
         try:
             line.run(jobs)
         finally:
@@ -78,7 +74,7 @@ def tile_slides(
             report.rows.sort(key=lambda row: order[row["item"]])
             report.write(folder / "tile.csv")
             _write_corrupt(folder / "corrupt.csv", line.corrupt, set(line.finished))
-    return report, [Path(run.stores) / f"{i}.zarr" for i in slides if i in line.finished]
+    return report, [context.stores / f"{i}.zarr" for i in slides if i in line.finished]
 
 
 @dataclass(eq=False)

@@ -20,6 +20,8 @@ from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.pseudolabel.methods import cam
 from wsipipe.pseudolabel.methods.cam import Params
 from wsipipe.pseudolabel.shared.cam import CamClassifier
+from wsipipe.pseudolabel.stage import PseudolabelOptions
+from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.ledger import Report
 from wsipipe.store import SlideStore
 
@@ -181,13 +183,15 @@ def test_parameters_out_of_range_are_refused_by_their_dotted_name(field: str, va
 @pytest.mark.slow
 def test_the_map_is_strongest_where_the_texture_was_planted(small_cohort: Cohort, run: object):
     from wsipipe.config.options import PseudolabelConfig
-    from wsipipe.pseudolabel.stage import pseudolabel
+    from wsipipe.pseudolabel.stage import run as pseudolabel
 
     options = PseudolabelConfig(
         labels=str(small_cohort.labels()), method="cam", encoder="resnet18_quarter", pretrain=False
     )
     values = {"shrink": 1, "steps": 200, "batch": 16, "lr": 2e-3}
-    report, stores = pseudolabel(list(small_cohort.stores.values()), options, {"cam": values}, run)
+    report, stores = pseudolabel(
+        list(small_cohort.stores.values()), PseudolabelOptions(options, {"cam": values}), RunContext(run)
+    )
     assert report.exit_code == 0
     planted, others = [], []
     for path in stores:

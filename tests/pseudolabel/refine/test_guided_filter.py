@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.examples import examples
 from torch import Tensor
 
 from wsipipe.errors import ConfigError
@@ -58,7 +59,7 @@ def test_it_equals_the_formulas_window_by_window(channels: int, radius: int, eps
 
 @COLOUR_OR_GREY
 @given(st.floats(0, 1, width=32), st.integers(1, 30), st.integers(0, 100))
-@settings(max_examples=20, deadline=None)
+@examples(20)
 def test_a_constant_stays_whatever_the_guide(channels: int, value: float, radius: int, seed: int):
     p = torch.full((2, 8, 10), value)
     out = guided_filter(p, random(seed, channels, 8, 10), radius, 1e-3, random(seed + 1, 8, 10) > 0.3)

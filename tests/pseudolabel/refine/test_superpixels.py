@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 from torch import Tensor
 
 from wsipipe.pseudolabel.refine.slic import pool_mean, superpixels
@@ -71,7 +72,7 @@ def test_a_map_smaller_than_a_superpixel_is_one():
 
 
 @given(st.integers(0, 1000), st.integers(1, 12))
-@settings(max_examples=30, deadline=None)
+@examples(30)
 def test_pooled_values_are_means_cell_by_cell(seed: int, count: int):
     rng = np.random.default_rng(seed)
     segments = rng.integers(-1, count, (7, 8))

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 from torch import Tensor
 
 from wsipipe.errors import ConfigError
@@ -98,7 +99,7 @@ def test_flat_tissue_has_no_walls():
 
 
 @given(st.integers(0, 999), st.floats(0.5, 30))
-@settings(max_examples=20)
+@examples(20)
 def test_unknown_cells_come_back_as_they_were_and_have_no_effect(seed: int, cell_um: float):
     rgb, evidence = halves(9, 11, 8.0, seed), random_evidence(seed, 3, 9, 11)
     evidence[2] = 0

@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 from torch import Tensor
 
 from wsipipe.labels import IGNORE
@@ -72,7 +73,7 @@ def random_map(seed: int, h: int, w: int, b: int = 1) -> Tensor:
 
 
 @given(RADII, st.integers(0, 999))
-@settings(max_examples=15)
+@examples(15)
 def test_affinities_equal_one_minus_the_highest_boundary_on_the_line(radius: int, seed: int):
     boundary = random_map(seed, radius + 3, 2 * radius + 2, 2)
     got = affinities(boundary, radius)
@@ -88,7 +89,7 @@ def test_training_pairs_of_a_128_map_are_as_many_as_published():
 
 
 @given(st.integers(0, 999))
-@settings(max_examples=20)
+@examples(20)
 def test_no_boundary_lets_everything_pass_a_full_one_nothing_and_more_of_it_never_helps(seed: int):
     low = random_map(seed, 9, 14)
     more = low + (1 - low) * random_map(seed + 1, 9, 14)
@@ -124,7 +125,7 @@ def random_seeds(seed: int, h: int, w: int, classes: int = 3) -> Tensor:
 
 
 @given(RADII, st.integers(0, 999))
-@settings(max_examples=15)
+@examples(15)
 def test_pairs_are_sorted_as_their_ends_say_and_an_unsure_end_removes_them(radius: int, seed: int):
     seeds = random_seeds(seed, radius + 2, 2 * radius + 1)
     pairs = pair_sets(seeds, radius)

@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
+from support.examples import examples
 from torch import Tensor
 
 from wsipipe.errors import ConfigError
@@ -155,7 +156,7 @@ def test_windows_are_the_sum_over_all_pairs_within_reach():
 
 
 @given(st.integers(0, 1000), st.floats(0.3, 30))
-@settings(max_examples=15, deadline=None)
+@examples(15)
 def test_a_point_is_the_weighted_mean_of_the_vertices_of_its_simplex(seed: int, spread: float):
     d = 5
     features = torch.randn(20, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * spread
@@ -203,7 +204,7 @@ def test_a_single_label_has_probability_one(kernels: Kernels):
 
 @BOTH
 @given(st.permutations(range(4)), st.integers(0, 20))
-@settings(max_examples=8, deadline=None)
+@examples(8)
 def test_permuting_the_labels_permutes_the_answer(kernels: Kernels, order: list[int], seed: int):
     unary, rgb = unary_of_map(noisy_map(4, 9, 11, seed)), tissue(9, 11, seed)
     torch.testing.assert_close(

@@ -7,8 +7,9 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from support.examples import examples
 from torch import Tensor
 
 from wsipipe.pseudolabel.shared.walk import Walk, random_walk
@@ -72,7 +73,7 @@ def test_256_steps_equal_eight_squarings_of_the_dense_matrix():
 
 
 @given(st.integers(0, 999))
-@settings(max_examples=30)
+@examples(30)
 def test_affinities_of_the_walk_are_symmetric_with_a_unit_diagonal_and_columns_of_t_sum_to_one(seed: int):
     """Read off the walk itself: one step from an impulse at i, unweighted by B at i, is row i of T."""
     boundary = random_map(seed, 4, 5) ** 3
@@ -120,7 +121,7 @@ def test_no_step_gives_the_map_without_its_boundaries():
 
 
 @given(st.integers(0, 999), st.integers(1, 12))
-@settings(max_examples=30)
+@examples(30)
 def test_what_comes_out_lies_between_the_least_and_the_most_of_what_goes_in(seed: int, steps: int):
     maps, boundary = random_map(seed, 2, 5, 6), random_map(seed + 1, 5, 6) ** 2
     went_in = maps * (1 - boundary)

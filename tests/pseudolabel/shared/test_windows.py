@@ -113,7 +113,7 @@ def test_the_methods_of_class_maps_share_their_parameters():
         *((name, [1]) for name in ("batch", "max_windows")),
         ("lr", [0.0, NAN]),
         ("min_tissue", [0.0, 1.1, NAN]),
-        *((name, [-0.1, 1.1, NAN]) for name in ("prevalence", "stain")),
+        *((name, [-0.1, 1.1, NAN]) for name in ("prevalence", "stain_jitter")),
     ],
 )
 def test_parameters_out_of_range_are_refused_by_their_dotted_name(method: str, field: str, values: list[float]):

@@ -95,8 +95,8 @@ class Retraining:
     L = w1 L_constrain + w2 L_retrain: `weights` are w1 and w2; `constraint` makes L_constrain, None leaves it out.
     """
 
-    stain: float = STAIN_STRENGTH
-    zoom: float = 1.0
+    stain_jitter: float = STAIN_STRENGTH
+    max_zoom: float = 1.0
     constraint: Constraint | None = None
     weights: tuple[float, float] = (1.0, 1.0)
 
@@ -123,7 +123,7 @@ def train_classifier(
         chosen = balanced_sample(pools, -(-batch // len(pools)), g)
         x = torch.from_numpy(crops[chosen.numpy()]).float() / 255
         whole = how.constraint.draw(step) if how.constraint else None
-        return random_view(x, how.stain, how.zoom, g), targets[chosen], whole
+        return random_view(x, how.stain_jitter, how.max_zoom, g), targets[chosen], whole
 
     def loss(item: tuple[Tensor, Tensor, Any]) -> Tensor:
         x, y = item[0].to(compute.device), item[1].to(compute.device)

@@ -89,7 +89,7 @@ class WindowParams:
     steps: int = option(600, "training steps of the classifier")
     lr: float = option(1e-3, "highest learning rate of the classifier")
     batch: int = option(64, "windows in a step of the classifier")
-    stain: float = option(STAIN_STRENGTH, "strength of the stain jitter in training; 0: none")
+    stain_jitter: float = option(STAIN_STRENGTH, "strength of the stain jitter in training; 0: none")
 
     def __post_init__(self) -> None:
         for name in ("cells", "shrink", "windows", "steps"):
@@ -98,7 +98,7 @@ class WindowParams:
             self.check(name, getattr(self, name) >= 2, "is below 2")
         self.check("lr", self.lr > 0, "is not above 0")
         self.check("min_tissue", 0 < self.min_tissue <= 1, "is not a share above 0")
-        for name in ("prevalence", "stain"):
+        for name in ("prevalence", "stain_jitter"):
             self.check(name, 0 <= getattr(self, name) <= 1, "is outside 0..1")
 
     def check(self, name: str, ok: bool, problem: str) -> None:
@@ -119,7 +119,7 @@ class WindowParams:
     @property
     def training(self) -> WindowTraining:
         """How the classifier is trained."""
-        return WindowTraining(self.steps, self.lr, self.batch, self.prevalence, self.stain)
+        return WindowTraining(self.steps, self.lr, self.batch, self.prevalence, self.stain_jitter)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class WindowTraining:
     lr: float
     batch: int = 64
     prevalence: float = 0.0
-    stain: float = STAIN_STRENGTH
+    stain_jitter: float = STAIN_STRENGTH
 
 
 def train_windows(model: nn.Module, windows: Windows, how: WindowTraining, compute: ComputeContext) -> None:
@@ -143,7 +143,14 @@ def train_windows(model: nn.Module, windows: Windows, how: WindowTraining, compu
     def learn(labels: Tensor, steps: int) -> None:
         schedule = Schedule(steps, how.lr, weight_decay=1e-2)
         train_classifier(
-            model, windows.rgb, labels, schedule, "classify", compute, how.batch, Retraining(stain=how.stain)
+            model,
+            windows.rgb,
+            labels,
+            schedule,
+            "classify",
+            compute,
+            how.batch,
+            Retraining(stain_jitter=how.stain_jitter),
         )
 
     if how.prevalence == 0 or windows.patch.all():

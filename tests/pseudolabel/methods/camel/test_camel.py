@@ -139,8 +139,8 @@ def test_a_lattice_that_does_not_divide_is_refused(patch_px: int, params: Params
         ("cascade", [-1, 1, 3, 4, 8]),
         ("constraint", [-0.5, NAN]),
         ("selectors", ["'trees'"]),
-        ("stain", [-0.1, 1.1]),
-        ("zoom", [0.9, 2.5]),
+        ("stain_jitter", [-0.1, 1.1]),
+        ("max_zoom", [0.9, 2.5]),
         ("shrink", [0]),
     ],
 )
@@ -255,7 +255,7 @@ def test_the_encoder_learns_bags_before_selectors_see_its_features_and_retrainin
 @pytest.mark.parametrize(
     "method",
     [
-        {"constraint": 1.0, "zoom": 1.2},
+        {"constraint": 1.0, "max_zoom": 1.2},
         {"cascade": 2},
         {"selectors": "networks"},
         {"veto": False},

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from support.examples import examples
 from support.textures import Cohort, plant, tiled_pictures, tissue
 from torch import nn
 
@@ -27,6 +28,8 @@ from wsipipe.pseudolabel.instance_grid import InstanceGrid, shrunk
 from wsipipe.pseudolabel.methods import drs
 from wsipipe.pseudolabel.methods.drs import Drs, Params, Pooled
 from wsipipe.pseudolabel.shared.windows import Windows, WindowTraining, draw_windows, train_windows
+from wsipipe.pseudolabel.stage import PseudolabelOptions
+from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 
@@ -116,7 +119,7 @@ def test_localisation_maps_equal_the_formulas_written_out(labels: list[list[floa
     np.testing.assert_allclose(got, slow_localised(model, rgb, glass, np.array(labels) if labels else None), atol=1e-5)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(arrays(np.float32, (2, 3, 3, 3), elements=st.floats(-4, 4, width=32)))
 def test_every_map_lies_in_0_to_1_and_has_a_maximum_of_about_1_or_is_nothing(values: np.ndarray):
     maps = drs.scaled(torch.from_numpy(values).relu())
@@ -325,13 +328,15 @@ def test_maps_cover_more_of_the_texture_the_smaller_the_share():
 @pytest.mark.slow
 def test_the_class_is_painted_where_its_texture_was_planted(small_cohort: Cohort, run: RunConfig):
     from wsipipe.config.options import PseudolabelConfig
-    from wsipipe.pseudolabel.stage import pseudolabel
+    from wsipipe.pseudolabel.stage import run as pseudolabel
 
     options = PseudolabelConfig(
         labels=str(small_cohort.labels()), method="drs", encoder="resnet18_quarter", pretrain=False
     )
     values = {"shrink": 1, "steps": 80, "batch": 16, "lr": 2e-3, "refiner_steps": 60, "scales": [1.0]}
-    report, stores = pseudolabel(list(small_cohort.stores.values()), options, {"drs": values}, run)
+    report, stores = pseudolabel(
+        list(small_cohort.stores.values()), PseudolabelOptions(options, {"drs": values}), RunContext(run)
+    )
     assert report.exit_code == 0
     planted, others = [], []
     for path in stores:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from support.examples import examples
 from torch import nn
 
 from wsipipe.nn.encoders import MEAN, STD
@@ -25,7 +26,7 @@ from wsipipe.runtime.device import ComputeContext
 CPU = ComputeContext(torch.device("cpu"), 3)
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(arrays(np.int8, (2, 3, 2, 4), elements=st.integers(0, 4)))
 def test_the_target_keeps_the_first_highest_channel_of_each_place(values: np.ndarray):
     maps = torch.from_numpy(values).float()
@@ -37,7 +38,7 @@ def test_the_target_keeps_the_first_highest_channel_of_each_place(values: np.nda
         assert target[b, :, i, j].tolist() == wanted
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(arrays(np.float32, (1, 4, 3, 3), elements=st.floats(0, 1, width=32), unique=True))
 def test_at_most_one_channel_of_a_place_is_not_zero_and_it_is_the_highest(values: np.ndarray):
     maps = torch.from_numpy(values)
@@ -75,7 +76,7 @@ def test_the_loss_is_the_mean_square_over_channels_and_pixels_absent_ones_as_zer
     assert losses == [pytest.approx((0.5**2 + 0.75**2 + 1.5**2) / 3)]
 
 
-@settings(max_examples=50)
+@examples(50)
 @given(arrays(np.uint8, (6, 3, 2, 2), elements=st.integers(0, 3)), st.booleans())
 def test_a_window_is_of_the_class_that_is_strongest_in_most_of_its_cells(maps: np.ndarray, none: bool):
     of = {}
@@ -96,7 +97,7 @@ def test_the_few_windows_that_show_a_class_are_seen_as_often_as_all_others():
     maps[:, 0] = 100
     rgb[7], maps[7, 1, 0, 0] = 255, 200
     network = Fixed(torch.zeros(2))
-    train_refiner(network, rgb, maps, RefinerTraining(5, 1e-3, batch=8, stain=0.0), CPU, none=True)
+    train_refiner(network, rgb, maps, RefinerTraining(5, 1e-3, batch=8, stain_jitter=0.0), CPU, none=True)
     white = torch.cat(network.seen).mean((1, 2, 3)) > 0
     assert len(white) == 40
     assert int(white.sum()) == 20
@@ -132,7 +133,7 @@ def test_a_window_and_its_maps_are_turned_together():
     no_blur = pytest.MonkeyPatch()
     with no_blur.context() as patch:
         patch.setattr(refiner, "blur", lambda x, chance, generator: x)
-        losses = train_refiner(Copying(), rgb, maps, RefinerTraining(6, 1e-9, batch=8, stain=0.0), CPU)
+        losses = train_refiner(Copying(), rgb, maps, RefinerTraining(6, 1e-9, batch=8, stain_jitter=0.0), CPU)
     assert max(losses) < 1e-5
     firsts = {tuple(x[0, 0].ravel().tolist()) for x in seen}
     assert len(firsts) > 3, "not the same window the same way up"
@@ -147,7 +148,7 @@ def test_the_network_learns_to_draw_a_map_of_the_image_and_the_same_again():
     def learnt() -> tuple[nn.Module, list[float]]:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 2, 1))
-        return network, train_refiner(network, rgb, maps, RefinerTraining(60, 2e-2, stain=0.1), CPU)
+        return network, train_refiner(network, rgb, maps, RefinerTraining(60, 2e-2, stain_jitter=0.1), CPU)
 
     network, losses = learnt()
     assert losses[-1] < 0.2 * losses[0]

@@ -9,9 +9,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from support.examples import examples
 from torch import nn
 
 from wsipipe.errors import ConfigError
@@ -54,14 +55,14 @@ def slow_shares(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return out
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(maps, deltas)
 def test_a_fixed_share_equals_the_formula_written_out(x: torch.Tensor, delta: float):
     expected = slow(x.numpy(), np.full(SHAPE[:2], delta))
     np.testing.assert_allclose(fixed(delta)(x), expected, rtol=1e-6, atol=1e-37)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(maps)
 def test_a_learnt_share_equals_the_formula_written_out(x: torch.Tensor):
     layer = learnable(std=0.3)
@@ -70,20 +71,20 @@ def test_a_learnt_share_equals_the_formula_written_out(x: torch.Tensor):
         np.testing.assert_allclose(layer(x), slow(x.numpy(), share), rtol=1e-4, atol=1e-6)
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(maps, st.floats(1, 4))
 def test_a_share_of_one_and_more_is_a_relu_bit_for_bit(x: torch.Tensor, delta: float):
     assert torch.equal(fixed(1.0)(x), F.relu(x))
     assert torch.equal(fixed(delta)(x), F.relu(x))
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(maps)
 def test_a_fixed_share_of_zero_leaves_nothing(x: torch.Tensor):
     assert not fixed(0.0)(x).any()
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(maps, deltas)
 def test_the_maximum_falls_to_its_share_and_smaller_values_stay(x: torch.Tensor, delta: float):
     y, relu = fixed(delta)(x), F.relu(x)
@@ -93,7 +94,7 @@ def test_the_maximum_falls_to_its_share_and_smaller_values_stay(x: torch.Tensor,
     assert torch.equal(y[below], relu[below])
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(maps, deltas)
 def test_order_is_kept_between_nothing_and_the_relu(x: torch.Tensor, delta: float):
     y, relu = fixed(delta)(x), F.relu(x)
@@ -104,7 +105,7 @@ def test_order_is_kept_between_nothing_and_the_relu(x: torch.Tensor, delta: floa
     assert (low.gather(2, order).diff(dim=2) >= 0).all()
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(arrays(np.int8, SHAPE), st.floats(0.01, 1.5), st.sampled_from([0.25, 2.0, 16.0]))
 def test_a_fixed_share_scales_with_its_input(values: np.ndarray, delta: float, factor: float):
     x = torch.from_numpy(values).float()
@@ -118,14 +119,14 @@ def test_suppressing_twice_suppresses_more():
     torch.testing.assert_close(fixed(0.55)(once).ravel(), torch.tensor([0, 1, 1.21, 1.21]))
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(maps, deltas)
 def test_channels_and_images_do_not_know_each_other_under_a_fixed_share(x: torch.Tensor, delta: float):
     alone = [[fixed(delta)(x[b : b + 1, c : c + 1]) for c in range(SHAPE[1])] for b in range(SHAPE[0])]
     assert torch.equal(torch.cat([torch.cat(row, 1) for row in alone]), fixed(delta)(x))
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(maps, st.permutations(range(SHAPE[2] * SHAPE[3])), st.booleans())
 def test_moving_places_moves_the_result(x: torch.Tensor, order: list[int], learns: bool):
     layer = learnable(std=0.3) if learns else fixed(0.55)
@@ -137,9 +138,11 @@ def test_moving_places_moves_the_result(x: torch.Tensor, order: list[int], learn
         torch.testing.assert_close(layer(moved(x)), moved(layer(x)))
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(arrays(np.float32, (1, 2, 3, 3), elements=st.floats(-4, 4, width=32), unique=True), st.floats(0.1, 0.95))
 def test_capped_places_send_their_gradient_to_the_maximum(values: np.ndarray, delta: float):
+    highest = values.astype(float).max((2, 3), keepdims=True)
+    assume(not (values == delta * highest).any())  # at the cap itself any split of the gradient is one
     x = torch.from_numpy(values).double().requires_grad_()
     upstream = torch.arange(1.0, 19.0, dtype=torch.float64).view(1, 2, 3, 3)
     fixed(delta)(x).backward(upstream)
@@ -174,7 +177,7 @@ def test_learnt_shares_begin_near_a_half_and_are_a_half_of_nothing():
         assert (layer.shares(torch.rand(2, 64, 4, 4)) - 0.5).abs().max() < 0.05
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(maps)
 def test_learnt_shares_always_lower_the_maximum(x: torch.Tensor):
     layer = learnable(std=0.3)

@@ -83,8 +83,8 @@ class Params:
     self_train_steps: int = option(300, "training steps of the self-training round")
     lr: float = option(5e-4, "highest learning rate of networks")
     batch: int = option(64, "instances in a step")
-    stain: float = option(STAIN_STRENGTH, "strength of the stain jitter in training; 0: none")
-    zoom: float = option(1.0, "largest random enlargement in training; 1.2 as published, 1.0: none")
+    stain_jitter: float = option(STAIN_STRENGTH, "strength of the stain jitter in training; 0: none")
+    max_zoom: float = option(1.0, "largest random enlargement in training; 1.2 as published, 1.0: none")
     max_instances: int = option(40_000, "most instances held in memory for retraining")
     confident: float = option(0.9, "score beyond which (and 1 - it below which) self-training believes an answer")
     uncertain: float = option(0.1, "scores nearer than this to 0.5 are painted 255", fit=False)
@@ -110,8 +110,8 @@ class Params:
         check(divides, f"camel.cascade: {self.cascade} is not 0 or a divisor of the lattice {self.lattice} within it")
         check(self.warm_steps >= 0, f"camel.warm_steps: {self.warm_steps} is negative")
         check(self.constraint >= 0, f"camel.constraint: {self.constraint} is negative")
-        check(0 <= self.stain <= 1, f"camel.stain: {self.stain} is outside 0..1")
-        check(1 <= self.zoom <= 2, f"camel.zoom: {self.zoom} is outside 1..2")
+        check(0 <= self.stain_jitter <= 1, f"camel.stain_jitter: {self.stain_jitter} is outside 0..1")
+        check(1 <= self.max_zoom <= 2, f"camel.max_zoom: {self.max_zoom} is outside 1..2")
 
 
 def lattice(patch_px: int, params: Params) -> InstanceGrid:
@@ -285,7 +285,7 @@ class _Camel:
     def _whole_bags(self, of: list[int], rules: Sequence[Sequence[Rule]]) -> WholeBags:
         bags, labels = [self.bags[b] for b in of], self.labels[of].float()
         own = [[term[b] for b in of] for term in rules]
-        return WholeBags(bags, labels, own, self.lattice, self.seed, self.params.stain, self.params.zoom)
+        return WholeBags(bags, labels, own, self.lattice, self.seed, self.params.stain_jitter, self.params.max_zoom)
 
     def _fresh(self, number: int, warm: nn.Module | None = None) -> InstanceClassifier:
         """A new classifier, its encoder a copy of `warm` or (None) as the run gives it."""
@@ -306,7 +306,7 @@ class _Camel:
     ) -> None:
         p = self.params
         crops, targets = instance_set(self.bags, self.lattice, answers, p.max_instances, self.seed)
-        how = Retraining(p.stain, p.zoom, constraint, (p.constraint, 1.0))
+        how = Retraining(p.stain_jitter, p.max_zoom, constraint, (p.constraint, 1.0))
         compute = replace(self.run.compute, seed=self.seed + number)
         train_classifier(model, crops, targets, Schedule(steps, lr), task, compute, p.batch, how)
 

@@ -36,8 +36,8 @@ class WholeBags:
     rules: Sequence[Sequence[Rule]]
     lattice: InstanceGrid
     seed: int
-    stain: float
-    zoom: float
+    stain_jitter: float
+    max_zoom: float
     count: int = 4
 
     def draw(self, step: int) -> Drawn:
@@ -52,7 +52,7 @@ class WholeBags:
         if len(xy) > MOST:
             xy = xy[np.sort(torch.randperm(len(xy), generator=g)[:MOST].numpy())]
         crops = torch.from_numpy(read_crops(bag.store, xy, self.lattice, bag.bounds)).float() / 255
-        return random_view(crops, self.stain, self.zoom, g)
+        return random_view(crops, self.stain_jitter, self.max_zoom, g)
 
     def loss(self, model: nn.Module, drawn: Drawn, on: torch.device) -> Tensor:
         """The sum over terms of the mean over bags of the loss of a bag."""

@@ -305,7 +305,7 @@ def fit(bags: Sequence[Bag], lattice: InstanceGrid, params: Params, run: FitCont
         maps = window_maps(model, windows)[:, 0 if params.absence else 1 :]
         if params.refiner_from == "classifier":
             take_weights(model.refiner, model.classifier)
-        learning = RefinerTraining(params.refiner_steps, params.refiner_lr, params.refiner_batch, params.stain)
+        learning = RefinerTraining(params.refiner_steps, params.refiner_lr, params.refiner_batch, params.stain_jitter)
         train_refiner(model.refiner, windows.rgb, maps, learning, run.compute, params.absence)
     return model
 

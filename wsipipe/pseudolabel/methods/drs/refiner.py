@@ -38,7 +38,7 @@ class RefinerTraining:
     steps: int
     lr: float
     batch: int = 16
-    stain: float = STAIN_STRENGTH
+    stain_jitter: float = STAIN_STRENGTH
 
 
 def strongest_only(maps: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def train_refiner(
         chosen = balanced_sample(pools, -(-how.batch // len(pools)), g).numpy()
         turn = random_dihedral(g, len(chosen))
         x = dihedral(torch.from_numpy(rgb[chosen]).float() / 255, turn)
-        x = blur(stain_jitter(x, how.stain, g), 0.2, g)
+        x = blur(stain_jitter(x, how.stain_jitter, g), 0.2, g)
         return x, dihedral(torch.from_numpy(maps[chosen]).float() / 255, turn)
 
     def loss(item: tuple[Tensor, Tensor]) -> Tensor:
