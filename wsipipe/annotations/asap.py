@@ -46,7 +46,7 @@ def read_asap(path: Path) -> list[Region]:
         vertices += len(ring)
         if vertices > MAX_VERTICES:
             raise SlideError(
-                f"{path}: found more than {MAX_VERTICES} vertices; simplify the annotations, or give a TIFF mask"
+                f"{path}: found more than {MAX_VERTICES} vertices; simplify the annotations, or use a TIFF mask"
             )
         if kind in AREAS and len(ring) >= 3:
             drawn.append(("" if group in _NO_GROUP else group, ring))
@@ -64,7 +64,7 @@ def _elements(path: Path) -> Iterator[Any]:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise SlideError(
-                f"{path}: found {size} bytes; expected at most {MAX_BYTES}; simplify it, or give a TIFF mask"
+                f"{path}: found {size} bytes; expected at most {MAX_BYTES}; simplify it, or use a TIFF mask"
             )
         root = None
         with path.open("rb") as file:

@@ -40,7 +40,7 @@ def read_geojson(path: Path, origin_px0: tuple[int, int] = (0, 0), may_be_empty:
             vertices += sum(map(len, rings))
             if vertices > MAX_VERTICES:
                 raise SlideError(
-                    f"{path}: found more than {MAX_VERTICES} vertices; simplify the annotations, or give a TIFF mask"
+                    f"{path}: found more than {MAX_VERTICES} vertices; simplify the annotations, or use a TIFF mask"
                 )
             regions.append(Region(rings, *_class_name(feature)))
     skipped = {k: n for k, n in counts.items() if k not in ("Polygon", "MultiPolygon")}
@@ -60,7 +60,7 @@ def _load(path: Path) -> Any:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise SlideError(
-                f"{path}: found {size} bytes; expected at most {MAX_BYTES}; simplify it, or give a TIFF mask"
+                f"{path}: found {size} bytes; expected at most {MAX_BYTES}; simplify it, or use a TIFF mask"
             )
         return json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:

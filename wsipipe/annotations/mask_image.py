@@ -144,7 +144,9 @@ def _by_id(paths: Iterable[Path], ids: Sequence[str], suffixes: Sequence[str]) -
         first = min(rank for rank, _ in candidates)
         same = [path for rank, path in candidates if rank == first]
         if len(same) > 1:
-            raise ConfigError(f"slide {slide_id} has two masks, {same[0]} and {same[1]}; remove one or give a pattern")
+            raise ConfigError(
+                f"slide {slide_id} has two masks, {same[0]} and {same[1]}; remove one, or name the masks by a pattern"
+            )
         best[slide_id] = same[0]
     return best
 
