@@ -30,8 +30,8 @@ from wsipipe.evaluate.froc import Detections, Froc, Hits, froc
 from wsipipe.evaluate.metrics import Confusion, Floats
 from wsipipe.evaluate.result import EMPTY, Evaluation, SlideLevel, Spread, trivial_answers
 from wsipipe.evaluate.slide_counts import Names, Tally, tally
-from wsipipe.evaluate.slide_level import auc
 from wsipipe.geometry import Window
+from wsipipe.ranking import auc
 from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.ledger import Report
 from wsipipe.runtime.progress import Progress
