@@ -27,7 +27,7 @@ test-deep: $(STAMP)
 
 # every Python of $(PYTHONS), then the lowest versions that pyproject.toml allows; each has an environment of its own
 test-matrix:
-	set -e; for python in $(PYTHONS); do $(MAKE) demo tests PYTHON=$$python VENV=.venv-$$python; done
+	set -e; for python in $(PYTHONS); do rm -rf demo; $(MAKE) demo tests PYTHON=$$python VENV=.venv-$$python; done
 	$(MAKE) tests PYTHON=python3.11 VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
 
 check: $(STAMP)
