@@ -238,9 +238,9 @@ def fails_for(slide_id: str, real):
 
 @pytest.mark.parametrize(("allowed", "code"), [("1", 0), ("0", 1), ("34%", 0), ("33%", 1)])
 def test_a_slide_that_fails_later_is_counted_once(here: Path, monkeypatch, allowed: str, code: int):
-    from wsipipe.pseudolabel.stage import Stage
+    from wsipipe.pseudolabel.labeller import SlideLabeller
 
-    monkeypatch.setattr(Stage, "apply", fails_for("extra", Stage.apply))
+    monkeypatch.setattr(SlideLabeller, "label", fails_for("extra", SlideLabeller.label))
     report, stores = run_all(settings(run={"max_failed": allowed}))
     assert report.exit_code == code
     assert [(r["item"], r["status"]) for r in report.rows] == [("extra", "failed"), ("neg", "done"), ("pos", "done")]

@@ -51,7 +51,7 @@ def bags(tmp_path_factory: pytest.TempPathFactory) -> list[Bag]:
 @pytest.fixture
 def args(bags: list[Bag]) -> Namespace:
     truth = bags[0].store.path.parents[1] / "truth" / "{slide_id}.png"
-    return Namespace(truth=str(truth), value=2, encoder="net", method="vicreg", steps=7, batch=3, stain=0.4)
+    return Namespace(truth=str(truth), value=2, encoder="net", method="vicreg", steps=7, batch=3, stain_jitter=0.4)
 
 
 class Colours(nn.Module):

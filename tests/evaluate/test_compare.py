@@ -147,6 +147,22 @@ def test_a_split_leaves_the_other_slides_out(stores: list[Path], run: RunConfig,
         compare(EvaluateInputs(stores), CompareOptions((), EvaluateConfig(split="test")), RunContext(run))
 
 
+def test_a_split_holds_the_same_slides_for_compare_and_evaluate(
+    stores: list[Path], make_truth: Callable[..., Path], run: RunConfig, table: Callable[[str], object]
+):
+    """Labels may name slides by their files."""
+    for name in ("s1", "s2"):
+        folder = make_truth(name, grid(1, 0))
+    labels = table("slide_id,label,split\ns1.svs,a,train\ns2.svs,a,test\n")
+    inputs = EvaluateInputs(stores, labels)
+    config = EvaluateConfig(masks="one", truth=str(folder), split="test")
+    found = compare(inputs, CompareOptions((), config), RunContext(run))
+    assert [p.stem for p in found.paths] == ["s2"]
+    for name, evaluation in found.evaluations.items():
+        alone = judge(inputs, replace(config, masks=name), RunContext(run))
+        assert evaluation.slides == alone.slides == ("s2",)
+
+
 def test_what_is_no_store_is_said_before_its_split(run: RunConfig, table: Callable[[str], object], tmp_path: Path):
     labels = table("slide_id,label,split\na,stroma,train\n")
     with pytest.raises(StoreError, match="camel: not a store"):

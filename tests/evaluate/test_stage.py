@@ -197,7 +197,7 @@ def test_nothing_to_judge(three: tuple[list[Path], Path], run: RunConfig, make_s
         judge(EvaluateInputs(three[0]), EvaluateConfig(masks="net"), RunContext(run))
     with pytest.raises(ConfigError, match="'test' needs a labels file with splits"):
         judge(EvaluateInputs(three[0]), EvaluateConfig(masks="net", truth=str(three[1]), split="test"), RunContext(run))
-    with pytest.raises(ConfigError, match="none of the 3 stores is to be judged in split 'val'"):
+    with pytest.raises(ConfigError, match="none of the 3 stores is in split 'val'"):
         evaluate(three, run, split="val")
     with pytest.raises(ConfigError, match=r"no mask for any of the 1 slides \(s2\)"):
         judge(EvaluateInputs(three[0][2:]), EvaluateConfig(masks="net", truth=str(three[1])), RunContext(run))

@@ -42,7 +42,7 @@ def test_patches_of_nothing_but_255_are_left_out(half_painted):
     assert [(s.window, s.values) for s in samples] == expected
     for s in samples:
         mask = half_painted.labels("half").read(s.window)
-        assert s.sure == pytest.approx((mask != 255).mean())
+        assert s.labelled == pytest.approx((mask != 255).mean())
         quarters = [mask[y : y + 32, x : x + 32] for y in (0, 32) for x in (0, 32)]
         for quarter, pure in zip(quarters, s.pure, strict=True):
             shares = [(quarter == v).mean() for v in range(3)]
@@ -87,7 +87,7 @@ def test_every_class_is_drawn_in_equal_numbers(stores):
 def test_of_each_class_every_slide_is_drawn_alike_and_surer_patches_more_often(stores):
     left = [s for s in find_samples([stores["left"]], "truth", 2) if s.values == (1,)][:1]
     right = [s for s in find_samples([stores["right"]], "truth", 2) if s.values == (1,)]
-    right = [replace(right[0], sure=0.9), *(replace(s, sure=0.1 / 9) for s in (right * 9)[:9])]
+    right = [replace(right[0], labelled=0.9), *(replace(s, labelled=0.1 / 9) for s in (right * 9)[:9])]
     batches = Batches([*left, *right], "truth", 4, 0, PLAIN)
     g = torch.Generator().manual_seed(0)
     drawn = [batches._drawn(k, g) for k in range(2000)]
@@ -114,7 +114,7 @@ def test_windows_lie_between_patches_and_what_is_not_held_is_ignored(stores, mon
         x, y = s.window.x_px + dx, s.window.y_px + dy
         between += (dx, dy) != (0, 0)
         inside = held[100 + y : 164 + y, 100 + x : 164 + x]
-        np.testing.assert_array_equal(batch.held[k].numpy(), inside)
+        np.testing.assert_array_equal(batch.valid[k].numpy(), inside)
         assert (batch.mask[k].numpy()[~inside] == 255).all()
         rgb = (batch.rgb[k] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(batch.mask[k].numpy()[inside], colour_mask(rgb)[inside])
@@ -129,7 +129,7 @@ def test_a_mosaic_is_of_pure_quarters_of_every_value_alike(stores, monkeypatch):
     found = np.zeros(3)
     for step in range(12):
         batch = batches(step)
-        assert not batch.held.any(), "no teacher speaks of what was put together"
+        assert not batch.valid.any(), "no teacher speaks of what was put together"
         rgb = (batch.rgb * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         for mask, image in zip(batch.mask.numpy(), rgb, strict=True):
             np.testing.assert_array_equal(mask, colour_mask(image))
@@ -150,7 +150,7 @@ def test_zoom_keeps_image_and_mask_together(stores, monkeypatch, zoom: float):
     assert batch.rgb.shape == (8, 3, 64, 64)
     rgb = (batch.rgb * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     drawn = np.stack([colour_mask(image) for image in rgb])
-    agree = (drawn == batch.mask.numpy())[batch.held.numpy()]
+    agree = (drawn == batch.mask.numpy())[batch.valid.numpy()]
     assert agree.mean() > (0.97 if zoom > 1 else 0.9999), "only borders, which are interpolated, may differ"
 
 
@@ -208,8 +208,8 @@ def test_a_batch_depends_on_nothing_but_its_step(stores):
 def test_shapes_types_and_range(stores):
     batch = Batches(find_samples([stores["left"]], "truth", 2), "truth", 3, seed=0)(0)
     x, y = batch.rgb, batch.mask
-    assert (batch.held.shape, batch.held.dtype) == ((3, 64, 64), torch.bool)
-    assert batch.named.tolist() == [[True, True, True]] * 3
+    assert (batch.valid.shape, batch.valid.dtype) == ((3, 64, 64), torch.bool)
+    assert batch.allowed.tolist() == [[True, True, True]] * 3
     assert (x.shape, x.dtype) == ((3, 3, 64, 64), torch.float32)
     assert (y.shape, y.dtype) == ((3, 64, 64), torch.int64)
     assert x.min() >= 0

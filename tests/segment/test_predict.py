@@ -253,7 +253,7 @@ def test_the_budget_of_memory_does_not_change_a_byte(stores, run, checkpoint_of,
     monkeypatch.setattr(predict, "SHARD_PX", 256)
     predict_stores([store], checkpoint_of(net), SMALL, RunContext(run))
     narrow = dataclasses.replace(SMALL, memory_mb=memory_mb)
-    chosen = stitch.fitting(stitching(narrow, predict.load_model(None)[0]), 2, 64, 256)
+    chosen = stitch.fit_to_budget(stitching(narrow, predict.load_model(None)[0]), 2, 64, 256)
     assert chosen != (64, 512)
     predict_stores([store], checkpoint_of(net), narrow, RunContext(run), "small")
     small = {k.replace("/small/", "/unet/"): v for k, v in bytes_of(store, "small").items() if "/c/" in k}

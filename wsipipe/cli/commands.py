@@ -34,7 +34,7 @@ def tile(slide: tuple[str, ...], **call: Any) -> None:
     with working(settings, call) as context, Prober().start() as prober:  # it starts while the rest is imported
         from wsipipe.tiling import stage
 
-        report, stores = stage.run(slides_of(slide, settings.tile), settings.tile, context, prober)
+        report, stores = stage.run(slides_of(slide, settings.tile), settings.tile, context, prober=prober)
     if not call["quiet"]:
         show(report.table(("patches", "copied", "corrupt", "seconds")), err=True)
     finish(report, stores)
@@ -258,20 +258,12 @@ def import_(
 
     Without STORE, all stores are used.
     """
-    from wsipipe.import_masks import import_masks
+    from wsipipe import import_masks
 
     settings = settings_of(call)
     with working(settings, call) as context:
-        report, stores = import_masks(
-            _stores(store, settings),
-            annotations,
-            value_map,
-            classes,
-            name,
-            run=context.run,
-            overwrite=context.overwrite,
-            progress=context.progress,
-        )
+        options = import_masks.ImportOptions(annotations, classes, name, value_map)
+        report, stores = import_masks.run(_stores(store, settings), options, context)
     finish(report, stores)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from wsipipe.config.options import EvaluateConfig
 from wsipipe.errors import ConfigError, check
 from wsipipe.evaluate import stage
-from wsipipe.evaluate.cohort import EvaluateInputs
+from wsipipe.evaluate.cohort import EvaluateInputs, select
 from wsipipe.evaluate.metrics import count_pairs, dice_of
 from wsipipe.evaluate.result import Evaluation
 from wsipipe.evaluate.tables import shown
@@ -68,7 +68,7 @@ def run(inputs: EvaluateInputs, options: CompareOptions, context: RunContext) ->
     StoreError for a store that lacks one.
     """
     config = options.evaluate
-    stores = stores_in_split(inputs, config.split)
+    stores, _ = select([SlideStore(p) for p in inputs.stores], inputs.labels, config.split)
     paths = tuple(s.path for s in stores)
     common = common_names(stores)
     names = tuple(dict.fromkeys(options.masks)) or common
@@ -89,15 +89,6 @@ def run(inputs: EvaluateInputs, options: CompareOptions, context: RunContext) ->
         evaluations = {n: stage.run(chosen, replace(config, masks=n), context) for n in names}
     counts, pairs = _counts(stores, names, len(agreed), context.progress)
     return Comparison(paths, names, agreed, evaluations, counts, {p: dice_of(m) for p, m in pairs.items()})
-
-
-def stores_in_split(inputs: EvaluateInputs, split: str) -> list[SlideStore]:
-    """The stores whose slides are in a split (all if it is ""); ConfigError if there is none."""
-    stores = [SlideStore(p) for p in inputs.stores]
-    cohort = inputs.cohort(split)
-    chosen = [s for s in stores if cohort.is_in(s.slide_id, split)]
-    check(bool(chosen), f"none of the {len(stores)} stores is in split {split!r}; its names come from the labels file")
-    return chosen
 
 
 def common_names(stores: Sequence[SlideStore]) -> tuple[str, ...]:

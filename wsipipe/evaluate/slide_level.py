@@ -24,17 +24,3 @@ def slide_scores(pixels: NDArray[np.int64], top: float) -> Floats:
     values = np.arange(LEVELS) / (LEVELS - 1)
     with np.errstate(invalid="ignore"):
         return np.asarray((taken @ values) / np.where(total[:, 0] > 0, taken.sum(-1), np.nan))
-
-
-def auc(scores: Floats, truth: NDArray[np.bool_], weights: Floats | None = None) -> Floats:
-    """Share of (positive, negative) pairs that the scores put in order, ties count half: [slides] -> [..].
-
-    `weights` float64 [.., slides] says how often each slide counts. nan where one of the two kinds is missing.
-    """
-    weights = np.ones(len(scores)) if weights is None else weights
-    high, low = scores[truth], scores[~truth]
-    ordered = (high[:, None] > low) + 0.5 * (high[:, None] == low)
-    pos, neg = weights[..., truth], weights[..., ~truth]
-    pairs = pos.sum(-1) * neg.sum(-1)
-    hits = ((pos @ ordered) * neg).sum(-1)
-    return np.asarray(np.divide(hits, pairs, out=np.full(np.shape(pairs), np.nan), where=pairs > 0))

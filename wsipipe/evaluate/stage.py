@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from wsipipe.annotations.mask_image import ValueMap, find_masks
 from wsipipe.annotations.open import SUFFIXES, open_truth
 from wsipipe.config.options import EvaluateConfig
-from wsipipe.errors import ConfigError, StoreError, check
+from wsipipe.errors import StoreError, check
 from wsipipe.evaluate.bootstrap import (
     LEAST_GROUPS,
     froc_interval,
@@ -23,15 +23,15 @@ from wsipipe.evaluate.bootstrap import (
     resample,
 )
 from wsipipe.evaluate.calibration import pixel_reliability
-from wsipipe.evaluate.cohort import Cohort, EvaluateInputs
+from wsipipe.evaluate.cohort import Cohort, EvaluateInputs, select
 from wsipipe.evaluate.coverage import Scored
 from wsipipe.evaluate.detections import Found, read_detections
 from wsipipe.evaluate.froc import Detections, Froc, Hits, froc
 from wsipipe.evaluate.metrics import Confusion, Floats
 from wsipipe.evaluate.result import EMPTY, Evaluation, SlideLevel, Spread, trivial_answers
 from wsipipe.evaluate.slide_counts import Names, Tally, tally
-from wsipipe.evaluate.slide_level import auc
 from wsipipe.geometry import Window
+from wsipipe.ranking import auc
 from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.ledger import Report
 from wsipipe.runtime.progress import Progress
@@ -48,10 +48,11 @@ def run(inputs: EvaluateInputs, config: EvaluateConfig, context: RunContext) -> 
     a meaning; StoreError if every store failed.
     """
     check(config.truth != "", "evaluate.truth: no truth given; name a folder of masks with --truth")
-    cohort, report = inputs.cohort(config.split), context.report()
-    opened, apart = _open(inputs.stores, config, cohort, report)
-    truths = find_masks(config.truth, [s.slide_id for s in opened], SUFFIXES) if opened else {}
-    chosen = [s for s in opened if s.slide_id in truths or cohort.is_negative(s.slide_id)]
+    report = context.report()
+    opened = _open(inputs.stores, report)
+    stores, cohort = select(opened, inputs.labels, config.split) if opened or not report.rows else ([], Cohort())
+    truths = find_masks(config.truth, [s.slide_id for s in stores], SUFFIXES) if stores else {}
+    chosen = [s for s in stores if s.slide_id in truths or cohort.is_negative(s.slide_id)]
     tallies = _tallies(chosen, truths, config, report, context.progress)
     if not tallies:
         report.write(context.runs / config.masks / "evaluate.csv")
@@ -60,8 +61,8 @@ def run(inputs: EvaluateInputs, config: EvaluateConfig, context: RunContext) -> 
     counts = {
         "slides without scores, left out of slide AUC and calibration": bare if bare < len(tallies) else 0,
         "slides without a truth file, taken for empty as their label is": len(set(tallies) - set(truths)),
-        "stores without truth, left out": len(opened) - len(chosen),
-        f"stores outside split {config.split}, left out": apart,
+        "stores without truth, left out": len(stores) - len(chosen),
+        f"stores outside split {config.split}, left out": len(opened) - len(stores),
         "stores that failed": len(report.of("failed")),
     }
     result = _evaluation(tallies, cohort, config, context.run.seed, counts, report)
@@ -70,22 +71,13 @@ def run(inputs: EvaluateInputs, config: EvaluateConfig, context: RunContext) -> 
     return result
 
 
-def _open(
-    stores: Sequence[Path], config: EvaluateConfig, cohort: Cohort, report: Report
-) -> tuple[list[SlideStore], int]:
-    """The stores of the asked split, and how many are not in it; those that cannot be opened are reported."""
-    opened, apart = [], 0
+def _open(stores: Sequence[Path], report: Report) -> list[SlideStore]:
+    """The stores that can be opened; the others are recorded as failed."""
+    opened = []
     for path in stores:
         with report.guard(path.stem):
-            store = SlideStore(path)
-            if not cohort.is_in(store.slide_id, config.split):
-                apart += 1
-            else:
-                opened.append(store)
-    if not opened and not report.rows:
-        where = f" in split {config.split!r}; its names come from the labels file" if config.split else ""
-        raise ConfigError(f"none of the {len(stores)} stores is to be judged{where}")
-    return opened, apart
+            opened.append(SlideStore(path))
+    return opened
 
 
 def _tallies(
