@@ -134,10 +134,10 @@ def test_rows_are_given_out_as_soon_as_no_window_can_reach_them_and_in_whole_cel
 
 def test_a_window_out_of_turn_is_refused():
     sums, p = WindowAccumulator(Window(0, 0, 40, 100), 1, blend_weight(16)), np.ones((1, 16, 16), np.float32)
-    with pytest.raises(ValueError, match="is out of turn"):
+    with pytest.raises(ValueError, match="is out of order"):
         sums.add(Window(0, 8, 16, 16), p)
     list(sums.take(8))
-    with pytest.raises(ValueError, match="is out of turn"):
+    with pytest.raises(ValueError, match="is out of order"):
         sums.add(Window(0, 0, 16, 16), p)
     with pytest.raises(ValueError, match="does not touch"):
         sums.add(Window(40, 8, 16, 16), p)

@@ -108,7 +108,7 @@ def test_windows_lie_between_patches_and_what_is_not_held_is_ignored(stores, mon
     batches = Batches(find_samples([store], "truth", 2), "truth", 8, 0)
     g, between = data.generator(0, 4, 0), 0
     drawn = [batches._drawn(b, g) for b in range(8)]
-    moved = [batches._moved(g) for _ in drawn]
+    moved = [batches._shift(g) for _ in drawn]
     batch = batches(0)
     for k, (s, (dx, dy)) in enumerate(zip(drawn, moved, strict=True)):
         x, y = s.window.x_px + dx, s.window.y_px + dy
@@ -241,7 +241,7 @@ def test_a_pixel_is_near_a_border_where_a_square_around_it_holds_two_values(mask
         assert found[y, x] == (len(set(around[around != 255].tolist())) > 1)
 
 
-def test_masks_are_not_believed_near_borders_even_those_outside_of_the_window(stores):
+def test_masks_are_ignored_near_borders_even_those_outside_of_the_window(stores):
     paint(
         stores["left"], 1 + (np.mgrid[:331, :437][1] // 64 % 2).astype(np.uint8), "columns"
     )  # borders between patches
@@ -254,8 +254,8 @@ def test_masks_are_not_believed_near_borders_even_those_outside_of_the_window(st
         w = sample.window
         inside = np.s_[w.y_px : w.y_px + w.height_px, w.x_px : w.x_px + w.width_px]
         expected = np.where(near[inside], 255, whole[inside])
-        np.testing.assert_array_equal(careful._believed(sample.store, w), expected)
-        np.testing.assert_array_equal(plain._believed(sample.store, w), whole[inside])
+        np.testing.assert_array_equal(careful._mask(sample.store, w), expected)
+        np.testing.assert_array_equal(plain._mask(sample.store, w), whole[inside])
         outside += int((near[inside] & ~near_borders(np.ascontiguousarray(whole[inside]), far)).sum())
     assert outside > 0
     one, other = plain(0), careful(0)

@@ -165,7 +165,7 @@ def test_the_budget_decides_on_batch_and_width_and_is_kept():
 
 def test_a_budget_that_is_too_small_says_what_would_do():
     with pytest.raises(
-        ConfigError, match=r"stitch_memory_mb: 10 MB are too few for windows of 512 px and 3 classes: (\d+) MB"
+        ConfigError, match=r"stitch.memory_mb: 10 MB are too few for windows of 512 px and 3 classes: (\d+) MB"
     ) as e:
         fit_to_budget(Stitching(512, 256, memory_mb=10), 4, 4)
     least = int(str(e.value).split(" MB are needed")[0].split()[-1])
