@@ -138,14 +138,15 @@ def evaluate(store: tuple[Path, ...], **call: Any) -> None:
     from wsipipe.evaluate import stage
     from wsipipe.evaluate.cohort import EvaluateInputs
     from wsipipe.evaluate.figure import write_figure
-    from wsipipe.evaluate.tables import text_table, write_tables
+    from wsipipe.evaluate.files import write_files
+    from wsipipe.evaluate.text import text_table
 
     settings = settings_of(call)
     config = settings.evaluate
     with working(settings, call) as context:
         folder = context.runs / config.masks
         result = stage.run(EvaluateInputs(_stores(store, settings), _labels(settings)), config, context)
-        write_tables(result, folder)
+        write_files(result, folder)
         write_figure(result, folder / "evaluation.png")
     show(text_table(result, columns()))
     sys.exit(result.report.exit_code)
