@@ -238,10 +238,10 @@ def test_what_glass_is_taken_for(make_store: Maker, make_truth: Maker, run: RunC
     assert given.coverage.glass_share == pytest.approx(4 / 10)
     assert given.coverage.note == (
         "scored: 10 px of 1 slides, where the truth is not ignore; "
-        "glass (tissue mask), class 0 in truth and answer: 40.0 % of the scored px; "
+        "glass (tissue mask), background in truth and answer: 40.0 % of the scored px; "
         "classes drawn on glass, not scored: 2 px (33.3 % of those drawn); "
         "classes predicted on glass, not scored: 2 px; "
-        "not predicted (255), scored as class 0: 20.0 % of the scored px"
+        "not predicted (255), scored as background: 20.0 % of the scored px"
     )
     assert "glass (tissue mask), scored like tissue: 40.0 % of the scored px; not predicted" in scored.coverage.note
     assert "; glass (tissue mask), not scored: 4 px; classes drawn on glass, not scored: 2 px" in ignored.coverage.note

@@ -22,7 +22,7 @@ def test_metrics_and_coverage_without_scores() -> None:
         "metric                                           value",
         "-----------------------------------------------  -----",
         "mean IoU                                         0.476",
-        "mean IoU without class 0                         0.364",
+        "mean IoU without background                      0.364",
         "frequency-weighted IoU                           0.492",
         "IoU weighted by 1 / log frequency (HistoSegNet)  0.472",
         "pixel accuracy                                   0.667",
@@ -30,9 +30,9 @@ def test_metrics_and_coverage_without_scores() -> None:
         "no scores of this name in the stores: no slide AUC, no calibration, no FROC",
         "",
         "scored: 105 px of 2 slides, where the truth is not ignore",
-        "glass (tissue mask), class 0 in truth and answer: 19.0 % of the scored px",
+        "glass (tissue mask), background in truth and answer: 19.0 % of the scored px",
         "classes drawn on glass, not scored: 5 px (10.0 % of those drawn)",
-        "not predicted (255), scored as class 0: 4.8 % of the scored px",
+        "not predicted (255), scored as background: 4.8 % of the scored px",
         "-: undefined",
     ]
 
@@ -64,9 +64,9 @@ def test_intervals_and_scores() -> None:
         "lesions: a 18 (9 more below 275 um), b 0 (0 more below 275 um)",
         "",
         "scored: 105 px of 2 slides, where the truth is not ignore",
-        "glass (tissue mask), class 0 in truth and answer: 19.0 % of the scored px",
+        "glass (tissue mask), background in truth and answer: 19.0 % of the scored px",
         "classes drawn on glass, not scored: 5 px (10.0 % of those drawn)",
-        "not predicted (255), scored as class 0: 4.8 % of the scored px",
+        "not predicted (255), scored as background: 4.8 % of the scored px",
         "-: undefined",
     ]
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from support.examples import examples
 from support.masked import NAMES, Mask, mask_store, pieces_of, pixels_of, write_mask
 
-from wsipipe.annotations.geojson import read_regions
+from wsipipe.annotations.geojson import read_geojson
 from wsipipe.annotations.mask_image import ValueMap
 from wsipipe.annotations.open import open_truth
 from wsipipe.errors import ConfigError, StoreError
@@ -89,7 +89,7 @@ def test_what_qupath_reads(store: SlideStore, tmp_path: Path) -> None:
             [[5, 4], [5, 10], [13, 10], [13, 4], [5, 4]],
         ],
     }
-    assert [r.name for r in read_regions(path)] == ["stroma", "tumour", "fat"]
+    assert [r.name for r in read_geojson(path)] == ["stroma", "tumour", "fat"]
 
 
 def test_orientation_is_that_of_rfc_7946(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_orientation_is_that_of_rfc_7946(tmp_path: Path) -> None:
         assert signs == [1, *[-1] * (len(rings) - 1)]
 
 
-@examples(25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(25)
 @given(
     arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from(list(NAMES))),
     st.sampled_from([(1.0, 1.0), (2.0, 2.0), (1.979, 2.013), (3.0, 1.5)]),
@@ -134,7 +134,7 @@ def test_qupath_counts_from_the_bounds_of_the_slide(tmp_path: Path) -> None:
     )
     assert coordinates[0][0] == [3 * 2 + 1024 - 1030, 2 * 2 + 512 - 513]
     verify_geojson(path, store, "net")
-    regions = read_regions(path, (1030, 513))
+    regions = read_geojson(path, (1030, 513))
     assert regions[0].rings[0][0].tolist() == list(store.grid.to_px0((3, 2)))
     del store.meta["slide"]
     assert store.shown_from_px0 == (1024, 512), "without bounds the frame is all that is known"

@@ -14,8 +14,10 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from support.two_colours import colour_mask, frame, paint
 
 from wsipipe.errors import ConfigError
+from wsipipe.nn import augment
+from wsipipe.nn.augment import random_zoom
 from wsipipe.segment import data
-from wsipipe.segment.data import Batches, Variation, find_samples, near_borders, zoomed
+from wsipipe.segment.data import Batches, Variation, find_samples, near_borders
 
 
 @pytest.fixture
@@ -95,9 +97,9 @@ def test_of_each_class_every_slide_is_drawn_alike_and_surer_patches_more_often(s
 
 
 def test_windows_lie_between_patches_and_what_is_not_held_is_ignored(stores, monkeypatch):
-    monkeypatch.setattr(data, "stain_jitter", lambda x, strength, g: x)
-    monkeypatch.setattr(data, "blur", lambda x, chance, g: x)
-    monkeypatch.setattr(data, "random_dihedral", lambda g, n: torch.zeros(n, dtype=torch.long))
+    monkeypatch.setattr(augment, "stain_jitter", lambda x, strength, g: x)
+    monkeypatch.setattr(augment, "blur", lambda x, chance, g: x)
+    monkeypatch.setattr(augment, "random_dihedral", lambda g, n: torch.zeros(n, dtype=torch.long))
     store = stores["left"]
     held = np.zeros((331 + 200, 437 + 200), bool)
     for w in store.patches().windows:
@@ -120,8 +122,8 @@ def test_windows_lie_between_patches_and_what_is_not_held_is_ignored(stores, mon
 
 
 def test_a_mosaic_is_of_pure_quarters_of_every_value_alike(stores, monkeypatch):
-    monkeypatch.setattr(data, "stain_jitter", lambda x, strength, g: x)
-    monkeypatch.setattr(data, "blur", lambda x, chance, g: x)
+    monkeypatch.setattr(augment, "stain_jitter", lambda x, strength, g: x)
+    monkeypatch.setattr(augment, "blur", lambda x, chance, g: x)
     samples = find_samples(list(stores.values())[1:], "truth", 2)
     batches = Batches(samples, "truth", 8, 0, Variation(mosaic_prob=1.0))
     found = np.zeros(3)
@@ -141,8 +143,8 @@ def test_a_mosaic_is_of_pure_quarters_of_every_value_alike(stores, monkeypatch):
 
 @pytest.mark.parametrize("zoom", [1.0, 1.25, 2.0])
 def test_zoom_keeps_image_and_mask_together(stores, monkeypatch, zoom: float):
-    monkeypatch.setattr(data, "stain_jitter", lambda x, strength, g: x)
-    monkeypatch.setattr(data, "blur", lambda x, chance, g: x)
+    monkeypatch.setattr(augment, "stain_jitter", lambda x, strength, g: x)
+    monkeypatch.setattr(augment, "blur", lambda x, chance, g: x)
     batches = Batches(find_samples([stores["left"]], "truth", 2), "truth", 8, 0, Variation(max_zoom=zoom, shift=False))
     batch = batches(0)
     assert batch.rgb.shape == (8, 3, 64, 64)
@@ -157,7 +159,7 @@ def test_a_zoomed_image_is_the_middle_of_the_larger_one():
     both = x[:, :2].clone()
     for zoom in (1.0001, 1.5):
         g = torch.Generator().manual_seed(1)
-        image, masks = zoomed(x, both, 64, zoom, g)
+        image, masks = random_zoom(x, both, 64, zoom, g)
         assert image.shape == (2, 3, 64, 64)
         slope = (image[:, 0, 0, 40] - image[:, 0, 0, 20]) / 20 * 95
         assert (slope >= 1 / zoom - 1e-3).all()
@@ -216,8 +218,8 @@ def test_shapes_types_and_range(stores):
 
 def test_image_and_mask_are_turned_alike(stores, monkeypatch):
     """With colour and blur left out, the mask of each view is what its own pixels say."""
-    monkeypatch.setattr(data, "stain_jitter", lambda x, strength, g: x)
-    monkeypatch.setattr(data, "blur", lambda x, chance, g: x)
+    monkeypatch.setattr(augment, "stain_jitter", lambda x, strength, g: x)
+    monkeypatch.setattr(augment, "blur", lambda x, chance, g: x)
     batches = Batches(find_samples([stores["left"]], "truth", 2), "truth", 8, 0, PLAIN)
     mixed = 0
     for step in range(4):

@@ -51,11 +51,12 @@ class Coverage:
     @property
     def lines(self) -> list[str]:
         """All of it in words, a statement per line."""
+        missing = _percent(self.not_predicted_px, self.pixels)
         return [
             f"scored: {self.pixels:,} px of {self.slides} slides, where the truth is not ignore",
             self._glass_line(),
             *self._dropped_lines(),
-            f"not predicted (255), scored as class 0: {_percent(self.not_predicted_px, self.pixels)} of the scored px",
+            f"not predicted (255), scored as background: {missing} of the scored px",
             *(f"{what}: {n}" for what, n in self.left_out.items()),
         ]
 
@@ -67,7 +68,7 @@ class Coverage:
     def _glass_line(self) -> str:
         if self.glass == "ignored":
             return f"glass (tissue mask), not scored: {self.glass_px:,} px"
-        how = "scored like tissue" if self.glass == "scored" else "class 0 in truth and answer"
+        how = "scored like tissue" if self.glass == "scored" else "background in truth and answer"
         return f"glass (tissue mask), {how}: {100 * self.glass_share:.1f} % of the scored px"
 
     def _dropped_lines(self) -> list[str]:

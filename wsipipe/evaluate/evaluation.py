@@ -13,6 +13,7 @@ from wsipipe.evaluate.confusion import Confusion, Floats
 from wsipipe.evaluate.coverage import Coverage
 from wsipipe.evaluate.detections import SlideDetections
 from wsipipe.evaluate.froc import Froc
+from wsipipe.evaluate.metrics import scores_of
 from wsipipe.runtime.ledger import Report
 
 Names = tuple[str, ...]
@@ -90,6 +91,10 @@ class Evaluation:
     def intervals(self, answer: str) -> Mapping[str, Interval]:
         """The 95 % intervals of an answer by metric; empty below LEAST_GROUPS groups."""
         return self.spread.get(answer, Spread()).intervals
+
+    def metrics(self, answer: str = "") -> dict[str, Floats]:
+        """Every pixel metric of an answer (default: the evaluated masks) by name: [C] per class, [] pooled."""
+        return scores_of(self.answers[answer or self.name].matrix)
 
     def of_interest(self, answer: str) -> list[tuple[int, str]]:
         """(mask value, name) of the classes that an answer is about; of a trivial one, the class that it predicts."""

@@ -43,7 +43,7 @@ def write_figure(evaluation: Evaluation, path: Path) -> None:
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
     covered = evaluation.coverage
-    glass = {"given": "glass set to class 0", "scored": "glass scored", "ignored": "glass not scored"}[covered.glass]
+    glass = {"given": "glass set to background", "scored": "glass scored", "ignored": "glass not scored"}[covered.glass]
     figure.suptitle(f"{covered.slides} slides, {covered.pixels:,} px scored, {glass}", fontsize=10)
     data = io.BytesIO()
     figure.savefig(data, format="png")

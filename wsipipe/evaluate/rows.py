@@ -18,10 +18,10 @@ def columns() -> tuple[str, ...]:
 
 def metric_row(evaluation: Evaluation, answer: str, k: int) -> dict[str, float]:
     """The values of `columns` of an answer for mask value `k`; nan where undefined."""
-    matrix, intervals = evaluation.answers[answer].matrix, evaluation.intervals(answer)
+    scores, intervals = evaluation.metrics(answer), evaluation.intervals(answer)
     row = dict.fromkeys(columns(), math.nan)
     for metric in per_class():
-        row[metric.name] = float(metric.of(matrix)[k])
+        row[metric.name] = float(scores[metric.name][k])
         if metric.name in intervals:
             low, high = intervals[metric.name]
             row |= {f"{metric.name}_low": float(low[k]), f"{metric.name}_high": float(high[k])}

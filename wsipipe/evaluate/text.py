@@ -58,8 +58,8 @@ def _short(answer: str, name: str) -> str:
 
 def _pooled_block(evaluation: Evaluation, width: int) -> list[str]:
     """A row per metric over all classes."""
-    matrix, intervals = evaluation.answers[evaluation.name].matrix, evaluation.intervals(evaluation.name)
-    rows = [["metric", "value"], *([m.title, shown(float(m.of(matrix)))] for m in pooled())]
+    scores, intervals = evaluation.metrics(), evaluation.intervals(evaluation.name)
+    rows = [["metric", "value"], *([m.title, shown(float(scores[m.name]))] for m in pooled())]
     if intervals:
         ends = [shown_interval(*(float(v) for v in intervals[m.name])) for m in pooled()]
         rows = [[*row, end] for row, end in zip(rows, ["95 % interval", *ends], strict=True)]

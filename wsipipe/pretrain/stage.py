@@ -17,7 +17,7 @@ from wsipipe.nn.checkpoint import Checkpoint, maker_of
 from wsipipe.nn.encoders import create_encoder, normalise, statistics_of, width_of
 from wsipipe.nn.train import Schedule, TrainHooks, fit, generator, seeded
 from wsipipe.nn.training_state import KEEP_S, TrainingState
-from wsipipe.pretrain.monitor import Watch
+from wsipipe.pretrain.monitor import EarlyStopping
 from wsipipe.pretrain.objectives import objective
 from wsipipe.pretrain.views import Pool, Views, patch_pool
 from wsipipe.runtime.atomic import write_csv
@@ -130,12 +130,12 @@ def train(
     config: PretrainConfig,
     compute: ComputeContext,
     keep: TrainingState | None,
-) -> tuple[Watch, list[float]]:
+) -> tuple[EarlyStopping, list[float]]:
     """Train `encoder` in place on two random views of each drawn patch; returns the checks and the losses."""
     learn, aside = pool.split(ASIDE, compute.seed)
     with seeded(torch.device("cpu"), compute.seed):
         model = objective(config.method, encoder, width_of(encoder, views.input_px), config.steps).to(compute.device)
-    watch = Watch(model, aside, views, compute, config.steps, config.patience)
+    watch = EarlyStopping(model, aside, views, compute, config.steps, config.patience)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         g = generator(compute.seed, 1, step)

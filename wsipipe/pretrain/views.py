@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsipipe.geometry import Window
-from wsipipe.nn.augment import STAIN_STRENGTH, blur, dihedral, random_crop, random_dihedral, stain_jitter
+from wsipipe.nn.augment import STAIN_STRENGTH, Crop, TissueAugment
 from wsipipe.store import SlideStore
 
 POOL_BYTES = 1 << 30
@@ -92,10 +92,10 @@ def _windows_of(store: SlideStore, side: int, shrink: int, most: int, rng: np.ra
 
 @dataclass(frozen=True)
 class Views:
-    """How random views of patches are made: `input_px` is their side, `stain` the strength of the stain jitter."""
+    """Random views of patches: `input_px` is their side, `stain_jitter` the strength of the stain jitter."""
 
     input_px: int
-    stain: float = STAIN_STRENGTH
+    stain_jitter: float = STAIN_STRENGTH
 
     def draw(self, x: Tensor, g: torch.Generator) -> Tensor:
         """One view of each patch: float 0..1 [B, 3, S, S] -> [B, 3, input_px, input_px].
@@ -103,6 +103,4 @@ class Views:
         A crop of 40 to 100 % of the input's area, one of the 8 symmetries of the square, stain jitter in optical
         density, a slight blur.
         """
-        x = random_crop(x, self.input_px, (0.4, 1.0), g)
-        x = dihedral(x, random_dihedral(g, len(x)))
-        return blur(stain_jitter(x, self.stain, g), 0.3, g)
+        return TissueAugment(self.stain_jitter, (Crop((0.4, 1.0), self.input_px),), blur_prob=0.3)(x, g)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter, minimum_filter
 from torch import Generator, Tensor
@@ -17,7 +16,7 @@ from torch import Generator, Tensor
 from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
-from wsipipe.nn.augment import STAIN_STRENGTH, blur, dihedral, random_dihedral, stain_jitter, uniform
+from wsipipe.nn.augment import STAIN_STRENGTH, TissueAugment, Zoom
 from wsipipe.nn.train import generator
 from wsipipe.store import SlideStore
 
@@ -119,6 +118,8 @@ class Batches:
     ) -> None:
         self.samples, self.labels, self.size, self.seed, self.how = samples, labels, size, seed, how
         self.side_px = samples[0].window.width_px
+        zoom = (Zoom(how.max_zoom, self.side_px),) if how.max_zoom > 1 else ()
+        self._augment = TissueAugment(how.stain_jitter, zoom)
         self.pools = _pools(samples)
         self._pure = _pure_pools(samples)
         stores = {s.store.path: s.store for s in samples}
@@ -205,13 +206,8 @@ class Batches:
 
     def _varied(self, rgb: Tensor, mask: Tensor, held: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Zoomed, turned, stained and blurred on the device of `rgb`, uint8 [B, 3, R, R] -> S x S."""
-        x = rgb.float() / 255
         both = torch.stack([mask.float(), held.float()], 1)
-        if self.how.max_zoom > 1:
-            x, both = zoomed(x, both, self.side_px, self.how.max_zoom, g)
-        element = random_dihedral(g, len(x))
-        x, both = dihedral(x, element), dihedral(both, element)
-        x = blur(stain_jitter(x, self.how.stain_jitter, g), 0.2, g)
+        x, both = self._augment.with_maps(rgb.float() / 255, both, g)
         return x, both[:, 0].round().long(), both[:, 1] > 0.5
 
 
@@ -222,21 +218,6 @@ def near_borders(mask: NDArray[np.uint8], far_px: int) -> NDArray[np.bool_]:
     low = minimum_filter(mask, side, mode="nearest")  # 255 is above all values
     high = maximum_filter(np.where(known, mask + 1, 0).astype(np.uint8), side, mode="nearest")  # 0 is below them
     return np.asarray((high > 0) & (high.astype(np.int16) - 1 > low))
-
-
-def zoomed(x: Tensor, both: Tensor, side_px: int, zoom: float, g: Generator) -> tuple[Tensor, Tensor]:
-    """The middle of each image resized to `side_px`: x bilinearly, `both` (masks) by the nearest pixel.
-
-    x: float [B, 3, R, R], both: float [B, M, R, R]. The middle is 1 / zoom to zoom times `side_px` wide, on a
-    logarithmic scale, and at most R.
-    """
-    b, reach = len(x), x.shape[-1]
-    side = torch.exp(uniform((b,), -math.log(zoom), math.log(zoom), g)) * side_px / reach
-    theta = torch.zeros(b, 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = side.clamp(max=1)
-    grid = F.affine_grid(theta, [b, 1, side_px, side_px], align_corners=False).to(x.device)
-    sharp = F.grid_sample(both, grid, mode="nearest", padding_mode="border", align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False), sharp
 
 
 class Pool:

@@ -18,7 +18,8 @@ from wsipipe.tiling.job import Plan, Recipe, TileJob, discard, record_file, slid
 from wsipipe.tiling.levels import bad_windows, check_share, chunk_px, copies, is_derived
 from wsipipe.tiling.pixels import ShardTask
 from wsipipe.tiling.plan import plan_chunks, plan_patches, with_status
-from wsipipe.tissue.detect import TissueMask, TissueRules, find_tissue, tissue_from_mask
+from wsipipe.tissue.detect import TissueMask, TissueRules, find_tissue
+from wsipipe.tissue.user_masks import tissue_from_mask
 
 log = logging.getLogger(__name__)
 

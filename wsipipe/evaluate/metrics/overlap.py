@@ -36,12 +36,12 @@ def recall_of(matrix: Counts) -> Floats:
 
 
 def miou_of(matrix: Counts) -> Floats:
-    """Mean IoU over all classes that occur, class 0 included."""
+    """Mean IoU over all classes that occur, background included."""
     return _mean(iou_of(matrix))
 
 
 def named_miou_of(matrix: Counts) -> Floats:
-    """Mean IoU over the named classes that occur, without class 0."""
+    """Mean IoU over the named classes that occur, without background."""
     return _mean(iou_of(matrix)[..., 1:])
 
 
@@ -75,7 +75,7 @@ METRICS = (
     Metric("precision", "precision", precision_of),
     Metric("recall", "recall", recall_of),
     Metric("miou", "mean IoU", miou_of, pooled=True),
-    Metric("miou_named", "mean IoU without class 0", named_miou_of, pooled=True),
+    Metric("miou_named", "mean IoU without background", named_miou_of, pooled=True),
     Metric("frequency_weighted_iou", "frequency-weighted IoU", frequency_weighted_iou_of, pooled=True),
     Metric(
         "inverse_log_weighted_iou",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from report import Ratio
+from benchmarks.report import Ratio
 
 TIMED_SIZE = 40_000
 MPP = {"native": 0.25, "half": 0.5}

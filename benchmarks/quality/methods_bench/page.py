@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
 
-from methods_bench.dataset import DataSet
-from methods_bench.plan import Plan, run_name
-from methods_bench.score import Judged, mean_scores, pooled, read_judged, scores
-from methods_bench.steps import Records
+from benchmarks.quality.methods_bench.dataset import DataSet
+from benchmarks.quality.methods_bench.plan import Plan, run_name
+from benchmarks.quality.methods_bench.score import Judged, mean_scores, pooled, read_judged, scores
+from benchmarks.quality.methods_bench.steps import Records
 
 SCORES = ("dice", "iou", "precision", "recall", "miou", "accuracy")
 HEAD = (

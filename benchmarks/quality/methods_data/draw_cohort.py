@@ -1,6 +1,6 @@
 """Draw the procedural cohort: OUT/slides, OUT/labels.csv and OUT/truth.
 
-python benchmarks/methods_data/draw_cohort.py OUT --train 10 --test 4 --seed 0
+python benchmarks/quality/methods_data/draw_cohort.py OUT --train 10 --test 4 --seed 0
 """
 
 from __future__ import annotations

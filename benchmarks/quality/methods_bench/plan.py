@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from methods_bench.dataset import COLUMNS, Arm, DataSet, Fold
-from methods_bench.steps import WSIPIPE, Step
+from benchmarks.quality.methods_bench.dataset import COLUMNS, Arm, DataSet, Fold
+from benchmarks.quality.methods_bench.steps import WSIPIPE, Step
 
 RAW_MASKS = Path(__file__).with_name("raw_masks.py")
 SPLITS = ("train", "test")

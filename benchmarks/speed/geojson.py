@@ -1,6 +1,6 @@
 """Time and memory of exporting masks to GeoJSON, each in a process of its own.
 
-    python benchmarks/geojson.py --work /tmp/geojson
+    python -m benchmarks.speed.geojson --work /tmp/geojson
 
 Masks are made of one block of smoothed noise, repeated without seams: at its median half of the pixels belong to
 pieces that wind through the whole slide, with holes and islands, which is the hardest case for what has to be held. The
@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from processes import wait_for
 from scipy import ndimage
 
+from benchmarks.processes import wait_for
 from wsipipe.geometry import Grid
 from wsipipe.store import SlideStore
 from wsipipe.store.label_images import shard_windows
@@ -61,7 +61,10 @@ def main() -> None:
     print("| mask | what | pieces | vertices | MB | s | CPU s | MiB |", "| --- " * 8 + "|", sep="\n")
     for i in chosen:
         # by another process, as what this one holds counts for those that it measures
-        subprocess.run([sys.executable, __file__, "--work", str(args.work), "--make", "--case", str(i)], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.speed.geojson", "--work", str(args.work), "--make", "--case", str(i)],
+            check=True,
+        )
         for what, tolerance in (("write", 0.0), ("verify", 0.0), ("write", args.tolerance)):
             print(row(store_of(args.work, i), what, tolerance), flush=True)
 

@@ -1,9 +1,10 @@
 """What IRNet's walk adds to the class maps that it starts from, by region and by boundary.
 
-    python benchmarks/own_cam.py --weak METHODS-WORK/glas-quick/fold1/weak --arm irnet --truth 'MASKS/{slide_id}.png'
+    python -m benchmarks.quality.own_cam --weak METHODS-WORK/glas-quick/fold1/weak --arm irnet \
+        --truth 'MASKS/{slide_id}.png'
 
-Works on a fold of benchmarks/methods.py whose fit is there: paints the slides a second time by the same fit without
-the walk (`labels/irnet-s0-cam`; the same rules, its own scale of the maps), then judges both. Truth is an image of the
+Works on a fold of benchmarks/quality/methods.py whose fit exists: paints the slides again by the same fit, without the
+walk (`labels/irnet-s0-cam`; the same rules, its own scale of the maps), then judges both. Truth is an image of the
 size of the store's level 0, `--positive` its value of the class. A boundary pixel is found where the other mask has
 one within `--tolerance-px`; F is of all pixels of all slides of a split.
 """

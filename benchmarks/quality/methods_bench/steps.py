@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from processes import wait_for
+from benchmarks.processes import wait_for
 
 POLL_S = 0.1
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 WSIPIPE = (sys.executable, "-c", "from wsipipe.cli import main; main()")
 
 

@@ -1,6 +1,6 @@
 """Lay out EBHI-Seg as slides with one label each: OUT/slides (links), OUT/labels.csv and OUT/truth (class indices).
 
-    python benchmarks/methods_data/lay_out_ebhi.py EBHI OUT --test-share 0.33
+    python benchmarks/quality/methods_data/lay_out_ebhi.py EBHI OUT --test-share 0.33
 
 EBHI has a folder a class with image/ and label/ (grey, above 127 where the class's tissue is). A case, the first part
 of a file's name, is the patient; cases are divided so that each class has some on both sides.

@@ -1,6 +1,6 @@
 """How fast wsipipe trains and stitches against the bare network and its peers, and in how much memory.
 
-    python benchmarks/segment.py --out SEGMENT.md [--peers-python PEERS/bin/python]
+    python -m benchmarks.speed.segment --out SEGMENT.md [--peers-python PEERS/bin/python]
 
 Runs in the environment of wsipipe; every measurement is a process of its own, and ratios compare runs in turns. Peers
 (TIAToolbox, MONAI, LazySlide: peers/stitch-requirements.txt) live in an environment apart; one that does not run keeps
@@ -22,8 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from processes import wait_for
-from report import machine
+from benchmarks.processes import wait_for
+from benchmarks.report import machine
 
 HERE = Path(__file__).resolve().parent
 SIZES = (10_000, 40_000, 100_000)

@@ -1,6 +1,6 @@
 """Write the raw scores of a method as masks: the likeliest class where its score is 0.5 or more, 0 elsewhere.
 
-    python benchmarks/methods_bench/raw_masks.py STORES NAME OUT
+    python benchmarks/quality/methods_bench/raw_masks.py STORES NAME OUT
 
 One PNG a store, in the frame of its level 0, for `wsipipe masks import`. Glass is 0.
 """

@@ -1,7 +1,7 @@
 """How fast wsipipe tiles slides and reads patches, and in how much memory, against its peers and the limits.
 
-    python -m venv PEERS && PEERS/bin/pip install -r benchmarks/peers-requirements.txt
-    python benchmarks/tiling.py --peers-python PEERS/bin/python --slides SLIDES --make-slides --out TILING.md
+    python -m venv PEERS && PEERS/bin/pip install -r benchmarks/speed/peers-requirements.txt
+    python -m benchmarks.speed.tiling --peers-python PEERS/bin/python --slides SLIDES --make-slides --out TILING.md
 
 Runs in the environment of wsipipe. Every measurement is a process of its own; contestants take turns, round by round,
 and a ratio compares runs of the same round. A peer that does not run keeps its rows, with the reason.
@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from contestants import GROUPS, MPP, TIMED_SIZE, Contestant, Group, Place
-from processes import wait_for
-from report import Outcome, Results, machine, markdown
+from benchmarks.processes import wait_for
+from benchmarks.report import Outcome, Results, machine, markdown
+from benchmarks.speed.contestants import GROUPS, MPP, TIMED_SIZE, Contestant, Group, Place
 
 HERE = Path(__file__).resolve().parent
 SIZES = (10_000, 40_000, 100_000)
@@ -31,7 +31,7 @@ MEMORY_ROUNDS = 3
 LONGEST_S = 3600
 OWN_PACKAGES = ("wsipipe", "numpy", "zarr", "imagecodecs", "pillow", "tifffile", "google-crc32c")
 COMMAND = (
-    "python benchmarks/tiling.py --peers-python PEERS/bin/python --slides SLIDES --make-slides --rounds {rounds} "
+    "python -m benchmarks.speed.tiling --peers-python PEERS/bin/python --slides SLIDES --make-slides --rounds {rounds} "
     "--out benchmarks/TILING.md"
 )
 NOTES = (
@@ -48,7 +48,7 @@ NOTES = (
     "with a second lossy JPEG generation or another rounding within 3 grey levels in the mean.",
     "Peak memory: the whole command in a fresh process, at native resolution and at half of it; the larger of the "
     "process's own high-water mark and the sum over its process tree, sampled every 20 ms.",
-    "The slides are synthetic (benchmarks/peers/make_slide.py): 256 px JPEG tiles, 4:2:0, 40 % tissue.",
+    "The slides are synthetic (benchmarks/speed/peers/make_slide.py): 256 px JPEG tiles, 4:2:0, 40 % tissue.",
 )
 
 

@@ -1,6 +1,6 @@
 """Time and peak memory of exporting and verifying the mask of a large slide, each in a process of its own.
 
-    python benchmarks/export.py FOLDER [--side 100000] [--formats ome_tiff,labelmap,binary]
+    python -m benchmarks.speed.export FOLDER [--side 100000] [--formats ome_tiff,labelmap,binary]
 
 The mask is discs of two classes on a background of 0, one a shard, in a border of 255 that the store leaves out.
 """
@@ -132,7 +132,7 @@ def main() -> None:
         make_source(asked.folder / "dicom", asked.side)
     for kind in asked.formats.split(","):
         for step in ("write", "verify"):
-            command = [sys.executable, __file__, str(asked.folder), "--job", kind, step]
+            command = [sys.executable, "-m", "benchmarks.speed.export", str(asked.folder), "--job", kind, step]
             print(
                 kind,
                 step,

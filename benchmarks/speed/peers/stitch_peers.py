@@ -1,6 +1,7 @@
 """Other tools from a slide file to its map of classes; runs in the peers' environment.
 
-    PEERS/bin/python benchmarks/peers/stitch_peers.py monai|tiatoolbox|lazyslide --slide SLIDE.svs --reference MAP.npy
+    PEERS/bin/python benchmarks/speed/peers/stitch_peers.py monai|tiatoolbox|lazyslide \
+        --slide SLIDE.svs --reference MAP.npy
 
 The network is one convolution, so that reading and merging are what is measured; windows are 256 px, 128 px apart, all
 over the slide. Importing is not timed. The answer is a line of JSON.

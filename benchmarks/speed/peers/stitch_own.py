@@ -1,9 +1,9 @@
-"""What benchmarks/segment.py runs of wsipipe itself, each in a process of its own.
+"""What benchmarks/speed/segment.py runs of wsipipe itself, each in a process of its own.
 
-    python benchmarks/peers/stitch_own.py store --out FOLDER --size PX [--full]
-    python benchmarks/peers/stitch_own.py pace|memory|naive --store STORE
-    python benchmarks/peers/stitch_own.py slide --out SLIDE.svs --reference MAP.npy --size PX
-    python benchmarks/peers/stitch_own.py map --slide SLIDE.svs --reference MAP.npy
+    python benchmarks/speed/peers/stitch_own.py store --out FOLDER --size PX [--full]
+    python benchmarks/speed/peers/stitch_own.py pace|memory|naive --store STORE
+    python benchmarks/speed/peers/stitch_own.py slide --out SLIDE.svs --reference MAP.npy --size PX
+    python benchmarks/speed/peers/stitch_own.py map --slide SLIDE.svs --reference MAP.npy
 
 The answer is a line of JSON.
 """

@@ -1,6 +1,6 @@
 """Write masks that call every pixel of images tissue: OUT/<name>.png.
 
-    python benchmarks/methods_data/all_tissue.py IMAGES OUT
+    python benchmarks/quality/methods_data/all_tissue.py IMAGES OUT
 
 For images cut from the inside of tissue, in which a tissue finder takes bright lumens for glass.
 """

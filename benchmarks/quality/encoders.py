@@ -1,6 +1,7 @@
 """What self-supervision gives: frozen encoders, pretrained and not, under the same head fitted on slide labels.
 
-    python benchmarks/encoders.py --stores MADE/stores --labels MADE/labels.csv --truth 'MADE/{slide_id}.truth.png'
+    python -m benchmarks.quality.encoders --stores MADE/stores --labels MADE/labels.csv \
+        --truth 'MADE/{slide_id}.truth.png'
 
 For each seed, `wsipipe pretrain` makes an encoder of the training slides, and the same network is taken as the seed
 makes it. Frozen, both give the features of the instances of every slide; a linear head is fitted by CAMEL2's prevalence

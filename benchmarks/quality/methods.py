@@ -1,6 +1,6 @@
 """How well masks learnt from weak labels do, against trivial answers and against training on the pixels themselves.
 
-    python benchmarks/methods.py --data DATA --sets glas --budget quick --out METHODS.md
+    python -m benchmarks.quality.methods --data DATA --sets glas --budget quick --out METHODS.md
 
 Every step is a command of wsipipe in a process of its own. The track is L0: no pixel label is used anywhere before the
 judgement, which is the last thing that is done; the weak methods run in a folder without truth, and a step whose
@@ -18,12 +18,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from methods_bench.dataset import DataSet, Wrong, read_dataset
-from methods_bench.guard import Guard, TruthSeen
-from methods_bench.page import section
-from methods_bench.plan import Place, Plan
-from methods_bench.steps import Records, Step, run_all
-from report import machine
+from benchmarks.quality.methods_bench.dataset import DataSet, Wrong, read_dataset
+from benchmarks.quality.methods_bench.guard import Guard, TruthSeen
+from benchmarks.quality.methods_bench.page import section
+from benchmarks.quality.methods_bench.plan import Place, Plan
+from benchmarks.quality.methods_bench.steps import Records, Step, run_all
+from benchmarks.report import machine
 
 HERE = Path(__file__).resolve().parent
 SETS = HERE / "methods_data"
@@ -118,7 +118,7 @@ def work_off(plan: Plan, only: Sequence[str], deadline: float) -> int:
 def _head(args: argparse.Namespace) -> list[str]:
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)
-    command = f"python benchmarks/methods.py --data DATA --sets {' '.join(args.sets)} --budget {args.budget}"
+    command = f"python -m benchmarks.quality.methods --data DATA --sets {' '.join(args.sets)} --budget {args.budget}"
     for flag in ("methods", "folds"):
         command += f" --{flag} {' '.join(map(str, given))}" if (given := getattr(args, flag)) else ""
     command += f" --seeds {args.seeds}" if args.seeds else ""
