@@ -12,6 +12,7 @@ from wsipipe.cli.help import FIRST, OUTPUT, Command, Option
 from wsipipe.cli.options import OVERWRITE, STORES, assigned, common, options, settings_of
 from wsipipe.cli.outcome import columns, finish, reporting, show, working
 from wsipipe.errors import ConfigError
+from wsipipe.export import formats
 from wsipipe.pipeline import Settings, map_slides, run_chain, slides_of
 from wsipipe.pseudolabel.registry import chosen
 
@@ -185,13 +186,13 @@ def compare(store: tuple[Path, ...], names: tuple[str, ...], **call: Any) -> Non
     sys.exit(found.exit_code)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, lists={"Formats": formats.summaries()})
 @STORES
 @options("export")
 @common()
 @OVERWRITE
 def export(store: tuple[Path, ...], **call: Any) -> None:
-    """Write masks or maps as OME-TIFF, QuPath GeoJSON, DICOM SEG, PNG overlay or table of areas.
+    """Write masks or maps as files that other programs open.
 
     Without STORE, all stores are used.
     """

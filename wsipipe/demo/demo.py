@@ -18,7 +18,7 @@ from wsipipe.evaluate.confusion import Confusion
 from wsipipe.evaluate.files import write_files
 from wsipipe.evaluate.metrics import per_class
 from wsipipe.evaluate.rows import shown
-from wsipipe.export.overlay import overlay
+from wsipipe.export.formats.overlay import write_overlay
 from wsipipe.labels import read_labels
 from wsipipe.pipeline import Settings, read_settings, run_chain
 from wsipipe.runtime.context import RunContext
@@ -61,7 +61,7 @@ def run_demo(folder: Path, progress: Progress) -> str:
     text = _table(cohort, settings, stores, folder / "truth")
     for i, path in enumerate(stores):
         store = SlideStore(path)
-        overlay(store, settings.segment.architecture, folder / "pictures" / f"{store.slide_id}.png")
+        write_overlay(store, settings.segment.architecture, folder / "pictures" / f"{store.slide_id}.png")
         progress("draw maps", i + 1, len(stores), store.slide_id)
     minutes = (time.monotonic() - began) / 60
     return f"{text}\npictures of all maps: {folder / 'pictures'}\nfinished in {minutes:.1f} minutes"
