@@ -238,7 +238,9 @@ def test_where_not_even_one_image_fits_the_error_says_so():
     def split(whole: Tensor, n: int) -> list[Tensor]:
         return list(whole.split(-(-len(whole) // n)))
 
-    with pytest.raises(CheckpointError, match="toy: a single image does not fit into the memory of cpu; choose a smaller"):
+    with pytest.raises(
+        CheckpointError, match="toy: a single image does not fit into the memory of cpu; choose a smaller"
+    ):
         fit(
             nn.Linear(1, 1), lambda step: torch.zeros(4, 1), loss, Schedule(1, 0.1), "toy", CPU, TrainHooks(split=split)
         )
