@@ -10,7 +10,7 @@ import pytest
 from support.masked import NAMES, mask_store
 
 from wsipipe.errors import ConfigError, StoreError
-from wsipipe.export.areas import COLUMNS, write_areas
+from wsipipe.export.formats.areas import COLUMNS, write_areas
 
 MM2 = 0.5 * 0.5 / 1e6
 
@@ -51,6 +51,6 @@ def test_errors_leave_what_was_there(tmp_path: Path) -> None:
     path.write_text("old")
     with pytest.raises(StoreError, match="no labels/gone; found net, tissue"):
         write_areas([store], "gone", path)
-    with pytest.raises(ConfigError, match="are both of slide a; give one"):
+    with pytest.raises(ConfigError, match="are stores of one slide, a; name one"):
         write_areas([store, store], "net", path)
     assert path.read_text() == "old"

@@ -1,7 +1,8 @@
-"""A PNG of a slide with the classes of a mask in colour: the quickest look at what an answer says."""
+"""PNG of the slide with the classes in colour."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import imagecodecs
@@ -9,32 +10,40 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from wsipipe.config.options import ExportConfig
 from wsipipe.errors import check
-from wsipipe.geometry import LEVEL_FACTOR, Window
-from wsipipe.labels import IGNORE
+from wsipipe.export.values import label_classes
+from wsipipe.geometry import LEVEL_FACTOR, Window, ceil_div
+from wsipipe.labels import IGNORE, Tissue
 from wsipipe.runtime.atomic import write_bytes
 from wsipipe.slides.area_mean import area_mean
-from wsipipe.store import SlideStore, layout
+from wsipipe.store import SlideStore
+from wsipipe.store.colours import GREY, RGB, blend
 from wsipipe.store.shards import ShardedArray
 
-OPACITY = 0.45
-"""Share of the colour inside a class: the stain below stays readable."""
+SUFFIX = ".png"
+BY_DEFAULT = True
 
-GREY = (128.0, 128.0, 128.0)
-"""Tint of tissue of which the mask says nothing (255)."""
+OPACITY = 0.45
+"""Opacity of a class; the stain below remains visible."""
 
 OUTLINE_PER_PX = 1 / 800
-"""Width of an outline as a share of the longer side: 2 px at 1600 px."""
+"""Width of an outline as a fraction of the longer side: 2 px at 1600 px."""
 
 _BAND_PX = 128
-"""Output rows made at a time; bounds the float copies of the averaging."""
+"""Output rows averaged at a time; bounds the float copies."""
 
 
-def overlay(store: SlideStore, name: str, path: Path, longest_px: int = 1600) -> Path:
+def write(store: SlideStore, path: Path, options: ExportConfig) -> None:
+    """Write the picture of a store."""
+    write_overlay(store, options.masks, path, options.overlay_px)
+
+
+def write_overlay(store: SlideStore, name: str, path: Path, longest_px: int = 1600) -> Path:
     """Write the slide with `labels/<name>` over it as PNG, its longer side at most `longest_px`; returns `path`.
 
-    Classes are blended in their own colours and outlined; tissue marked 255 is tinted grey; everything else, glass
-    included, keeps its pixels. Written aside, then renamed.
+    Classes have their colours and outlines; tissue of value 255 is grey; everything else, glass included, keeps its
+    pixels. Written aside, then renamed.
     """
     check(longest_px >= 16, f"overlay of {longest_px} px: 16 at least")
     level = max(k for k in range(store.grid.levels) if k == 0 or max(store.grid.level_shape(k)) >= longest_px)
@@ -45,7 +54,8 @@ def overlay(store: SlideStore, name: str, path: Path, longest_px: int = 1600) ->
     rgb = _image(store, level, step, shape)
     if level == 0 and store.grid.levels > 1:
         _fill_glass(rgb, store, step)
-    painted = _paint(rgb, np.where((mask == IGNORE) & (tissue != 1), np.uint8(0), mask), _colours(store, name))
+    shown = np.where((mask == IGNORE) & (tissue != Tissue.TISSUE), np.uint8(0), mask)
+    painted = _paint(rgb, shown, {IGNORE: GREY, **{v: c.rgb for v, c in label_classes(store, name).items()}})
     write_bytes(path, bytes(imagecodecs.png_encode(painted, level=6)))
     return path
 
@@ -72,8 +82,8 @@ def _fill_glass(rgb: NDArray[np.uint8], store: SlideStore, step: float) -> None:
         np.minimum((np.arange(size) + 0.5) * step / LEVEL_FACTOR, end - 1).astype(np.intp)
         for size, end in zip(rgb.shape[:2], coarse[1:], strict=True)
     )
-    for row in range(-(-array.spec.shape[1] // n)):
-        for col in range(-(-array.spec.shape[2] // n)):
+    for row in range(ceil_div(array.spec.shape[1], n)):
+        for col in range(ceil_div(array.spec.shape[2], n)):
             if array.chunk((row, col)) is None:
                 top, left = int(row * n / step), int(col * n / step)
                 ys, xs = y[top : int(np.ceil((row + 1) * n / step))], x[left : int(np.ceil((col + 1) * n / step))]
@@ -94,23 +104,10 @@ def _nearest(labels: ShardedArray, step: float, shape: tuple[int, int]) -> NDArr
     return whole[np.ix_(y, x)].astype(np.uint8, copy=False)
 
 
-def _colours(store: SlideStore, name: str) -> dict[int, tuple[float, ...]]:
-    """Mask value -> RGB of the classes, from the label image's own metadata; transparent values are left out."""
-    attributes = layout.read_attributes(store.path / "labels" / name)
-    entries = attributes.get("ome", {}).get("image-label", {}).get("colors", [])
-    colours = {int(e["label-value"]): tuple(map(float, e["rgba"][:3])) for e in entries if e["rgba"][3]}
-    return {**colours, IGNORE: GREY}
-
-
-def _paint(rgb: NDArray[np.uint8], mask: NDArray[np.uint8], colours: dict[int, tuple[float, ...]]) -> NDArray[np.uint8]:
+def _paint(rgb: NDArray[np.uint8], mask: NDArray[np.uint8], colours: Mapping[int, RGB]) -> NDArray[np.uint8]:
     """Blend and outline: rgb uint8 [h, w, 3] and mask uint8 [h, w] -> uint8 [h, w, 3]."""
-    table, opacity = np.zeros((256, 3), np.float32), np.zeros(256, np.float32)
-    for value, colour in colours.items():
-        table[value], opacity[value] = colour, OPACITY
-    share = opacity[mask]
     width = max(1, round(max(mask.shape) * OUTLINE_PER_PX))
     side = 2 * width + 1
     border = ndimage.maximum_filter(mask, side, mode="nearest") != ndimage.minimum_filter(mask, side, mode="nearest")
-    share[border & (share > 0) & (mask != IGNORE)] = 1
-    share = share[..., None]
-    return np.asarray(np.rint(rgb * (1 - share) + table[mask] * share), np.uint8)
+    outlined = border & (mask > 0) & (mask != IGNORE)
+    return blend(rgb, mask, colours, np.where(outlined, np.float32(1), np.float32(OPACITY)))

@@ -1,4 +1,4 @@
-"""A mask of a slide as DICOM Segmentation that refers to the slide's own DICOM images.
+"""DICOM Segmentation that refers to the DICOM images of the slide (needs wsipipe[dicom]).
 
 A SEG lives in the study of the images it was made from and names them; a viewer finds it through them. So the slide
 must be there as DICOM: the store was tiled from it, or `source` names the folder of its conversion. Images that are in
@@ -19,43 +19,58 @@ Place. Frame of reference and orientation are those of the source; its origin is
 
 from __future__ import annotations
 
-import struct
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
 import wsipipe
+from wsipipe.config.options import ExportConfig
 from wsipipe.errors import ConfigError, SlideError, StoreError, check
-from wsipipe.export.dicom_codes import KNOWN_CODES, UNDETERMINED, SegmentCode
+from wsipipe.export.dicom_codes import KNOWN_CODES, UNDETERMINED, SegmentCode, parse_codes
+from wsipipe.export.dicom_frames import TILE_PX, cells, inside, write_bits, write_bytes, write_frame_items
 from wsipipe.export.dicom_source import Source, find_source
 from wsipipe.export.values import LabelValue, aside, compare, label_values
-from wsipipe.geometry import Window
+from wsipipe.geometry import ceil_div
 from wsipipe.labels import IGNORE
 from wsipipe.runtime.digest import digest
 from wsipipe.store import SlideStore
 from wsipipe.store.shards import Cell, ShardedArray
 
-TILE_PX = 512
-"""Side of a frame: 2 x 2 chunks of a store; its square is a multiple of 8, so that frames of bits begin at bytes."""
+SUFFIX = ".dcm"
+BY_DEFAULT = False
 
 KINDS = ("binary", "labelmap")
 
 _EXPLICIT, _RLE = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5"
-_MOST_BYTES = 2**32 - 2
-"""Most that 32-bit lengths and offsets of DICOM can say."""
 
-_ITEM, _END, _PIXELS, _PER_FRAME = (
-    b"\xfe\xff\x00\xe0",
-    b"\xfe\xff\xdd\xe0\0\0\0\0",
-    b"\xe0\x7f\x10\x00OB\0\0",
-    b"\x00\x52\x30\x92SQ\0\0",
-)
-_UNDEFINED = b"\xff\xff\xff\xff"
+
+def check_options(options: ExportConfig) -> None:
+    """Refuse an unknown kind and codes that cannot be parsed."""
+    check(options.dicom_kind in KINDS, _unknown_kind(options.dicom_kind))
+    parse_codes(options.dicom_codes)
+
+
+def write(store: SlideStore, path: Path, options: ExportConfig) -> None:
+    """Write the mask of a store."""
+    codes = parse_codes(options.dicom_codes)
+    write_dicom_seg(store, options.masks, path, options.dicom_kind, _source(store, options), codes)
+
+
+def verify(store: SlideStore, path: Path, options: ExportConfig) -> None:
+    """Read a file back and compare it with the mask."""
+    verify_dicom_seg(path, store, options.masks, _source(store, options))
+
+
+def _source(store: SlideStore, options: ExportConfig) -> Path | None:
+    return Path(options.dicom_source.format(slide_id=store.slide_id)) if options.dicom_source else None
+
+
+def _unknown_kind(kind: str) -> str:
+    return f"DICOM SEG of kind {kind!r}: expected {' or '.join(KINDS)}"
 
 
 def write_dicom_seg(
@@ -73,7 +88,7 @@ def write_dicom_seg(
     installed, the source cannot be found or fits the slide ill, or a name cannot stand in DICOM; SlideError if the
     source lacks what a SEG has to take from it; StoreError for a mask that is not there or damaged.
     """
-    check(kind in KINDS, f"DICOM SEG of kind {kind!r}: expected {' or '.join(KINDS)}")
+    check(kind in KINDS, _unknown_kind(kind))
     _require_extra()
     values = label_values(store, name)
     unknown = sorted(set(codes or ()) - {v.name for v in values})
@@ -96,10 +111,10 @@ def write_dicom_seg(
                 delattr(header, keyword)
         pydicom.dcmwrite(f, header, enforce_file_format=True)
         if binary:
-            _write_frame_items(f, template, frames, image)
-            _write_bits(f, array, frames, segments)
+            write_frame_items(f, template, frames, image)
+            write_bits(f, array, frames, [s.value for s in segments])
         else:
-            _write_bytes(f, array, [cell for cell, _ in frames])
+            write_bytes(f, array, [cell for cell, _ in frames])
     return path
 
 
@@ -122,8 +137,8 @@ def verify_dicom_seg(path: Path, store: SlideStore, name: str, source: Path | No
             reader.open()
             _verify_frame(reader.metadata, path, _expected(image, array))
             value_of, placed = _values(reader.metadata, values), _placed(reader.metadata)
-            for cell in np.ndindex(*_cells(array)):
-                window = _inside(array, cell)
+            for cell in np.ndindex(*cells(array)):
+                window = inside(array, cell)
                 tile = _rebuilt(reader, placed.get(cell, []), value_of)
                 compare(tile[: window.height_px, : window.width_px], array.read(window), window, str(path))
     except (StoreError, ConfigError):
@@ -139,32 +154,11 @@ def _require_extra() -> None:
         raise ConfigError("DICOM SEG needs highdicom; install it with: pip install 'wsipipe[dicom]'") from None
 
 
-def _cells(array: ShardedArray) -> Cell:
-    """Rows and columns of tiles."""
-    height, width = array.spec.shape
-    return -(-height // TILE_PX), -(-width // TILE_PX)
-
-
-def _inside(array: ShardedArray, cell: Cell) -> Window:
-    """The window of a tile, as much of it as lies in the mask."""
-    height, width = array.spec.shape
-    y, x = cell[0] * TILE_PX, cell[1] * TILE_PX
-    return Window(x, y, min(TILE_PX, width - x), min(TILE_PX, height - y))
-
-
-def _tile(array: ShardedArray, cell: Cell) -> NDArray[np.uint8]:
-    """The mask values of a tile: uint8 [TILE_PX, TILE_PX], 0 beyond the border."""
-    window = _inside(array, cell)
-    tile = np.zeros((TILE_PX, TILE_PX), np.uint8)
-    tile[: window.height_px, : window.width_px] = array.read(window)
-    return tile
-
-
 def _held(array: ShardedArray, values: Sequence[LabelValue]) -> NDArray[np.bool_]:
     """Which values each tile holds: bool [rows, cols, 256]; StoreError for a value without a meaning."""
-    held = np.zeros((*_cells(array), 256), bool)
-    for cell in np.ndindex(*_cells(array)):
-        pixels = array.read(_inside(array, cell))
+    held = np.zeros((*cells(array), 256), bool)
+    for cell in np.ndindex(*cells(array)):
+        pixels = array.read(inside(array, cell))
         if (least := pixels.min()) == pixels.max():  # most tiles; counting takes a hundred times as long
             held[(*cell, least)] = True
         else:
@@ -261,66 +255,6 @@ def _uid(*parts: object) -> str:
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, digest(*parts)).int}"
 
 
-def _write_frame_items(f: BinaryIO, template: Any, frames: Sequence[tuple[Cell, int]], image: Source) -> None:
-    """Write the Per-frame Functional Groups Sequence: segment and position of every frame."""
-    from pydicom.filebase import DicomBytesIO
-    from pydicom.filewriter import write_dataset
-
-    if "DerivationImageSequence" in template:
-        del template.DerivationImageSequence  # it is shared by all frames
-    rows, cols = (sorted({cell[axis] for cell, _ in frames}) for axis in (0, 1))
-    rank = [{at: i for i, at in enumerate(found, start=1)} for found in (rows, cols)]
-    place, content = template.PlanePositionSlideSequence[0], template.FrameContentSequence[0]
-    f.write(_PER_FRAME + _UNDEFINED)
-    for (row, col), segment in frames:
-        content.DimensionIndexValues = [segment + 1, rank[0][row], rank[1][col]]
-        place.RowPositionInTotalImagePixelMatrix = row * TILE_PX + 1
-        place.ColumnPositionInTotalImagePixelMatrix = col * TILE_PX + 1
-        position = image.position_mm(col * TILE_PX, row * TILE_PX)
-        for axis, mm in zip("XYZ", position, strict=True):
-            setattr(place, f"{axis}OffsetInSlideCoordinateSystem", f"{mm:.10g}")
-        if "SegmentIdentificationSequence" in template:  # shared where there is but one segment
-            template.SegmentIdentificationSequence[0].ReferencedSegmentNumber = segment + 1
-        item = DicomBytesIO()
-        item.is_little_endian, item.is_implicit_VR = True, False
-        write_dataset(item, template)
-        f.write(_ITEM + struct.pack("<I", item.tell()) + item.getvalue())
-    f.write(_END)
-
-
-def _write_bits(
-    f: BinaryIO, array: ShardedArray, frames: Sequence[tuple[Cell, int]], segments: Sequence[LabelValue]
-) -> None:
-    """Write the pixels of frames as bits, the first pixel in the lowest bit (PS3.5, 8.1.1)."""
-    size = len(frames) * TILE_PX**2 // 8
-    check(size <= _MOST_BYTES, f"{len(frames)} frames of bits: more than 4 GiB, which DICOM cannot hold; use labelmap")
-    f.write(_PIXELS + struct.pack("<I", size))
-    for cell, segment in frames:
-        f.write(np.packbits(_tile(array, cell) == segments[segment].value, bitorder="little").tobytes())
-
-
-def _write_bytes(f: BinaryIO, array: ShardedArray, cells: Sequence[Cell]) -> None:
-    """Write the pixels of tiles as RLE frames behind the table of their offsets."""
-    f.write(_PIXELS + _UNDEFINED)
-    table, offsets = f.tell(), []
-    f.write(_ITEM + struct.pack("<I", 4 * len(cells)) + bytes(4 * len(cells)))
-    first = f.tell()
-    for cell in cells:
-        offsets.append(f.tell() - first)
-        body = _rle(_tile(array, cell))
-        f.write(_ITEM + struct.pack("<I", len(body)) + body)
-    f.write(_END)
-    check(offsets[-1] <= _MOST_BYTES, f"{len(cells)} frames: more than 4 GiB compressed, which DICOM cannot point to")
-    f.seek(table + 8)
-    f.write(np.array(offsets, "<u4").tobytes())
-
-
-def _rle(tile: NDArray[np.uint8]) -> bytes:
-    """A frame in DICOM's RLE (PS3.5, annex G): the offsets of its one segment, then PackBits by rows."""
-    packed = bytes(imagecodecs.packbits_encode(tile))
-    return struct.pack("<16I", 1, 64, *[0] * 14) + packed + b"\0" * (len(packed) % 2)
-
-
 def _expected(image: Source, array: ShardedArray) -> dict[str, Any]:
     """What a SEG of a mask says of its frame."""
     return {
@@ -355,7 +289,7 @@ def _values(meta: Any, values: Sequence[LabelValue]) -> dict[int, int]:
 def _placed(meta: Any) -> dict[Cell, list[tuple[int, int]]]:
     """Tile -> (frame, segment number) of the frames that lie there; segment 0: the pixels are segment numbers."""
     if meta.SegmentationType == "LABELMAP":
-        across = -(-meta.TotalPixelMatrixColumns // meta.Columns)
+        across = ceil_div(meta.TotalPixelMatrixColumns, meta.Columns)
         return {divmod(i, across): [(i, 0)] for i in range(int(meta.NumberOfFrames))}
     shared = meta.SharedFunctionalGroupsSequence[0]
     placed: dict[Cell, list[tuple[int, int]]] = {}

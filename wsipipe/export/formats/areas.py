@@ -1,39 +1,46 @@
-"""A table of how much of every slide each class covers, counted on the finest level of the masks."""
+"""CSV of the area of each class in mm2 and its share of the tissue, a row per slide and class."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from wsipipe.config.options import ExportConfig
 from wsipipe.errors import ConfigError
 from wsipipe.export.values import label_classes
 from wsipipe.geometry import Window
-from wsipipe.labels import IGNORE
+from wsipipe.labels import IGNORE, Tissue
 from wsipipe.runtime.atomic import write_csv
 from wsipipe.store import SlideStore
 
-COLUMNS = ("slide_id", "name", "class", "area_mm2", "share_of_tissue", "tissue_mm2", "unknown_mm2")
-"""area_mm2: of the class, on tissue or not. share_of_tissue: how much of the tissue it covers, 0..1, empty without
-tissue. tissue_mm2: all tissue of the slide. unknown_mm2: tissue of which the mask says nothing (255)."""
+FILE = "areas.csv"
+BY_DEFAULT = True
 
-TISSUE = 1
-"""Value of tissue in `labels/tissue`."""
+COLUMNS = ("slide_id", "name", "class", "area_mm2", "share_of_tissue", "tissue_mm2", "unknown_mm2")
+"""area_mm2: of the class, on tissue or glass. share_of_tissue: the fraction of the tissue that it covers, empty without
+tissue. tissue_mm2: all tissue of the slide. unknown_mm2: tissue where the mask is 255."""
+
+
+def write_all(stores: Sequence[SlideStore], path: Path, options: ExportConfig) -> None:
+    """Write the areas of the classes of all stores."""
+    write_areas(stores, options.masks, path)
 
 
 def write_areas(stores: Iterable[SlideStore], name: str, path: Path) -> Path:
     """Write the areas of all classes of `labels/<name>` of the stores to a CSV at `path`; returns it.
 
-    A row per slide and class, also for a class that a slide does not hold. The masks are read a row of chunks at a
-    time. Written aside, then renamed. Raises StoreError if a store has no such mask, and ConfigError if two stores are
-    of slides with one id.
+    A row per slide and class, also for a class that the slide does not hold. Reads a row of chunks at a time. Written
+    aside, then renamed. Raises StoreError if a store has no such mask, ConfigError if two stores have one slide id.
     """
     rows: list[dict[str, object]] = []
     seen: dict[str, Path] = {}
     for store in stores:
         if store.slide_id in seen:
-            raise ConfigError(f"{store.path} and {seen[store.slide_id]} are both of slide {store.slide_id}; give one")
+            raise ConfigError(
+                f"{store.path} and {seen[store.slide_id]} are stores of one slide, {store.slide_id}; name one"
+            )
         seen[store.slide_id] = store.path
         rows += _rows(store, name)
     write_csv(path, COLUMNS, rows)
@@ -65,7 +72,7 @@ def _count(store: SlideStore, name: str) -> tuple[dict[int, int], dict[int, int]
     count, on_tissue, whole = dict.fromkeys(values, 0), dict.fromkeys(values, 0), 0
     for y in range(0, height, rows):
         window = Window(0, y, width, min(rows, height - y))
-        here, inside = mask.read(window), tissue.read(window) == TISSUE
+        here, inside = mask.read(window), tissue.read(window) == Tissue.TISSUE
         whole += int(np.count_nonzero(inside))
         for value in values:
             of_value = here == value

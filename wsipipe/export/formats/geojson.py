@@ -1,4 +1,4 @@
-"""Write `labels/<name>` as annotations that QuPath opens, and read such a file back against the mask.
+"""GeoJSON: annotations for QuPath, exact outlines with holes.
 
 Every 4-connected piece of a class is a Feature with a Polygon along the edges of its pixels, holes included, one a
 line. Coordinates are level-0 px as QuPath counts them: from the corner of the bounds that the scanner gives, as it
@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from wsipipe.config.options import option
+from wsipipe.config.options import ExportConfig, option
 from wsipipe.errors import StoreError, check
 from wsipipe.export.outlines import Outline, trace
 from wsipipe.export.rings import Ring, area
@@ -29,6 +29,9 @@ from wsipipe.geometry import LEVEL_FACTOR, Window
 from wsipipe.labels import IGNORE
 from wsipipe.store import SlideStore
 from wsipipe.store.shards import ShardedArray
+
+SUFFIX = ".geojson"
+BY_DEFAULT = True
 
 AREA = "Area \u00b5m^2"
 """Name of the measurement, spelt as QuPath spells it."""
@@ -55,6 +58,29 @@ class GeoJsonOptions:
 
 
 EXACT = GeoJsonOptions()
+
+
+def check_options(options: ExportConfig) -> None:
+    """Refuse to verify outlines that are not exact."""
+    check(
+        not options.verify or _drawing(options) == EXACT,
+        "export.verify: only an exact GeoJSON can be compared with the mask; leave --level, --tolerance-um and "
+        "--min-area at 0, or verify the other formats alone",
+    )
+
+
+def write(store: SlideStore, path: Path, options: ExportConfig) -> None:
+    """Write the mask of a store."""
+    write_geojson(store, options.masks, path, _drawing(options))
+
+
+def verify(store: SlideStore, path: Path, options: ExportConfig) -> None:
+    """Read a file back and compare it with the mask."""
+    verify_geojson(path, store, options.masks)
+
+
+def _drawing(options: ExportConfig) -> GeoJsonOptions:
+    return GeoJsonOptions(options.level, options.tolerance_um, options.min_area_um2)
 
 
 def write_geojson(store: SlideStore, name: str, path: Path, options: GeoJsonOptions = EXACT) -> Path:

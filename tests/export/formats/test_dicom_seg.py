@@ -18,7 +18,7 @@ from support.examples import examples
 from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.export.dicom_codes import KNOWN_CODES, SegmentCode, parse_codes
-from wsipipe.export.dicom_seg import KINDS, TILE_PX, verify_dicom_seg, write_dicom_seg
+from wsipipe.export.formats.dicom_seg import KINDS, TILE_PX, verify_dicom_seg, write_dicom_seg
 from wsipipe.geometry import Window
 from wsipipe.runtime.context import RunContext
 from wsipipe.slides.base import SlideFile

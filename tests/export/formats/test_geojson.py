@@ -19,8 +19,8 @@ from wsipipe.annotations.geojson import read_geojson
 from wsipipe.annotations.mask_image import ValueMap
 from wsipipe.annotations.open import open_truth
 from wsipipe.errors import ConfigError, StoreError
-from wsipipe.export import geojson
-from wsipipe.export.geojson import GeoJsonOptions, verify_geojson, write_geojson
+from wsipipe.export.formats import geojson
+from wsipipe.export.formats.geojson import GeoJsonOptions, verify_geojson, write_geojson
 from wsipipe.export.rings import area
 from wsipipe.geometry import Window
 from wsipipe.store import SlideStore

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from support.evaluations import evaluation_of
 
-from wsipipe.evaluate import report
-from wsipipe.evaluate.report import as_json
+from wsipipe.evaluate import json_output
+from wsipipe.evaluate.json_output import as_json
+from wsipipe.evaluate.metrics import all_metrics
 
 
 def strict(data: dict[str, Any]) -> dict[str, Any]:
@@ -77,12 +78,12 @@ def test_intervals_and_scores() -> None:
 def test_values_of_few_groups() -> None:
     groups = strict(as_json(evaluation_of(3)))["answers"]["net"]["by_group"]
     assert list(groups) == ["s0", "s1", "s2"]
-    assert set(groups["s0"]) == {"dice", "iou", "miou", "miou_named", "accuracy"}
+    assert set(groups["s0"]) == {m.name for m in all_metrics()}
     assert groups["s0"]["dice"]["none"] == 0
 
 
 def test_every_key_is_documented() -> None:
     data = as_json(evaluation_of(9))
-    words = set(re.findall(r"\w+", report.__doc__ or ""))
+    words = set(re.findall(r"\w+", json_output.__doc__ or ""))
     for part in (data, data["scored"], data["answers"]["net"], data["froc"]["a"], data["calibration"]["pixel"]["a"]):
         assert set(part) <= words

@@ -10,9 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from wsipipe.errors import ConfigError, StoreError
-from wsipipe.export.overlay import GREY, OPACITY, overlay
+from wsipipe.export.formats.overlay import OPACITY, write_overlay
 from wsipipe.geometry import Grid
 from wsipipe.store import SlideStore
+from wsipipe.store.colours import GREY
 from wsipipe.store.label_images import shard_windows
 from wsipipe.store.layout import COLOURS
 
@@ -56,7 +57,7 @@ def blended(colour: tuple[float, ...]) -> NDArray[np.float64]:
 
 
 def test_classes_are_blended_and_outlined(small: SlideStore, tmp_path: Path) -> None:
-    path = overlay(small, "net", tmp_path / "figures" / "small.png")
+    path = write_overlay(small, "net", tmp_path / "figures" / "small.png")
     assert path == tmp_path / "figures" / "small.png"
     assert [p.name for p in path.parent.iterdir()] == ["small.png"]
     rgb = imagecodecs.imread(path)
@@ -75,7 +76,7 @@ def test_no_outline_along_the_border_of_the_picture(tmp_path: Path) -> None:
     ones = np.ones((40, 40), np.uint8)
     rgb = np.broadcast_to(PINK, (40, 40, 3)).copy()
     store = make_store(tmp_path / "full.zarr", (40, 40), {"tissue": ones, "net": ones}, rgb)
-    found = imagecodecs.imread(overlay(store, "net", tmp_path / "o.png"))
+    found = imagecodecs.imread(write_overlay(store, "net", tmp_path / "o.png"))
     np.testing.assert_allclose(found.reshape(-1, 3), np.broadcast_to(blended(COLOURS[0]), (1600, 3)), atol=1)
 
 
@@ -84,15 +85,15 @@ def test_large_slides_are_averaged_down(tmp_path: Path) -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3)).astype(np.uint8)
     zeros = np.zeros((size[1], size[0]), np.uint8)
     store = make_store(tmp_path / "large.zarr", size, {"tissue": zeros, "net": zeros}, rgb)
-    third = imagecodecs.imread(overlay(store, "net", tmp_path / "o.png", longest_px=500))
+    third = imagecodecs.imread(write_overlay(store, "net", tmp_path / "o.png", longest_px=500))
     expected = rgb[:1098].reshape(366, 3, 500, 3, 3).mean((1, 3))
     assert third.shape == (366, 500, 3)  # the last two rows are no whole pixel
     np.testing.assert_allclose(third, expected, atol=1)
-    uneven = imagecodecs.imread(overlay(store, "net", tmp_path / "o.png", longest_px=700))  # 15/7 px each
+    uneven = imagecodecs.imread(write_overlay(store, "net", tmp_path / "o.png", longest_px=700))  # 15/7 px each
     assert uneven.shape == (513, 700, 3)
     quarters = rgb[270:300, :300].repeat(7, axis=0).repeat(7, axis=1).reshape(14, 15, 140, 15, 3)
     np.testing.assert_allclose(uneven[126:140, :140], quarters.mean((1, 3)), atol=1)
-    coarse = imagecodecs.imread(overlay(store, "net", tmp_path / "o.png", longest_px=375))
+    coarse = imagecodecs.imread(write_overlay(store, "net", tmp_path / "o.png", longest_px=375))
     np.testing.assert_array_equal(coarse, store.read(next(w for _, w in shard_windows(store.pixels(1).spec)), 1))
 
 
@@ -104,7 +105,7 @@ def test_glass_that_level_0_leaves_out_comes_from_the_coarse_level(tmp_path: Pat
     array = store.pixels(0)
     kept = [c for c in array.spec.chunks_of_shard((0, 0)) if c in {(0, 1), (1, 1)}]
     array.write_blocks((0, 0), [(c, np.full((3, 256, 256), 100, np.uint8)) for c in kept])
-    found = imagecodecs.imread(overlay(store, "net", tmp_path / "o.png", longest_px=500))
+    found = imagecodecs.imread(write_overlay(store, "net", tmp_path / "o.png", longest_px=500))
     dark = slice(round(256 / 2.2) + 1, round(512 / 2.2) - 1)
     assert (found[: round(512 / 2.2) - 1, dark] == 100).all()
     assert (found[:, : dark.start - 2] == 240).all()
@@ -114,7 +115,7 @@ def test_glass_that_level_0_leaves_out_comes_from_the_coarse_level(tmp_path: Pat
 
 def test_errors(small: SlideStore, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no labels/gone; found net, tissue"):
-        overlay(small, "gone", tmp_path / "o.png")
+        write_overlay(small, "gone", tmp_path / "o.png")
     with pytest.raises(ConfigError, match="overlay of 5 px: 16 at least"):
-        overlay(small, "net", tmp_path / "o.png", longest_px=5)
+        write_overlay(small, "net", tmp_path / "o.png", longest_px=5)
     assert not (tmp_path / "o.png").exists()

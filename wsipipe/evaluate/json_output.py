@@ -1,30 +1,30 @@
-"""An evaluation as JSON for programs, `runs/<labels>/evaluate.json`.
+"""An evaluation as JSON for programs, `runs/<masks>/evaluate.json`.
 
-Keys. Wherever a value is undefined it is null; `<class>` is a class name, and `none` is class 0.
+Keys. An undefined value is null; `<class>` is a class name, and `none` is class 0. `<metric>`: see `evaluate.metrics`.
 
     classes            the named classes in mask order
-    slides, groups     the slides judged; slide -> patient (or the slide itself)
-    failed             rows of the ledger of stores that could not be judged
+    slides, groups     the evaluated slides; slide -> patient (or the slide itself)
+    failed             rows of the ledger of stores that could not be evaluated
     scored             glass (given, scored or ignored), slides, pixels, glass_px, glass_share, drawn_px (named classes
                        in the truth), drawn_on_glass_px, answered_on_glass_px, not_predicted_px, ignored_px, left_out;
                        note says all of it in words
-    answers            name -> answer; the first of `answer_names` is the judged one, then "empty", "all tissue is
+    answers            name -> answer; the first of `answer_names` is the evaluated masks, then "empty", "all tissue is
                        <class>", "all tissue of slides with <class>"
-      dice, iou, precision, recall, truth_px, answer_px      <class> -> value, `none` included
-      miou, miou_named                                       mean IoU with and without class 0
-      frequency_weighted_iou, inverse_log_weighted_iou       the usual one, and that of the HistoSegNet code
-      accuracy, pixels, not_predicted_px
+      <metric>         per class (iou, dice, precision, recall, ..): <class> -> value, `none` included; pooled (miou,
+                       miou_named, frequency_weighted_iou, inverse_log_weighted_iou, accuracy, ..): value
+      truth_px, answer_px                                    <class> -> pixels, `none` included
+      pixels, not_predicted_px
       confusion                                              [truth][answer], class 0 first
-      intervals        dice, iou: <class> -> [low, high]; miou, miou_named, accuracy: [low, high]; {} below 8 groups
-      by_group         below 8 groups: group -> dice, iou, miou, miou_named, accuracy; else {}
+      intervals        <metric> -> [low, high], per class <class> -> [low, high]; {} below 8 groups
+      by_group         below 8 groups: group -> <metric> -> value, per class <class> -> value; else {}
     slide_auc          <class> -> value; {} without scores
     slide_auc_intervals                                      <class> -> [low, high]; {} below 8 groups
-    slide_truth        where the truth of slides is from
+    slide_truth        where it is known from which slides hold a class
     slide_scores       slide -> <class> -> score, holds
     froc               <class> -> score, interval ([low, high] of the score; null below 8 groups), sensitivity
                        (false positives per slide -> value), lesions, itc, slides, curve (false_positives, sensitivity);
                        {} without scores or detections
-    calibration        pixel, slide: <class> -> error, bins (count, said, found); {} without scores
+    calibration        pixel, slide: <class> -> error, bins (count, mean_score, observed); {} without scores
 """
 
 from __future__ import annotations
@@ -37,24 +37,23 @@ from typing import Any
 import numpy as np
 
 from wsipipe.evaluate.calibration import Reliability
+from wsipipe.evaluate.confusion import Confusion, Floats
+from wsipipe.evaluate.evaluation import Evaluation, Interval, Names, SlideLevel, Spread
 from wsipipe.evaluate.froc import Froc
-from wsipipe.evaluate.metrics import Confusion, Floats
-from wsipipe.evaluate.result import Evaluation, Interval, Names, SlideLevel, Spread
-
-_BY_CLASS = ("dice", "iou", "precision", "recall")
+from wsipipe.evaluate.metrics import scores_of
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Everything, ready for JSON; the keys are those of this module's docstring."""
+    """Everything, ready for JSON; this module's docstring lists the keys."""
     names, level = evaluation.classes, evaluation.slide_level
     pixel = evaluation.pixel_calibration
-    scored = {**asdict(evaluation.scored), "glass_share": evaluation.scored.glass_share, "note": evaluation.note}
+    coverage = evaluation.coverage
     plain: dict[str, Any] = {
         "classes": list(names),
         "slides": list(evaluation.slides),
         "groups": dict(zip(evaluation.slides, evaluation.groups, strict=False)),
         "failed": evaluation.report.of("failed"),
-        "scored": scored,
+        "scored": {**asdict(coverage), "glass_share": coverage.glass_share, "note": coverage.note},
         "answer_names": list(evaluation.answers),
         "answers": {n: _answer(c, evaluation.spread.get(n, Spread())) for n, c in evaluation.answers.items()},
         **_slides(level, evaluation),
@@ -71,22 +70,14 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 def _answer(confusion: Confusion, spread: Spread) -> dict[str, Any]:
     matrix = confusion.matrix
     return {
-        **{s: _by_class(confusion.names, getattr(confusion, s)) for s in _BY_CLASS},
+        **_metrics(confusion.names, scores_of(matrix)),
         "truth_px": _by_class(confusion.names, matrix.sum(1)),
         "answer_px": _by_class(confusion.names, matrix.sum(0)),
-        "miou": confusion.miou,
-        "miou_named": confusion.miou_named,
-        "frequency_weighted_iou": confusion.frequency_weighted_iou,
-        "inverse_log_weighted_iou": confusion.inverse_log_weighted_iou,
-        "accuracy": confusion.accuracy,
         "pixels": confusion.pixels,
         "not_predicted_px": confusion.unpredicted,
         "confusion": matrix,
         "intervals": {s: _interval(confusion.names, ends) for s, ends in spread.intervals.items()},
-        "by_group": {
-            group: {s: _by_class(confusion.names, v) if np.ndim(v) else v for s, v in scores.items()}
-            for group, scores in spread.by_group.items()
-        },
+        "by_group": {group: _metrics(confusion.names, scores) for group, scores in spread.by_group.items()},
     }
 
 
@@ -119,9 +110,14 @@ def _froc(curve: Froc) -> dict[str, Any]:
 
 def _reliabilities(names: Names, of_class: Sequence[Reliability]) -> dict[str, Any]:
     return {
-        n: {"error": r.error, "bins": {"count": r.count, "said": r.said, "found": r.found}}
+        n: {"error": r.error, "bins": {"count": r.count, "mean_score": r.mean_score, "observed": r.observed}}
         for n, r in zip(names, of_class, strict=True)
     }
+
+
+def _metrics(names: Names, scores: Mapping[str, Floats]) -> dict[str, Any]:
+    """Per class as a mapping, pooled as a number."""
+    return {name: _by_class(names, values) if np.ndim(values) else values for name, values in scores.items()}
 
 
 def _by_class(names: Names, values: Any) -> dict[str, Any]:
@@ -134,7 +130,7 @@ def _interval(names: Names, ends: Interval) -> Any:
 
 
 def _clean(value: Any) -> Any:
-    """Arrays as lists, NumPy's numbers as Python's, nan as null."""
+    """Arrays as lists, NumPy numbers as Python numbers, nan as None."""
     if isinstance(value, Mapping):
         return {str(k): _clean(v) for k, v in value.items()}
     if isinstance(value, np.ndarray):

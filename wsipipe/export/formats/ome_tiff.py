@@ -1,4 +1,4 @@
-"""A mask of a slide as pyramidal OME-TIFF, for QuPath, Bio-Formats, napari, ImageJ and OpenSlide.
+"""OME-TIFF: a pyramid with um, names and colours, for QuPath, napari, ImageJ and OpenSlide.
 
 Layout. One 8-bit plane of mask values in tiles, deflated (the one lossless codec that all readers of TIFF know); the
 coarser levels are the store's own, a quarter each, in SubIFDs, as the OME-TIFF specification asks; level 0 has
@@ -30,19 +30,20 @@ import tifffile
 from numpy.typing import NDArray
 
 import wsipipe
+from wsipipe.config.options import ExportConfig
 from wsipipe.errors import StoreError, check
 from wsipipe.export.values import LabelValue, aside, compare, label_values
-from wsipipe.geometry import Grid, Window
+from wsipipe.geometry import Grid, Window, ceil_div
 from wsipipe.runtime.digest import digest
 from wsipipe.runtime.executor import threads
 from wsipipe.store import SlideStore
 from wsipipe.store.shards import ShardedArray
 
+SUFFIX = ".ome.tif"
+BY_DEFAULT = True
+
 TILE_PX = 512
 """Side of a tile: 2 x 2 chunks of a store, so that each chunk is decoded once."""
-
-GREY = (128, 128, 128)
-"""Colour of pixels of which the mask says nothing."""
 
 NAMES, COLOURS, SLIDE = "wsipipe.label.names", "wsipipe.label.colours", "wsipipe.slide"
 """Namespaces of the map annotations."""
@@ -57,6 +58,16 @@ _BUFFER_BYTES = 2**23
 """Tiles that wait to be deflated and written; tifffile would take half a gigabyte."""
 
 _CM_UM = 10_000.0
+
+
+def write(store: SlideStore, path: Path, options: ExportConfig) -> None:
+    """Write the mask of a store."""
+    write_ome_tiff(store, options.masks, path)
+
+
+def verify(store: SlideStore, path: Path, options: ExportConfig) -> None:
+    """Read a file back and compare it with the mask."""
+    verify_ome_tiff(path, store, options.masks)
 
 
 def write_ome_tiff(
@@ -116,7 +127,7 @@ def verify_ome_tiff(path: Path, store: SlideStore, name: str) -> None:
 
 def _padded(shape: tuple[int, int], tile_px: int) -> tuple[int, int]:
     """A shape filled up to whole tiles."""
-    height, width = (-(-n // tile_px) * tile_px for n in shape)
+    height, width = (ceil_div(n, tile_px) * tile_px for n in shape)
     return height, width
 
 
@@ -205,7 +216,7 @@ def _verify_frame(tiff: Any, path: Path, grid: Grid) -> None:
 def _decoded(page: Any, path: Path, level: int) -> Iterator[tuple[Window, NDArray[Any]]]:
     """Every tile of a page less its padding: its window and its pixels."""
     height, width = page.shape
-    across = -(-width // page.tilewidth)
+    across = ceil_div(width, page.tilewidth)
     for i, (offset, size) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
         row, col = divmod(i, across)
         x, y = col * page.tilewidth, row * page.tilelength

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from support.examples import examples
 
 from wsipipe.errors import ConfigError, StoreError
-from wsipipe.export import ome_tiff
-from wsipipe.export.ome_tiff import COLOURS as COLOURS_NS
-from wsipipe.export.ome_tiff import NAMES, SLIDE, verify_ome_tiff, write_ome_tiff
+from wsipipe.export.formats import ome_tiff
+from wsipipe.export.formats.ome_tiff import COLOURS as COLOURS_NS
+from wsipipe.export.formats.ome_tiff import NAMES, SLIDE, verify_ome_tiff, write_ome_tiff
 from wsipipe.export.values import label_values
 from wsipipe.geometry import Grid
 from wsipipe.store import SlideStore
