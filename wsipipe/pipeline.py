@@ -188,14 +188,14 @@ def check_all(settings: Settings) -> dict[str, SlideFile]:
 
 def _check_methods(settings: Settings) -> None:
     """The parameters of every chosen method and its refinement, and that its instances fit a patch."""
+    from wsipipe.pseudolabel.options import resolve_params, resolve_refinement
     from wsipipe.pseudolabel.registry import load
-    from wsipipe.pseudolabel.stage import chosen_refinement
 
     for name in chosen(settings.pseudolabel.method):
         method = load(name)
-        params = build(method.Params, settings.sections.get(name, {}), f"pseudolabel.{name}")
+        params = resolve_params(method, name, settings.sections)
         method.lattice(settings.tile.patch_px, params)
-        chosen_refinement(settings.pseudolabel, method, settings.sections)
+        resolve_refinement(settings.pseudolabel, method, settings.sections)
 
 
 def _check_encoders(settings: Settings) -> None:

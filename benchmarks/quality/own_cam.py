@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,17 @@ from PIL import Image
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from torch import Tensor
 
-from wsipipe.config.options import PretrainConfig, PseudolabelConfig, RunConfig
+from wsipipe.config.options import PseudolabelConfig, RunConfig
 from wsipipe.config.yaml import build, read_yaml
 from wsipipe.geometry import Window
+from wsipipe.pseudolabel.fit import Fit
+from wsipipe.pseudolabel.inputs import Inputs
+from wsipipe.pseudolabel.labeller import SlideLabeller
 from wsipipe.pseudolabel.methods import irnet
+from wsipipe.pseudolabel.options import PseudolabelOptions
 from wsipipe.pseudolabel.shared.walk import Walk
 from wsipipe.pseudolabel.shared.windows import draw_windows
-from wsipipe.pseudolabel.stage import Stage
+from wsipipe.runtime.context import RunContext
 from wsipipe.store import SlideStore
 
 Mask = NDArray[np.bool_]
@@ -44,46 +49,47 @@ def main() -> None:
     parser.add_argument("--tolerance-px", type=float, default=10.0)
     args = parser.parse_args()
     os.chdir(args.weak)
-    stage = stage_of(args.arm, args.seed)
-    walked, plain = stage.name, f"{stage.name}-cam"
-    paint_without_walk(stage, plain)
+    fit = fit_of(args.arm, args.seed)
+    walked, plain = fit.inputs.name, f"{fit.inputs.name}-cam"
+    paint_without_walk(fit, plain)
     print("| slides | masks | Dice | mIoU | boundary F |")
     print("| --- | --- | --- | --- | --- |")
-    held = set(stage.train_ids)
+    targets, train_ids = fit.inputs.slides.targets, set(fit.inputs.slides.train_ids)
     for split, stores in (
-        ("train", [s for s in stage.targets if s.slide_id in held]),
-        ("test", [s for s in stage.targets if s.slide_id not in held]),
+        ("train", [s for s in targets if s.slide_id in train_ids]),
+        ("test", [s for s in targets if s.slide_id not in train_ids]),
     ):
         for name in (plain, walked):
             figures = judged(stores, name, args.truth, args.positive, args.tolerance_px)
             print(f"| {split} | {name} | " + " | ".join(f"{f:.3f}" for f in figures) + " |")
 
 
-def stage_of(arm: str, seed: int) -> Stage:
-    """The stage that fitted the arm, with the inputs that it had."""
+def fit_of(arm: str, seed: int) -> Fit:
+    """The fit of the arm, with the inputs that it had."""
     section = read_yaml(Path(f"{arm}.yaml"))["pseudolabel"]
     sections = {"irnet": section.pop("irnet", {})}
     given = {**section, "name": f"{arm}-s{seed}", "weights": f"runs/encoder-s{seed}"}
-    config = build(PseudolabelConfig, given, "pseudolabel")
-    return Stage(sorted(Path("stores").glob("*.zarr")), config, sections, RunConfig(seed=seed), PretrainConfig())
+    options = PseudolabelOptions(build(PseudolabelConfig, given, "pseudolabel"), sections)
+    context = RunContext(RunConfig(seed=seed), overwrite=True)
+    return Fit(Inputs.resolve(sorted(Path("stores").glob("*.zarr")), options, context), context)
 
 
-def paint_without_walk(stage: Stage, name: str) -> None:
-    """`labels/<name>` of every store by the stage's fit, whose maps stay where they are, on a scale of their own."""
+def paint_without_walk(fit: Fit, name: str) -> None:
+    """`labels/<name>` of every store by the fit, whose maps stay where they are, on a scale of their own."""
 
     def stays(model: irnet.IrNet, maps: Tensor, x: Tensor, tissue: Tensor, how: Walk) -> Tensor:
         return maps * tissue[:, None]
 
-    model = stage.fitted(lambda *_: None)
+    model = fit.model()
     assert isinstance(model, irnet.IrNet)
-    params = stage.params
-    windows = draw_windows(stage.bags, stage.lattice, params.windows, params.max_windows, stage.run.seed)
+    inputs, params = replace(fit.inputs, name=name), fit.inputs.params
+    windows = draw_windows(inputs.bags, inputs.lattice, params.windows, params.max_windows, inputs.compute.seed)
+    labeller = SlideLabeller.of(replace(fit, inputs=inputs))
     walk, irnet.IrNet.walked = irnet.IrNet.walked, stays  # type: ignore[method-assign]
     try:
         model.top.copy_(irnet.highest(model, windows, params))
-        stage.name = name
-        for store in stage.targets:
-            stage.apply(model, store, overwrite=True)
+        for store in inputs.slides.targets:
+            labeller.label(model, store)
     finally:
         irnet.IrNet.walked = walk  # type: ignore[method-assign]
 

@@ -17,13 +17,14 @@ RUN = """
 import resource, sys
 from pathlib import Path
 from wsipipe.config.options import RunConfig, TileConfig
+from wsipipe.runtime.context import RunContext
 from wsipipe.slides import SlideFile
-from wsipipe.tiling.stage import tile_slides
+from wsipipe.tiling import stage
 
 slide, folder, mpp, limit = sys.argv[1:]
 resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
-run = RunConfig(stores=folder + "/stores", runs=folder + "/runs", workers=2)
-report, stores = tile_slides({"huge": SlideFile(Path(slide))}, TileConfig(mpp=float(mpp)), run)
+context = RunContext(RunConfig(stores=folder + "/stores", runs=folder + "/runs", workers=2))
+report, stores = stage.run({"huge": SlideFile(Path(slide))}, TileConfig(mpp=float(mpp)), context)
 print(report.rows[0]["status"], report.rows[0]["patches"], report.rows[0]["copied"], report.rows[0]["reason"])
 """
 

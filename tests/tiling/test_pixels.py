@@ -215,7 +215,7 @@ def test_a_plain_image_is_tiled_with_the_override(png_path: Path, run: RunConfig
     assert store.meta["slide"]["mpp_source"] == "override"
     np.testing.assert_array_equal(store.read(Window(0, 0, 400, 300)), tissue_rgb[0][300:600, 400:800])
     report, _ = tile_slides({"image": SlideFile(png_path)}, CONFIG, RunContext(replace(run, stores=run.stores + "2")))
-    assert "give it with --mpp-override" in report.rows[0]["reason"]
+    assert "set it with --mpp-override" in report.rows[0]["reason"]
 
 
 def test_nothing_is_written_beside_the_slide(slide_folder: Path, tmp_path: Path, svs_path: Path):

@@ -46,9 +46,9 @@ def runs_of(folder: Path) -> RunConfig:
     return RunConfig(stores=str(folder / "stores"), runs=str(folder / "runs"), workers=2)
 
 
-def go(path: Path, run: RunConfig, config: TileConfig = CONFIG, **more: bool) -> dict[str, str]:
+def go(path: Path, run: RunConfig, config: TileConfig = CONFIG, overwrite: bool = False) -> dict[str, str]:
     """Tile one slide; its row in the ledger."""
-    report, _ = tile_slides({"wide": SlideFile(path)}, config, run, **more)
+    report, _ = tile_slides({"wide": SlideFile(path)}, config, RunContext(run, overwrite=overwrite))
     return report.rows[0]
 
 

@@ -35,7 +35,7 @@ def tile(slide: tuple[str, ...], **call: Any) -> None:
     with working(settings, call) as context, Prober().start() as prober:  # it starts while the rest is imported
         from wsipipe.tiling import stage
 
-        report, stores = stage.run(slides_of(slide, settings.tile), settings.tile, context, prober)
+        report, stores = stage.run(slides_of(slide, settings.tile), settings.tile, context, prober=prober)
     if not call["quiet"]:
         show(report.table(("patches", "copied", "corrupt", "seconds")), err=True)
     finish(report, stores)

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from wsipipe.export.rings import Ring, area, areas_of, joined
 
@@ -60,17 +62,36 @@ def is_valid(rings: Sequence[Ring]) -> bool:
     points = whole.astype(np.int64)
     if any(_meet(a, b).any() for a, b in _near(points, points[after])):
         return False
-    shared = np.logical_or.reduceat(_shared(whole), first)
-    loose = np.flatnonzero(~shared[1:]) + 1  # a hole that touches another ring is inside, as no rings cross
-    return bool((_crossings(points, after, first[loose]) % 2 == 1).all())
+    return bool((_crossings(points, after, first[_loose(whole, first, size)]) % 2 == 1).all())
+
+
+def _loose(whole: Ring, first: Points, size: Points) -> Points:
+    """Of each group of holes that touch each other but not the exterior, the hole with the upper left vertex.
+
+    If it is inside the exterior, so are the others; holes that touch the exterior are inside too, as no edges cross.
+    """
+    point, count = _visits(whole)
+    ring_of = np.repeat(np.arange(len(first)), size)
+    touch = np.flatnonzero(count[point] > 1)
+    links = (np.ones(len(touch), bool), (ring_of[touch], len(first) + point[touch]))
+    group = connected_components(csr_array(links, shape=(len(first) + len(count),) * 2), directed=False)[1]
+    group = group[: len(first)]
+    order = np.lexsort((*whole[first].T, group))
+    upper = order[np.flatnonzero(np.diff(group[order], prepend=-1))]
+    return np.asarray(upper[group[upper] != group[0]], np.int64)
 
 
 def _shared(whole: Ring) -> NDArray[np.bool_]:
     """Whether each vertex belongs to two rings: bool [N]."""
-    _, which, count = np.unique(
-        whole[:, 1].astype(np.int64) << 32 | whole[:, 0], return_inverse=True, return_counts=True
-    )
-    return np.asarray(count[which] > 1)
+    point, count = _visits(whole)
+    return np.asarray(count[point] > 1)
+
+
+def _visits(whole: Ring) -> tuple[Points, Points]:
+    """The number of the point at each vertex, [N], and how often each point is visited, [points]."""
+    key = whole[:, 1].astype(np.int64) << 32 | whole[:, 0]
+    _, point, count = np.unique(key, return_inverse=True, return_counts=True)
+    return np.asarray(point, np.int64), np.asarray(count, np.int64)
 
 
 def _neighbours(first: Points, size: Points) -> tuple[Points, Points]:

@@ -38,7 +38,7 @@ CORRUPT_COLUMNS = ("slide", "level", "row", "col", "x_px", "y_px", "width_px", "
 
 
 def run(
-    slides: Mapping[str, SlideFile], config: TileConfig, context: RunContext, prober: Prober | None = None
+    inputs: Mapping[str, SlideFile], options: TileConfig, context: RunContext, *, prober: Prober | None = None
 ) -> tuple[Report, list[Path]]:
     """Tile every slide into the folder of stores; returns the ledger and the stores that exist now, in the given order.
 
@@ -52,13 +52,13 @@ def run(
         TileJob(
             slide_id,
             file,
-            config,
+            options,
             context.stores / f"{slide_id}.zarr",
             context.overwrite,
-            folder / f"{slide_id}.png" if config.qc_image else None,
+            folder / f"{slide_id}.png" if options.qc_image else None,
             call,
         )
-        for slide_id, file in slides.items()
+        for slide_id, file in inputs.items()
     ]
     if context.run.dask:
         jobs = [job.absolute() for job in jobs]
@@ -74,7 +74,7 @@ def run(
             report.rows.sort(key=lambda row: order[row["item"]])
             report.write(folder / "tile.csv")
             _write_corrupt(folder / "corrupt.csv", line.corrupt, set(line.finished))
-    return report, [context.stores / f"{i}.zarr" for i in slides if i in line.finished]
+    return report, [context.stores / f"{i}.zarr" for i in inputs if i in line.finished]
 
 
 @dataclass(eq=False)

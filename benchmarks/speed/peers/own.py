@@ -59,7 +59,7 @@ def tile(job: Job) -> dict[str, Any]:
         run_config = RunConfig(stores=str(job.out), runs=str(job.out), workers=WORKERS)
         with Stopwatch() as watch:
             slides = {"store": SlideFile(job.slide)}
-            report, _ = tile_slides(slides, TileConfig(mpp=job.mpp), RunContext(run_config), prober)
+            report, _ = tile_slides(slides, TileConfig(mpp=job.mpp), RunContext(run_config), prober=prober)
     assert [row["status"] for row in report.rows] == ["done"], report.rows
     cells = stored_chunks(job.out / "store.zarr")
     probe = pixels_of(job.out / "store.zarr", cells[len(cells) // 2])
