@@ -266,6 +266,8 @@ def test_classes_number_masks_from_one() -> None:
     classes = Classes(("x", "y", "z"))
     assert len(classes) == 3
     assert classes.multi_hot(["z", "x"]) == (1, 0, 1)
+    assert classes.mask_values() == {0: "none", 1: "x", 2: "y", 3: "z", IGNORE: "ignore"}
+    assert classes.mask_values("not predicted")[IGNORE] == "not predicted"
     assert IGNORE == 255
     with pytest.raises(ValueError, match="255 classes do not fit beside 0 and 255 in a uint8 mask"):
         Classes(tuple(map(str, range(255))))

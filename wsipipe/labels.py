@@ -46,6 +46,10 @@ class Classes:
     def __len__(self) -> int:
         return len(self.names)
 
+    def mask_values(self, ignored: str = "ignore") -> dict[int, str]:
+        """Mask value -> name, as label images record it; `ignored` is the name of 255."""
+        return {0: "none", **dict(enumerate(self.names, start=1)), IGNORE: ignored}
+
     def multi_hot(self, present: Sequence[str]) -> tuple[int, ...]:
         """0 or 1 for each name."""
         return tuple(int(n in present) for n in self.names)

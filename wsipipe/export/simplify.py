@@ -1,9 +1,9 @@
-"""Leave out vertices of a polygon within a tolerance (Douglas and Peucker, 1973), and stay a valid polygon.
+"""Simplify a polygon within a tolerance (Douglas and Peucker, 1973) and keep it valid.
 
-Every ring keeps its upper left vertex and the one farthest from it; between two kept vertices, the one farthest from
-their line is kept if it is farther away than the tolerance. Where rings touch, the touching vertices and their
-neighbours stay. A ring that would lose its area stays as it is; a polygon whose rings would meet, or swap inside and
-outside, gets half the tolerance, and in the end is left as it is.
+Every ring keeps its upper left vertex and the one farthest from it. Between two kept vertices, the vertex farthest from
+their line is kept if its distance exceeds the tolerance. Where rings touch, the touching vertices and their neighbours
+are kept. A ring that would lose its area is left unchanged. If rings would meet, or interior and exterior would swap,
+the tolerance is halved; after `HALVINGS` the polygon is left unchanged.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from scipy.sparse.csgraph import connected_components
 from wsipipe.export.rings import Ring, area, areas_of, joined
 
 HALVINGS = 4
-"""How often a tolerance that spoils a polygon is halved."""
+"""How often the tolerance is halved before a polygon is left unchanged."""
 
 _PAIRS = 2**20
-"""Pairs of edges that are compared at a time."""
+"""Pairs of edges compared at a time."""
 
 Points = NDArray[np.int64]
 """[N, 2] (x, y)."""
 
 
 def simplified(rings: Sequence[Ring], um_per_px: tuple[float, float], tolerance_um: float) -> tuple[Ring, ...]:
-    """The outside and the holes of a valid polygon with fewer vertices, none of them moved; still valid.
+    """The rings of a valid polygon (exterior, then holes) with fewer vertices; no vertex moves, and it stays valid.
 
-    um_per_px: (x, y) um between lattice points. Every vertex left out lies within `tolerance_um` of the new outline.
+    um_per_px: (x, y) um between lattice points. Every removed vertex is within `tolerance_um` of the new outline.
     """
     whole, first = joined(rings)
     size = np.diff(first, append=len(whole))
@@ -52,9 +52,9 @@ def simplified(rings: Sequence[Ring], um_per_px: tuple[float, float], tolerance_
 
 
 def is_valid(rings: Sequence[Ring]) -> bool:
-    """Whether rings that visit no point twice meet nowhere but in common vertices, all holes inside the outside.
+    """Whether rings meet only in common vertices, with all holes inside the exterior; no ring visits a point twice.
 
-    Rings begin with their upper left vertex. Rings that touch must be known not to cross there.
+    Rings start at their upper left vertex. Rings that touch must not cross there; this is not checked.
     """
     whole, first = joined(rings)
     size = np.diff(first, append=len(whole))
@@ -66,9 +66,9 @@ def is_valid(rings: Sequence[Ring]) -> bool:
 
 
 def _loose(whole: Ring, first: Points, size: Points) -> Points:
-    """Of each group of holes that touch each other, but not the outside, the one with the uppermost left vertex.
+    """Of each group of holes that touch each other but not the exterior, the hole with the upper left vertex.
 
-    If it is inside the outside, so are the others, and so are holes that touch the outside: no edges cross.
+    If it is inside the exterior, so are the others; holes that touch the exterior are inside too, as no edges cross.
     """
     point, count = _visits(whole)
     ring_of = np.repeat(np.arange(len(first)), size)
@@ -82,13 +82,13 @@ def _loose(whole: Ring, first: Points, size: Points) -> Points:
 
 
 def _shared(whole: Ring) -> NDArray[np.bool_]:
-    """Which vertices belong to two rings: bool [N]."""
+    """Whether each vertex belongs to two rings: bool [N]."""
     point, count = _visits(whole)
     return np.asarray(count[point] > 1)
 
 
 def _visits(whole: Ring) -> tuple[Points, Points]:
-    """A number of the point at each vertex, [N], and how often each point is visited, [points]."""
+    """The number of the point at each vertex, [N], and how often each point is visited, [points]."""
     key = whole[:, 1].astype(np.int64) << 32 | whole[:, 0]
     _, point, count = np.unique(key, return_inverse=True, return_counts=True)
     return np.asarray(point, np.int64), np.asarray(count, np.int64)
@@ -113,7 +113,7 @@ def _farthest(whole: Ring, first: Points, size: Points) -> Points:
 def _kept(
     um: NDArray[np.float64], first: Points, size: Points, anchors: NDArray[np.bool_], tolerance_um: float
 ) -> NDArray[np.bool_]:
-    """Which vertices stay: bool [N]. All stretches between kept vertices are split at once, as often as it takes."""
+    """Whether each vertex is kept: bool [N]. All spans between kept vertices are split at once, until none is left."""
     n = len(um)
     kept = anchors.copy()
     end = np.repeat(first + size, size)
@@ -123,7 +123,7 @@ def _kept(
         stay = np.append(np.flatnonzero(kept), n)
         at = np.searchsorted(stay, waiting)
         low, high = stay[at - 1], stay[at]
-        high = np.where(high >= end[waiting], start[waiting], high)  # rings are closed: after the last comes the first
+        high = np.where(high >= end[waiting], start[waiting], high)  # rings are closed: the first follows the last
         away = _distance(um[waiting], um[low], um[high])
         begins = np.append(True, low[1:] != low[:-1])
         group, of = np.flatnonzero(begins), np.cumsum(begins) - 1
@@ -135,7 +135,7 @@ def _kept(
 
 
 def _distance(point: NDArray[np.float64], start: NDArray[np.float64], end: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of points [N, 2] to segments: float64 [N]."""
+    """Distances of points [N, 2] to segments: float64 [N]."""
     along, to = end - start, point - start
     length = np.maximum((along**2).sum(1), np.finfo(float).tiny)
     share = np.clip((to * along).sum(1) / length, 0, 1)
@@ -143,8 +143,8 @@ def _distance(point: NDArray[np.float64], start: NDArray[np.float64], end: NDArr
 
 
 def _near(start: Points, end: Points) -> Iterator[tuple[tuple[Points, Points], tuple[Points, Points]]]:
-    """Pairs of edges whose boxes meet, in blocks: (start, end) of one and (start, end) of the other."""
-    axis = int(np.argmax(np.ptp(start, axis=0)))  # along the longer side fewer boxes overlap
+    """Pairs of edges whose bounding boxes meet, in blocks: (start, end) of one and (start, end) of the other."""
+    axis = int(np.argmax(np.ptp(start, axis=0)))  # fewer boxes overlap along the longer side
     order = np.argsort(np.minimum(start[:, axis], end[:, axis]), kind="stable")
     start, end = start[order], end[order]
     low, high = np.minimum(start, end), np.maximum(start, end)
@@ -165,7 +165,7 @@ def _near(start: Points, end: Points) -> Iterator[tuple[tuple[Points, Points], t
 
 
 def _meet(one: tuple[Points, Points], other: tuple[Points, Points]) -> NDArray[np.bool_]:
-    """Which pairs of edges with boxes that meet have a point in common beside an end of both: bool [M]."""
+    """Whether two edges, whose boxes meet, share a point other than an end of both: bool [M]."""
     (a, b), (c, d) = one, other
     cross = (_side(a, b, c) * _side(a, b, d) <= 0) & (_side(c, d, a) * _side(c, d, b) <= 0)
     back = np.zeros(len(a), bool)
@@ -178,13 +178,13 @@ def _meet(one: tuple[Points, Points], other: tuple[Points, Points]) -> NDArray[n
 
 
 def _side(a: Points, b: Points, c: Points) -> Points:
-    """On which side of the line from a to b the point c is: -1, 0 or 1."""
+    """The side of the line from a to b on which c is: -1, 0 or 1."""
     turn = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
     return np.asarray(np.sign(turn))
 
 
 def _crossings(points: Points, after: Points, asked: Points) -> Points:
-    """How many edges of other rings lie left of the vertices `asked`, each the upper left one of its ring."""
+    """Number of edges of other rings left of the vertices `asked`, each the upper left vertex of its ring."""
     xy = points[asked][np.argsort(points[asked, 1], kind="stable")]
     down = (points[:, 1] < points[after, 1])[:, None]
     upper, lower = np.where(down, points, points[after]), np.where(down, points[after], points)
