@@ -86,7 +86,7 @@ def _import(
     with path.open("rb") as f:
         sha256 = hashlib.file_digest(f, "sha256").hexdigest()
     made_of = digest(sha256, meaning.pairs, meaning.names, classes, store.pixel_digest)
-    if store.current("labels", name, made_of, overwrite):
+    if store.can_reuse("labels", name, made_of, overwrite):
         return False
     read = open_truth(path, store.grid, meaning, store.shown_from_px0)
     values = {0: "none", **dict(enumerate(classes, start=1)), IGNORE: "ignore"}

@@ -296,7 +296,7 @@ def test_a_map_that_another_process_makes_is_not_touched(stores, run, checkpoint
     with ResumableMapWriter(store, "unet", "other", 1, 8):
         report, done = predict_stores([store], checkpoint_of(RedNet()), SMALL, RunContext(run))
     assert (report.exit_code, done) == (1, [])
-    assert "labels/unet is held by process" in report.rows[0]["reason"]
+    assert "labels/unet is locked by process" in report.rows[0]["reason"]
 
 
 def test_a_slide_smaller_than_a_window_is_mapped_whole(tmp_path, svs_writer, run, checkpoint_of):
@@ -369,7 +369,7 @@ def test_a_store_whose_stain_is_read_otherwise_fails_alone(stores, run, checkpoi
     assert [r["status"] for r in report.rows] == [
         "failed" if s.slide_id == "left" else "done" for s in list(stores.values())[:2]
     ]
-    assert "the network saw stain as scanned" in report.of("failed")[0]["reason"]
+    assert "the network was trained without normalised stain" in report.of("failed")[0]["reason"]
 
 
 def test_a_slide_without_tissue_gets_an_empty_map(stores, run, checkpoint_of):

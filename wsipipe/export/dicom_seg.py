@@ -33,9 +33,10 @@ import wsipipe
 from wsipipe.errors import ConfigError, SlideError, StoreError, check
 from wsipipe.export.dicom_codes import KNOWN_CODES, UNDETERMINED, SegmentCode
 from wsipipe.export.dicom_source import Source, find_source
-from wsipipe.export.values import LabelValue, aside, compare, label_values
+from wsipipe.export.values import LabelValue, compare, label_values
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
+from wsipipe.runtime.atomic import replacing
 from wsipipe.runtime.digest import digest
 from wsipipe.store import SlideStore
 from wsipipe.store.shards import Cell, ShardedArray
@@ -87,7 +88,7 @@ def write_dicom_seg(
     frames = _frames(held, segments) if binary else [(cell, 0) for cell in np.ndindex(held.shape[:2])]
     header.NumberOfFrames = len(frames)
     header.TotalPixelMatrixRows, header.TotalPixelMatrixColumns = array.spec.shape
-    with aside(path) as partial, partial.open("wb") as f:
+    with replacing(path) as partial, partial.open("wb") as f:
         import pydicom
 
         template = header.PerFrameFunctionalGroupsSequence[0] if binary else None

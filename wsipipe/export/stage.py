@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from wsipipe.config.options import ExportConfig
-from wsipipe.errors import check
+from wsipipe.errors import check, other_inputs
 from wsipipe.export.areas import write_areas
 from wsipipe.export.dicom_codes import parse_codes
 from wsipipe.export.dicom_seg import verify_dicom_seg, write_dicom_seg
@@ -111,8 +111,7 @@ def _one(
     if not path.exists() or before.get("digest") != key:
         check(
             overwrite or not path.exists() or before.get("status") == "failed",
-            f"{path}: holds another mask or was written otherwise; choose another --folder, or replace it with "
-            "--overwrite",
+            other_inputs(path, choose="--folder"),
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         how.write(store, path, config)

@@ -17,7 +17,7 @@ from torch import nn
 
 from wsipipe.config.options import PretrainConfig, PseudolabelConfig, fitted_with
 from wsipipe.config.yaml import build
-from wsipipe.errors import CheckpointError, ConfigError, StoreError
+from wsipipe.errors import CheckpointError, ConfigError, StoreError, other_inputs
 from wsipipe.labels import match_stores, read_labels
 from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, read_checkpoint, weights_digest
 from wsipipe.nn.encoders import HUBS, chosen_encoder, create_encoder, statistics_of
@@ -79,7 +79,7 @@ def run(store_paths: Sequence[Path], options: PseudolabelOptions, context: RunCo
     report, done = context.report(), list(store_paths)
     for stage in stages:
         own, made = _run(stage, context)
-        report.take(own)
+        report.merge(own)
         done = [path for path in done if path in made]
     return report, done
 
@@ -136,7 +136,7 @@ class Stage:
             log.info("%d stores have no row in %s: scored, not trained on", len(unlabelled), config.labels)
         self.train_ids = sorted({r.slide_id for r in self.table.of_split("train")})
         self.grid = _common_grid([self.stores[i] for i in self.train_ids])
-        self.normalise_stain = stain.alike(self.stores[i].is_normalised for i in self.train_ids)
+        self.normalise_stain = stain.common_setting(self.stores[i].is_normalised for i in self.train_ids)
         self.lattice: InstanceGrid = self.method.lattice(self.grid[1], self.params)
         self.method.build(self.table.classes, encoder, self.lattice, self.params)  # what cannot be is found now
         self.compute = context.compute()
@@ -202,12 +202,10 @@ class Stage:
         """StoreError before any work if the run folder or a store holds something else under this name."""
         other = (self.folder / "fit.json").exists() or self._is_of_another_stage()
         if other and not self._is_fitted():
-            raise StoreError(
-                f"{self.folder}: holds a fit of other inputs; choose another --name, or replace it with --overwrite"
-            )
+            raise StoreError(other_inputs(self.folder))
         for store in self.targets:
             for kind in ("labels", "scores"):
-                store.current(kind, self.name, self._key(store), overwrite=False)
+                store.can_reuse(kind, self.name, self._key(store), overwrite=False)
 
     def _is_fitted(self) -> bool:
         return self._holds_this_fit(self.folder / "fit.json")
@@ -288,10 +286,10 @@ class Stage:
         """Score one store and paint its mask; returns done or skipped."""
         rules = self._rules(store.slide_id)
         key = self._key(store)
-        there = (store.current(kind, self.name, key, self.context.overwrite) for kind in ("labels", "scores"))
+        there = (store.can_reuse(kind, self.name, key, self.context.overwrite) for kind in ("labels", "scores"))
         if all(there) and self.objects.current(store, key, self.context.overwrite):
             return "skipped"
-        store.check_like(self.grid[0], self.normalise_stain, "the fit")
+        store.check_compatible(self.grid[0], self.normalise_stain, "the fit")
         excluded = excluded_cells(rules, len(self.table.classes), store, self.lattice.instance_px)
         scores = self.method.score(model, store, self.lattice, self.params, self.compute.device, excluded)
         scores = gate(scores, rules, store)
