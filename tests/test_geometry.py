@@ -19,10 +19,11 @@ side = st.integers(1, 400)
 
 @st.composite
 def lattices(draw: st.DrawFn) -> Grid:
-    """A grid in its slide's own frame with stride <= patch."""
+    """A grid in its slide's own frame with stride <= patch, of 40 x 40 patches at the most."""
     patch = draw(st.integers(1, 120))
     stride = draw(st.integers(max(1, patch // 8), patch))
-    return Grid((draw(side), draw(side)), (0.5, 0.5), (1.0, 1.0), patch, stride)
+    length = st.integers(1, min(400, 40 * stride))
+    return Grid((draw(length), draw(length)), (0.5, 0.5), (1.0, 1.0), patch, stride)
 
 
 @given(lattices())

@@ -107,6 +107,17 @@ def test_a_mistyped_key_names_its_dotted_path_and_the_right_one(tmp_path: Path, 
         assert f"{field.name!r}" in str(caught.value)
 
 
+def test_a_mistake_is_said_of_the_file_only_if_it_stands_there(tmp_path: Path):
+    (tmp_path / "p.yaml").write_text("tile: {patch_px: 64}\n")
+    with pytest.raises(ConfigError) as caught:
+        read_settings(tmp_path / "p.yaml", {"tile": {"patch_px": 3}})
+    assert str(caught.value).startswith("tile.patch_px: 3 is too small")
+    (tmp_path / "p.yaml").write_text("tile: {patch_px: 3}\n")
+    with pytest.raises(ConfigError) as caught:
+        read_settings(tmp_path / "p.yaml", {})
+    assert str(caught.value).startswith(f"{tmp_path / 'p.yaml'}: tile.patch_px: 3 is too small")
+
+
 @pytest.mark.parametrize("below", ["3", "[1]", "text"])
 def test_a_method_section_that_holds_no_keys_is_refused(tmp_path: Path, below: str):
     (tmp_path / "p.yaml").write_text(f"pseudolabel: {{camel: {below}}}\n")
@@ -227,9 +238,9 @@ def fails_for(slide_id: str, real):
 
 @pytest.mark.parametrize(("allowed", "code"), [("1", 0), ("0", 1), ("34%", 0), ("33%", 1)])
 def test_a_slide_that_fails_later_is_counted_once(here: Path, monkeypatch, allowed: str, code: int):
-    from wsipipe.pseudolabel.stage import Stage
+    from wsipipe.pseudolabel.labeller import SlideLabeller
 
-    monkeypatch.setattr(Stage, "apply", fails_for("extra", Stage.apply))
+    monkeypatch.setattr(SlideLabeller, "label", fails_for("extra", SlideLabeller.label))
     report, stores = run_all(settings(run={"max_failed": allowed}))
     assert report.exit_code == code
     assert [(r["item"], r["status"]) for r in report.rows] == [("extra", "failed"), ("neg", "done"), ("pos", "done")]

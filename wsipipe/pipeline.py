@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from wsipipe.pseudolabel.registry import NONE, chosen, names, refinements
 from wsipipe.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from wsipipe.labels import LabelTable
     from wsipipe.runtime.context import RunContext
     from wsipipe.runtime.ledger import Report
     from wsipipe.slides import SlideFile
@@ -40,15 +41,15 @@ DEFAULT_FILE = Path("pipeline.yaml")
 class Settings:
     """The options of all stages; `sections` holds the raw parameters per method and refinement."""
 
-    run: RunConfig
-    tile: TileConfig
-    pretrain: PretrainConfig
-    pseudolabel: PseudolabelConfig
-    segment: TrainConfig
-    stitch: StitchConfig
-    evaluate: EvaluateConfig
-    export: ExportConfig
-    sections: Values
+    run: RunConfig = field(default_factory=RunConfig)
+    tile: TileConfig = field(default_factory=TileConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    pseudolabel: PseudolabelConfig = field(default_factory=PseudolabelConfig)
+    segment: TrainConfig = field(default_factory=TrainConfig)
+    stitch: StitchConfig = field(default_factory=StitchConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    sections: Values = field(default_factory=dict)
 
     def context(self, progress: Progress = silent, overwrite: bool = False) -> RunContext:
         """What every stage gets beside its inputs and its own options."""
@@ -56,19 +57,38 @@ class Settings:
 
         return RunContext(self.run, progress, overwrite)
 
+    def label_table(self) -> LabelTable | None:
+        """What an evaluation knows of slides: split, patient, weak label; None without a CSV."""
+        from wsipipe.labels import read_labels
 
-def read_settings(file: Path | None, flags: Values) -> Settings:
+        path = Path(self.evaluate.labels or self.pseudolabel.labels)
+        if not (self.evaluate.labels or self.evaluate.split or path.is_file()):
+            return None
+        return read_labels(path, to_fit=False)
+
+
+def read_settings(file: Path | str | None = None, flags: Values | None = None) -> Settings:
     """Read options from a YAML file (default: ./pipeline.yaml, if it exists); `flags` override the file.
 
     `flags` maps section -> field -> value; parameters of a method or refinement lie below pseudolabel, under its name.
+    Raises ConfigError for unknown keys and wrong values.
     """
     if file is None and DEFAULT_FILE.exists():
         file = DEFAULT_FILE
-    given = read_yaml(file) if file else {}
+    given = read_yaml(Path(file)) if file else {}
     try:
-        return _settings(given, flags)
+        return _settings(given, flags or {})
     except ConfigError as error:
-        raise ConfigError(f"{file}: {error}" if file else str(error)) from None
+        raise ConfigError(str(error) if _is_valid(given) else f"{file}: {error}") from None
+
+
+def _is_valid(given: Values) -> bool:
+    """Whether the file alone is in order, so that a mistake is one of the flags."""
+    try:
+        _settings(given, {})
+    except ConfigError:
+        return False
+    return True
 
 
 def _settings(given: Values, flags: Values) -> Settings:
@@ -168,14 +188,14 @@ def check_all(settings: Settings) -> dict[str, SlideFile]:
 
 def _check_methods(settings: Settings) -> None:
     """The parameters of every chosen method and its refinement, and that its instances fit a patch."""
+    from wsipipe.pseudolabel.options import resolve_params, resolve_refinement
     from wsipipe.pseudolabel.registry import load
-    from wsipipe.pseudolabel.stage import chosen_refinement
 
     for name in chosen(settings.pseudolabel.method):
         method = load(name)
-        params = build(method.Params, settings.sections.get(name, {}), f"pseudolabel.{name}")
+        params = resolve_params(method, name, settings.sections)
         method.lattice(settings.tile.patch_px, params)
-        chosen_refinement(settings.pseudolabel, method, settings.sections)
+        resolve_refinement(settings.pseudolabel, method, settings.sections)
 
 
 def _check_encoders(settings: Settings) -> None:

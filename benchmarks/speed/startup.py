@@ -1,6 +1,6 @@
 """How long `wsipipe --help` takes, in starts of the bare interpreter.
 
-python benchmarks/speed/startup.py --runs 20
+python -m benchmarks.speed.startup --runs 20
 """
 
 from __future__ import annotations

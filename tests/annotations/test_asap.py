@@ -1,4 +1,4 @@
-"""ASAP's XML: what is read of it, what is left out, and every way to be wrong."""
+"""ASAP's XML: what is read, what is skipped, and every kind of error."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_areas_in_the_order_of_the_file_with_their_groups(tmp_path: Path) -> Non
     assert all([tuple(p) for p in r.rings[0].tolist()] == SQUARE for r in regions)
 
 
-def test_points_go_by_their_order_not_by_their_place(tmp_path: Path) -> None:
+def test_points_are_sorted_by_their_order_attribute(tmp_path: Path) -> None:
     path = write(tmp_path, annotation("t"))
     text = path.read_text()
     first, second = (f'<Coordinate Order="{i}" X="{x}" Y="{y}" />' for i, (x, y) in enumerate(SQUARE[:2]))
@@ -49,12 +49,12 @@ def test_points_go_by_their_order_not_by_their_place(tmp_path: Path) -> None:
     assert [tuple(p) for p in read_asap(path)[0].rings[0].tolist()] == SQUARE
 
 
-def test_groups_that_are_part_of_each_other_end(tmp_path: Path) -> None:
+def test_a_cycle_of_groups_ends(tmp_path: Path) -> None:
     (region,) = read_asap(write(tmp_path, annotation("a"), group("a", "b") + group("b", "a")))
     assert region.above == ("b", "a")
 
 
-def test_what_encloses_no_area_is_left_out_with_a_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_encloses_no_area_is_skipped_with_a_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = (
         annotation("t", SQUARE[:1], "Dot") * 2
         + annotation("t", SQUARE, "PointSet")
@@ -64,7 +64,7 @@ def test_what_encloses_no_area_is_left_out_with_a_count(tmp_path: Path, caplog: 
     with caplog.at_level(logging.WARNING):
         assert read_asap(write(tmp_path, text)) == []
     assert caplog.messages == [
-        f"{tmp_path}/a.xml: left out 2 Dot, 1 PointSet, 2 Polygon of fewer than 3 points; "
+        f"{tmp_path}/a.xml: skipped 2 Dot, 1 PointSet, 2 Polygon of fewer than 3 points; "
         "only closed regions enclose an area"
     ]
 
@@ -78,7 +78,7 @@ def test_a_slide_without_annotations(tmp_path: Path) -> None:
     [
         ("", "not readable as XML .no element found"),
         ("<ASAP_Annotations><Annotations>", "not readable as XML"),
-        ("<html></html>", "found <html>; expected ASAP_Annotations, an XML file of ASAP"),
+        ("<html></html>", "found <html>; expected <ASAP_Annotations>, the XML format of ASAP"),
         ('<?xml version="1.0" encoding="martian"?><ASAP_Annotations/>', "not readable as XML .unknown encoding"),
         (
             '<!DOCTYPE a [<!ENTITY b "bbbbbbbb"><!ENTITY c "&b;&b;&b;">]><ASAP_Annotations>&c;</ASAP_Annotations>',
@@ -90,7 +90,7 @@ def test_a_slide_without_annotations(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_no_annotation_file(tmp_path: Path, text: str, message: str) -> None:
+def test_files_of_another_format_are_errors(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "a.xml"
     path.write_text(text)
     with pytest.raises(SlideError, match=message) as error:
@@ -102,14 +102,14 @@ def test_what_is_no_annotation_file(tmp_path: Path, text: str, message: str) -> 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('X="10"', 'X="ten"', "annotation 'a': found a coordinate that is no number"),
+        ('X="10"', 'X="ten"', "annotation 'a': found a coordinate that is not a number"),
         ('X="10"', 'X="nan"', "found a coordinate that is not finite or beyond 10000000; expected level-0 px"),
         ('X="10"', 'X="1e9"', "found a coordinate that is not finite or beyond 10000000"),
         ('X="10"', "", "found a coordinate without X or Y"),
-        ('Order="0"', 'Order="first"', "found a coordinate that is no number"),
+        ('Order="0"', 'Order="first"', "found a coordinate that is not a number"),
     ],
 )
-def test_coordinates_that_are_none(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_bad_coordinates_are_errors(tmp_path: Path, old: str, new: str, message: str) -> None:
     path = write(tmp_path, annotation("t"))
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(SlideError, match=message):
@@ -120,9 +120,9 @@ def test_files_that_are_missing_or_too_large(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(SlideError, match=r"none\.xml: no such file"):
         read_asap(tmp_path / "none.xml")
     path = write(tmp_path, annotation("t"))
-    monkeypatch.setattr(asap, "MOST_VERTICES", 3)
+    monkeypatch.setattr(asap, "MAX_VERTICES", 3)
     with pytest.raises(SlideError, match="found more than 3 vertices; simplify"):
         read_asap(path)
-    monkeypatch.setattr(asap, "MOST_BYTES", 50)
+    monkeypatch.setattr(asap, "MAX_BYTES", 50)
     with pytest.raises(SlideError, match="expected at most 50"):
         read_asap(path)

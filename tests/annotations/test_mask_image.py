@@ -1,4 +1,4 @@
-"""Mask images onto the working frame against a per-pixel loop, value maps, and finding masks by slide id."""
+"""Mask images in the working frame against a per-pixel loop, value maps, and finding masks by slide id."""
 
 from __future__ import annotations
 
@@ -138,13 +138,13 @@ def small_png(bits: int, packed: bytes, colour_type: int = 0, palette: bytes = b
         (4, b"\x01\x23\x4e\xff", [0, 1, 2, 3, 4, 14, 15, 15]),
     ],
 )
-def test_png_of_few_bits_keeps_its_numbers(tmp_path: Path, bits: int, packed: bytes, values: list[int]) -> None:
+def test_a_png_of_1_2_or_4_bits_keeps_its_values(tmp_path: Path, bits: int, packed: bytes, values: list[int]) -> None:
     path = tmp_path / "m.png"
     path.write_bytes(small_png(bits, packed))
     assert read_mask(path, grid_of((8, 1))).tolist() == [values]
 
 
-def test_sizes_that_are_no_common_factor(tmp_path: Path) -> None:
+def test_sizes_without_a_common_factor(tmp_path: Path) -> None:
     path = write(tmp_path / "m.png", random_mask((300, 200)))
     expected = r"found 300 x 200 px; expected 2690 x 1940 px, the slide's level 0, or .* \(e\.g\. 1345 x 970\); export"
     with pytest.raises(SlideError, match=expected):
@@ -168,12 +168,12 @@ def test_sizes_that_are_no_common_factor(tmp_path: Path) -> None:
             {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)},
             "found a palette; expected a mask of one",
         ),
-        ("white.tif", np.zeros((8, 8), np.uint8), {"photometric": "miniswhite"}, "inverted .* 0 as black"),
+        ("white.tif", np.zeros((8, 8), np.uint8), {"photometric": "miniswhite"}, "found inverted values .* 0 as black"),
         ("float.tif", np.zeros((8, 8), np.float32), {}, "found float32 pixels; expected a mask of one"),
         ("ids.tif", np.full((8, 8), 300, np.uint16), {}, r"found the value 300; expected mask values 0\.\.255"),
     ],
 )
-def test_images_that_are_no_masks(
+def test_images_that_are_not_masks(
     tmp_path: Path, name: str, mask: NDArray[np.generic], how: dict[str, object], message: str
 ) -> None:
     with pytest.raises(SlideError, match=message):
@@ -203,7 +203,7 @@ def test_value_map_of_words_names_and_numbers() -> None:
     assert mapped.dtype == np.uint8
 
 
-def test_class_names_win_over_words() -> None:
+def test_class_names_take_precedence_over_words() -> None:
     assert ValueMap.parse("1=other,2=none", ("x", "other")).pairs == ((1, 2), (2, 0))
 
 
@@ -243,10 +243,10 @@ def test_values_without_a_meaning_are_listed() -> None:
     [
         ("0=ignore,2", r"--truth-map: '2' is not VALUE=CLASS with a value 0\.\.255 or a name, e\.g\. 2=stroma"),
         ("=stroma", "'=stroma' is not VALUE=CLASS"),
-        ("a=0,a=stroma", "name a is given twice"),
+        ("a=0,a=stroma", "name a appears twice"),
         ("256=stroma", "'256=stroma' is not VALUE=CLASS"),
         ("-1=stroma", "'-1=stroma' is not VALUE=CLASS"),
-        ("1=0,1=stroma", "value 1 is given twice"),
+        ("1=0,1=stroma", "value 1 appears twice"),
         ("2=malign", "'2=malign': unknown class 'malign'; known are stroma, tumour, 0, ignore"),
         ("2=3", "'2=3': unknown class '3'"),
         ("2=", "'2=': unknown class ''"),
@@ -299,7 +299,7 @@ def test_masks_by_pattern_and_glob(tmp_path: Path) -> None:
     assert find_masks(f"{tmp_path}/a/a.mask.png", ids) == {"a": tmp_path / "a" / "a.mask.png"}
 
 
-def test_no_mask_says_what_was_looked_for(tmp_path: Path) -> None:
+def test_a_missing_mask_is_an_error_that_says_what_was_searched(tmp_path: Path) -> None:
     ids = ["a", "b", "c", "d"]
     with pytest.raises(
         ConfigError, match=r"no mask for any of the 4 slides \(a, b, c, \.\.\); looked for .*<slide_id>\["

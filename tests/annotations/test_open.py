@@ -1,4 +1,4 @@
-"""One truth in every form gives one mask; paint order, names, groups and frames of annotations."""
+"""Every file format gives the same mask; paint order, names, groups and frames of annotations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import tifffile
 
 from wsipipe.annotations.mask_image import ValueMap
-from wsipipe.annotations.open import open_truth
+from wsipipe.annotations.open import SUFFIXES, open_truth
 from wsipipe.errors import ConfigError, SlideError
 from wsipipe.geometry import Grid, Window
 
@@ -63,15 +63,15 @@ def read(path: Path, text: str = "", grid: Grid = GRID, window: Window = ALL) ->
 BIG, INNER = (4, 2, 16, 12), (8, 6, 6, 4)
 
 
-def expected(big: int, inner: int, ground: int = 0) -> np.ndarray:
+def expected(big: int, inner: int, background: int = 0) -> np.ndarray:
     """BIG and INNER in working px."""
-    out = np.full((8, 12), ground, np.uint8)
+    out = np.full((8, 12), background, np.uint8)
     out[1:7, 2:10] = big
     out[3:5, 4:7] = inner
     return out
 
 
-def test_every_form_gives_the_same_mask(tmp_path: Path) -> None:
+def test_every_format_gives_the_same_mask(tmp_path: Path) -> None:
     mask = np.repeat(np.repeat(expected(2, 0), 2, 0), 2, 1)
     (tmp_path / "m.png").write_bytes(imagecodecs.png_encode(mask))
     tifffile.imwrite(tmp_path / "m.tif", mask, tile=(16, 16), compression="zlib")
@@ -86,6 +86,13 @@ def test_every_form_gives_the_same_mask(tmp_path: Path) -> None:
         np.testing.assert_array_equal(read(path, text), expected(2, 0), err_msg=path.name)
         part = Window(3, 2, 5, 4)
         np.testing.assert_array_equal(read(path, text, window=part), expected(2, 0)[2:6, 3:8], err_msg=path.name)
+
+
+def test_a_file_with_another_suffix_is_read_as_a_mask_image(tmp_path: Path) -> None:
+    assert SUFFIXES == (".png", ".tif", ".tiff", ".geojson", ".json", ".xml")
+    path = tmp_path / "m.mask"
+    path.write_bytes(imagecodecs.png_encode(np.repeat(np.repeat(expected(2, 0), 2, 0), 2, 1)))
+    np.testing.assert_array_equal(read(path), expected(2, 0))
 
 
 def test_groups_of_asap_are_painted_in_the_order_of_the_map(tmp_path: Path) -> None:
@@ -107,7 +114,7 @@ def test_a_group_takes_the_meaning_of_the_group_above_it(tmp_path: Path) -> None
     np.testing.assert_array_equal(read(path, "Tumor=tumour"), expected(2, 2))
 
 
-def test_outside_and_unclassified_are_names_too(tmp_path: Path) -> None:
+def test_outside_and_unclassified_can_be_mapped(tmp_path: Path) -> None:
     path = geojson(tmp_path / "m.json", (None, [BIG]), ("x", [INNER]))
     np.testing.assert_array_equal(read(path, "unclassified=1,x=2,outside=ignore"), expected(1, 2, 255))
 
@@ -117,7 +124,7 @@ def test_without_a_map_names_are_classes_or_words(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(path), expected(1, 255))
 
 
-def test_qupath_counts_from_the_bounds_and_asap_from_the_file(tmp_path: Path) -> None:
+def test_qupath_coordinates_start_at_the_bounds_and_those_of_asap_at_the_slide(tmp_path: Path) -> None:
     grid = Grid((24, 16), (0.5, 0.5), (2.0, 2.0), 16, 16, (100, 50))
     x, y, w, h = BIG
     of_qupath = geojson(tmp_path / "m.json", ("tumour", [BIG]))
@@ -141,20 +148,20 @@ def test_names_without_a_meaning_are_listed(tmp_path: Path, name: str) -> None:
     with pytest.raises(
         ConfigError,
         match=r"holds annotations called Tumor, unclassified that have no meaning \(known: T=2\); "
-        "say what each means: give --truth-map, e.g. Tumor=0,unclassified=0",
+        "map every name to a class: give --truth-map, e.g. Tumor=0,unclassified=0",
     ):
         read(path, "T=tumour")
 
 
-def test_a_bad_file_is_an_error_of_its_slide(tmp_path: Path) -> None:
+def test_a_damaged_file_is_a_slide_error(tmp_path: Path) -> None:
     for name in ("m.xml", "m.json", "m.png", "m.tif"):
         (tmp_path / name).write_text("nonsense")
         with pytest.raises(SlideError, match=name):
             read(tmp_path / name)
 
 
-def test_annotations_of_qupath_count_from_the_bounds_of_the_scanner_not_from_the_frame(tmp_path: Path):
-    """The frame may begin a few level-0 px before the bounds, where all levels have a pixel that begins there."""
+def test_qupath_coordinates_start_at_the_scanner_bounds_not_at_the_frame(tmp_path: Path):
+    """The frame may start a few level-0 px before the bounds, where every level has a pixel corner."""
     grid = Grid((64, 64), (0.5, 0.5), (1.0, 1.0), 16, 16, (96, 32))
     ring = [[0, 0], [8, 0], [8, 8], [0, 8], [0, 0]]
     feature = {
@@ -164,9 +171,9 @@ def test_annotations_of_qupath_count_from_the_bounds_of_the_scanner_not_from_the
     }
     path = tmp_path / "a.geojson"
     path.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
-    meaning = ValueMap.parse("", CLASSES)
+    value_map = ValueMap.parse("", CLASSES)
     for corner, (x, y) in {(100, 37): (4, 5), None: (0, 0)}.items():
-        mask = open_truth(path, grid, meaning, corner)(Window(0, 0, 64, 64))
+        mask = open_truth(path, grid, value_map, corner)(Window(0, 0, 64, 64))
         expected = np.zeros((64, 64), np.uint8)
         expected[y : y + 8, x : x + 8] = 1
         np.testing.assert_array_equal(mask, expected)

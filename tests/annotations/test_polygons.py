@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from wsipipe.annotations import polygons
-from wsipipe.annotations.polygons import Painting, Region, rasterise
+from wsipipe.annotations.polygons import Region, RegionPainter, rasterise
 from wsipipe.geometry import Grid, Window
 
 SQUARE = [[10, 20], [50, 20], [50, 60], [10, 60], [10, 20]]
@@ -100,7 +100,7 @@ def test_rasterising_many_vertices_does_not_depend_on_the_pieces(monkeypatch: py
     radius = 300 + 40 * np.sin(9 * angle)
     star = Region((np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1) + 400,))
     whole = rasterise([star], (100, 100), (8, 8))
-    monkeypatch.setattr(polygons, "_CROSSINGS", 300)
+    monkeypatch.setattr(polygons, "_MAX_CROSSINGS", 300)
     np.testing.assert_array_equal(rasterise([star], (100, 100), (8, 8)), whole)
     area = 0.5 * np.mean(radius**2) * 2 * np.pi / 64
     assert whole.sum() == pytest.approx(area, rel=0.01)
@@ -122,18 +122,18 @@ def test_a_window_is_a_part_of_the_whole_and_later_regions_cover_earlier(
     grid = Grid((40, 30), (0.5, 0.5), (scale, scale), 16, 16, origin)
     width, height = grid.size_px
     regions = [Region(tuple(np.array(ring, float) / 8 + origin for ring in rings)) for rings, _ in drawn]
-    painting = Painting(regions, [value for _, value in drawn], grid, ground=7)
-    whole = painting.read(Window(0, 0, width, height))
+    painter = RegionPainter(regions, [value for _, value in drawn], grid, background=7)
+    whole = painter.read(Window(0, 0, width, height))
     expected = np.full((height, width), 7, np.uint8)
     for region, (_, value) in zip(regions, drawn, strict=True):
         expected[rasterise([region], (height, width), grid.scale, origin)] = value
     np.testing.assert_array_equal(whole, expected)
     x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
     w, h = data.draw(st.integers(1, width - x)), data.draw(st.integers(1, height - y))
-    np.testing.assert_array_equal(painting.read(Window(x, y, w, h)), whole[y : y + h, x : x + w])
+    np.testing.assert_array_equal(painter.read(Window(x, y, w, h)), whole[y : y + h, x : x + w])
 
 
 def test_a_huge_slide_is_painted_one_window_at_a_time() -> None:
     grid = Grid((4_000_000, 4_000_000), (0.25, 0.25), (1.0, 1.0), 256, 256)
     far = Region((np.array([[0, 0], [4e6, 0], [4e6, 4e6], [0, 4e6]]),))
-    assert Painting([far], [3], grid).read(Window(3_999_990, 17, 10, 4)).tolist() == [[3] * 10] * 4
+    assert RegionPainter([far], [3], grid).read(Window(3_999_990, 17, 10, 4)).tolist() == [[3] * 10] * 4

@@ -1,13 +1,14 @@
-"""Data sets of benchmarks/methods.py: budgets, folds, labels, and those that come with it."""
+"""Data sets of benchmarks/quality/methods.py: budgets, folds, labels, and those that come with it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from methods_bench.dataset import Arm, DataSet, Wrong, merged, read_dataset
 
-OWN = Path(__file__).resolve().parents[2] / "benchmarks" / "methods_data"
+from benchmarks.quality.methods_bench.dataset import Arm, DataSet, Wrong, merged, read_dataset
+
+OWN = Path(__file__).resolve().parents[2] / "benchmarks" / "quality" / "methods_data"
 
 
 def read(small: Path, budget: str = "quick", **cut: object) -> DataSet:
@@ -124,9 +125,11 @@ def test_the_data_sets_that_come_with_it_can_be_read_and_ask_for_parameters_that
 
     data = read_dataset(OWN / f"{name}.yaml", Path("data"), budget)
     for section, values in data.sections.items():
-        build(SECTIONS[section], values, section)
+        built = build(SECTIONS[section], values, section)
+        assert {key: getattr(built, key) for key in values} == values
     patch_px = data.sections["tile"].get("patch_px", 256)
     for arm in data.arms:
         build(SECTIONS["pseudolabel"], arm.options, "pseudolabel")
         method = load(arm.method)
-        method.lattice(patch_px, build(method.Params, arm.params, arm.method))
+        lattice = method.lattice(patch_px, build(method.Params, arm.params, arm.method))
+        assert patch_px % lattice.instance_px == 0

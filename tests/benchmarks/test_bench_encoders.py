@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-import encoders
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.quality import encoders
 from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.labels import WeakLabel
 from wsipipe.pseudolabel.bags import Bag
@@ -51,7 +51,7 @@ def bags(tmp_path_factory: pytest.TempPathFactory) -> list[Bag]:
 @pytest.fixture
 def args(bags: list[Bag]) -> Namespace:
     truth = bags[0].store.path.parents[1] / "truth" / "{slide_id}.png"
-    return Namespace(truth=str(truth), value=2, encoder="net", method="vicreg", steps=7, batch=3, stain=0.4)
+    return Namespace(truth=str(truth), value=2, encoder="net", method="vicreg", steps=7, batch=3, stain_jitter=0.4)
 
 
 class Colours(nn.Module):

@@ -7,7 +7,8 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import pytest
-from methods_bench.guard import Guard, TruthSeen
+
+from benchmarks.quality.methods_bench.guard import Guard, TruthSeen
 
 
 @pytest.fixture
@@ -39,8 +40,11 @@ CLEAN = [
 ]
 
 
-def test_a_step_without_truth_passes(guard: Guard, weak: Path):
+def test_a_step_passes_until_truth_lies_in_its_folder(guard: Guard, weak: Path, small: Path):
     guard.check(CLEAN, weak)
+    (weak / "late.png").write_bytes((small / "data" / "masks" / "b.png").read_bytes())
+    with pytest.raises(TruthSeen, match=r"late\.png: pixel truth lies in the folder"):
+        guard.check(CLEAN, weak)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +98,13 @@ def test_an_empty_answer_is_no_copy_of_an_empty_truth_but_a_full_one_is(weak: Pa
         guard.check(CLEAN, weak)
 
 
-def test_a_file_of_the_same_size_passes(guard: Guard, weak: Path, small: Path):
-    (weak / "other").write_bytes(b"x" * (small / "data" / "masks" / "b.png").stat().st_size)
+def test_a_file_of_the_same_size_passes_unless_it_has_the_bytes_of_truth(guard: Guard, weak: Path, small: Path):
+    truth = (small / "data" / "masks" / "b.png").read_bytes()
+    (weak / "other").write_bytes(b"x" * len(truth))
     guard.check(CLEAN, weak)
+    (weak / "other").write_bytes(truth)
+    with pytest.raises(TruthSeen, match="other: pixel truth"):
+        guard.check(CLEAN, weak)
 
 
 def test_a_guard_that_guards_nothing_is_refused():

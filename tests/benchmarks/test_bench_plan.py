@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from methods_bench.dataset import read_dataset
-from methods_bench.guard import Guard
-from methods_bench.page import rows_of, section
-from methods_bench.plan import Place, Plan
-from methods_bench.steps import Records, Step
+
+from benchmarks.quality.methods_bench.dataset import read_dataset
+from benchmarks.quality.methods_bench.guard import Guard
+from benchmarks.quality.methods_bench.page import rows_of, section
+from benchmarks.quality.methods_bench.plan import Place, Plan
+from benchmarks.quality.methods_bench.steps import Records, Step
 
 
 def plan_of(small: Path, budget: str = "quick") -> Plan:

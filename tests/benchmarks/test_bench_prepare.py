@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from methods_bench.raw_masks import raw_mask
 
+from benchmarks.quality.methods_bench.raw_masks import raw_mask
 from wsipipe.geometry import Grid
 from wsipipe.store import SlideStore
 from wsipipe.store.label_images import shard_windows
@@ -19,7 +19,7 @@ from wsipipe.store.shards import ArraySpec
 
 
 def ebhi() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "methods_data" / "lay_out_ebhi.py"
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "quality" / "methods_data" / "lay_out_ebhi.py"
     spec = importlib.util.spec_from_file_location("lay_out_ebhi", path)
     assert spec
     assert spec.loader

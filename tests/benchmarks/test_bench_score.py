@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from methods_bench.score import mean_scores, pooled, read_judged, scores
+
+from benchmarks.quality.methods_bench.score import mean_scores, pooled, read_judged, scores
 
 
 @given(st.integers(2, 5), st.integers(0, 10_000), st.booleans())

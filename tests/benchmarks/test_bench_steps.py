@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from methods_bench import steps as module
-from methods_bench.steps import Failed, Records, Step, run_all
+
+from benchmarks.quality.methods_bench import steps as module
+from benchmarks.quality.methods_bench.steps import Failed, Records, Step, run_all
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import imagecodecs
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "methods.py"
+ROOT = Path(__file__).resolve().parents[2]
 
 TINY = """
 title: four pictures
@@ -49,8 +50,20 @@ def tiny(tmp_path: Path) -> Path:
 
 
 def bench(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, str(SCRIPT), "--data", "data", "--sets", "tiny.yaml", "--device", "cpu", *more]
-    return subprocess.run(argv, cwd=folder, capture_output=True, text=True, check=False)
+    argv = [
+        sys.executable,
+        "-m",
+        "benchmarks.quality.methods",
+        "--data",
+        "data",
+        "--sets",
+        "tiny.yaml",
+        "--device",
+        "cpu",
+        *more,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(argv, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow

@@ -7,14 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import processes
 import pytest
-from processes import _resident_kib, wait_for
+
+from benchmarks import processes
+from benchmarks.processes import _resident_kib, wait_for
 
 SMALL = """
 import subprocess, sys
 sys.path.insert(0, {folder!r})
-from processes import wait_for
+from benchmarks.processes import wait_for
 process = subprocess.Popen([sys.executable, "-c", {code!r}])
 print(wait_for(process, {every_s}), process.returncode)
 """
@@ -23,7 +24,7 @@ print(wait_for(process, {every_s}), process.returncode)
 
 def waited(code: str, every_s: float = 0.02) -> tuple[float, int]:
     """(MiB, exit code) of a process that runs `code`, as a small process sees it."""
-    folder = str(Path(processes.__file__).parent)
+    folder = str(Path(processes.__file__).parents[1])
     script = SMALL.format(folder=folder, code=code, every_s=every_s)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     mib, returncode = done.stdout.split()
@@ -48,7 +49,7 @@ def test_interrupted_it_is_killed(monkeypatch: pytest.MonkeyPatch):
     def ctrl_c(pid: int) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("processes._resident_kib", ctrl_c)
+    monkeypatch.setattr("benchmarks.processes._resident_kib", ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         wait_for(process)
     assert process.wait(timeout=10) == -9

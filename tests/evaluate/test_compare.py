@@ -1,4 +1,4 @@
-"""Answers side by side: the same figures as judged alone, how far they agree, and places that are worth a look."""
+"""Answers side by side: the same metrics as alone, how far they agree, and places that are worth a look."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from wsipipe.evaluate.cohort import EvaluateInputs
 from wsipipe.evaluate.compare import CompareOptions, rows_of, text_table, write_comparison
 from wsipipe.evaluate.compare import run as compare
 from wsipipe.evaluate.examples import SIDE_PX, choose, coloured, tinted, write_examples
-from wsipipe.evaluate.stage import run as judge
+from wsipipe.evaluate.metrics import scores_of
+from wsipipe.evaluate.stage import run as evaluate_stores
 from wsipipe.geometry import Window
 from wsipipe.runtime.context import RunContext
 from wsipipe.store import SlideStore
@@ -50,7 +51,7 @@ def stores(make_store: Callable[..., Path]) -> list[Path]:
     return [make_store(n, tissue, one=grid(1, 0), two=wide) for n in ("s1", "s2")]
 
 
-def test_each_answer_is_judged_as_it_is_alone(
+def test_each_answer_is_evaluated_as_alone(
     stores: list[Path], make_truth: Callable[..., Path], run: RunConfig, tmp_path: Path
 ):
     for name in ("s1", "s2"):
@@ -60,11 +61,11 @@ def test_each_answer_is_judged_as_it_is_alone(
     assert found.names == ("one", "two")
     rows = rows_of(found)
     for row in rows:
-        alone = judge(EvaluateInputs(stores), replace(config, masks=row["masks"]), RunContext(run)).answers[
+        alone = evaluate_stores(EvaluateInputs(stores), replace(config, masks=row["masks"]), RunContext(run)).answers[
             row["masks"]
         ]
         for score in ("dice", "iou", "precision", "recall"):
-            assert row[score] == getattr(alone, score)[1]
+            assert row[score] == scores_of(alone.matrix)[score][1]
     assert rows[0]["dice"] == 1
     assert rows[1]["dice"] < 1
     write_comparison(found, tmp_path / "c.csv")
@@ -104,16 +105,16 @@ def test_agreement_and_shares_are_counted_on_the_tissue_that_both_speak_of(store
         found.counts, [[2 * (tissue - 2**20), 2 * 2**20, 0], [2 * (tissue - two - 128**2), 2 * two, 2 * 128**2]]
     )
     assert found.exit_code == 0
-    assert "Dice" not in text_table(found).splitlines()[0], "nothing to judge by"
+    assert "Dice" not in text_table(found).splitlines()[0], "no truth"
 
 
 def test_fewer_than_two_answers_and_other_classes_are_refused(
     stores: list[Path], make_store: Callable[..., Path], run: RunConfig
 ):
-    with pytest.raises(ConfigError, match="two answers are wanted, not one; every store has one"):
+    with pytest.raises(ConfigError, match="needs two or more masks, not one; every store has one"):
         compare(EvaluateInputs(stores), CompareOptions(("one",), EvaluateConfig()), RunContext(run))
     other = make_store("s3", grid(1, 1), ("b",), one=grid(1, 0), two=grid(0, 1))
-    with pytest.raises(ConfigError, match="name different classes"):
+    with pytest.raises(ConfigError, match=r"have different classes \(a; b\)"):
         compare(EvaluateInputs([*stores, other]), CompareOptions((), EvaluateConfig()), RunContext(run))
     with pytest.raises(StoreError, match="no labels/three"):
         compare(EvaluateInputs(stores), CompareOptions(("one", "three"), EvaluateConfig()), RunContext(run))
@@ -145,6 +146,22 @@ def test_a_split_leaves_the_other_slides_out(stores: list[Path], run: RunConfig,
         compare(EvaluateInputs(stores, labels), CompareOptions((), EvaluateConfig(split="val")), RunContext(run))
     with pytest.raises(ConfigError, match="'test' needs a labels file"):
         compare(EvaluateInputs(stores), CompareOptions((), EvaluateConfig(split="test")), RunContext(run))
+
+
+def test_a_split_holds_the_same_slides_for_compare_and_evaluate(
+    stores: list[Path], make_truth: Callable[..., Path], run: RunConfig, table: Callable[[str], object]
+):
+    """Labels may name slides by their files."""
+    for name in ("s1", "s2"):
+        folder = make_truth(name, grid(1, 0))
+    labels = table("slide_id,label,split\ns1.svs,a,train\ns2.svs,a,test\n")
+    inputs = EvaluateInputs(stores, labels)
+    config = EvaluateConfig(masks="one", truth=str(folder), split="test")
+    found = compare(inputs, CompareOptions((), config), RunContext(run))
+    assert [p.stem for p in found.paths] == ["s2"]
+    for name, evaluation in found.evaluations.items():
+        alone = evaluate_stores(inputs, replace(config, masks=name), RunContext(run))
+        assert evaluation.slides == alone.slides == ("s2",)
 
 
 def test_what_is_no_store_is_said_before_its_split(run: RunConfig, table: Callable[[str], object], tmp_path: Path):

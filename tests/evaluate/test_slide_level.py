@@ -1,4 +1,4 @@
-"""Slide scores against sorting all pixels, and AUC against a loop over all pairs."""
+"""Slide scores against sorting all pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsipipe.evaluate.slide_level import LEVELS, auc, slide_scores
+from wsipipe.evaluate.slide_level import LEVELS, slide_scores
 
 
 @given(st.lists(st.integers(0, 255), min_size=1, max_size=60), st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0]))
@@ -25,25 +25,3 @@ def test_classes_apart_and_a_slide_without_tissue() -> None:
     scores = slide_scores(counts, 0.02)
     assert scores[:2] == pytest.approx([0.5, 0.2])
     assert np.isnan(scores[2])
-
-
-def slow_auc(scores: list[float], truth: list[bool], times: list[int]) -> float:
-    hits = pairs = 0.0
-    for s, t, n in zip(scores, truth, times, strict=True):
-        for s2, t2, n2 in zip(scores, truth, times, strict=True):
-            if t and not t2:
-                pairs += n * n2
-                hits += n * n2 * (1.0 if s > s2 else 0.5 if s == s2 else 0.0)
-    return hits / pairs if pairs else math.nan
-
-
-@given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 3), st.integers(0, 3)), max_size=9))
-def test_auc_counts_pairs(rows: list[tuple[int, bool, int, int]]) -> None:
-    scores, truth, first, second = (list(v) for v in zip(*rows, strict=True)) if rows else ([], [], [], [])
-    array, kind = np.array(scores, float), np.array(truth, bool)
-    np.testing.assert_allclose(auc(array, kind), slow_auc(scores, truth, [1] * len(rows)))
-    weights = np.array([first, second], float).reshape(2, len(rows))
-    np.testing.assert_allclose(
-        auc(array, kind, weights), [slow_auc(scores, truth, first), slow_auc(scores, truth, second)]
-    )
-    np.testing.assert_allclose(auc(-array, kind), 1 - auc(array, kind))

@@ -10,7 +10,7 @@ import pytest
 from support.dicom_slides import MPP0, Changes, draw, make_source, make_store, needs_highdicom, rebuilt
 
 from wsipipe.errors import ConfigError, SlideError
-from wsipipe.export.dicom_seg import verify_dicom_seg, write_dicom_seg
+from wsipipe.export.formats.dicom_seg import verify_dicom_seg, write_dicom_seg
 
 
 @pytest.fixture

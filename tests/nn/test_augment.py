@@ -13,11 +13,12 @@ from torch import Generator, Tensor
 
 from wsipipe.nn.augment import (
     STAINS,
+    TissueAugment,
     blur,
     dihedral,
+    enlargement,
     random_crop,
     random_dihedral,
-    random_view,
     stain_jitter,
     uniform,
 )
@@ -212,9 +213,9 @@ def test_the_generator_decides_everything(draw: Callable[[Tensor, Generator], Te
     assert not torch.equal(first, draw(x, seeded(6)))
 
 
-def test_a_random_view_without_jitter_and_zoom_is_a_symmetry_of_the_image_or_blurred():
+def test_an_augmentation_without_jitter_and_zoom_is_a_symmetry_of_the_image_or_blurred():
     x = image(3, side=8).repeat(64, 1, 1, 1)
-    views = random_view(x, 0.0, 1.0, seeded(1))
+    views = TissueAugment(0.0)(x, seeded(1))
     symmetries = torch.cat([turned(x[:1], e) for e in range(8)])
     every = torch.cat([symmetries, blur(symmetries, 1.0, seeded(0))])
     nearest = [(every - v).abs().amax((1, 2, 3)).min() for v in views]
@@ -222,12 +223,12 @@ def test_a_random_view_without_jitter_and_zoom_is_a_symmetry_of_the_image_or_blu
     assert len(torch.unique((views * 1e3).round(), dim=0)) > 8
 
 
-def test_a_random_view_enlarges_and_stains_within_its_strengths_and_follows_its_generator():
+def test_an_augmentation_enlarges_and_stains_within_its_strengths_and_follows_its_generator():
     x = image(4, side=16).repeat(8, 1, 1, 1)
-    a, b, c = (random_view(x, 0.4, 1.2, seeded(s)) for s in (1, 1, 2))
+    a, b, c = (TissueAugment(0.4, enlargement(1.2))(x, seeded(s)) for s in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     assert a.shape == x.shape
     assert a.min() >= 0
     assert a.max() <= 1
-    assert not torch.equal(a, random_view(x, 0.4, 1.0, seeded(1)))
+    assert not torch.equal(a, TissueAugment(0.4)(x, seeded(1)))

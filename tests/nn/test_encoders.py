@@ -84,6 +84,8 @@ def test_an_encoder_like_no_other_is_an_error_too():
 
 def test_an_encoder_of_the_hub_is_not_looked_up_among_timms_own():
     check_encoder("hf-hub:some/encoder")
+    with pytest.raises(ConfigError, match="encoder 'some/encoder' is not known to timm"):
+        check_encoder("some/encoder")
 
 
 def test_an_encoder_that_cannot_be_fetched_is_an_error_in_one_line(monkeypatch: pytest.MonkeyPatch):

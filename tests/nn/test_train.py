@@ -192,7 +192,11 @@ def test_the_rate_stays_between_zero_and_its_peak_and_has_one_peak(steps: int, w
     assert max(rates) == pytest.approx(lr)
 
 
-@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=4), st.lists(st.integers(0, 10**6), min_size=1, max_size=4))
+# torch keeps 32 bits of a seed, so that some sequences must share one: those of these numbers do not
+PARTS = st.lists(st.integers(0, 6) | st.integers(999_995, 1_000_000), min_size=1, max_size=4)
+
+
+@given(PARTS, PARTS)
 def test_generators_are_alike_only_for_the_same_integers(a: list[int], b: list[int]):
     def first(parts: list[int]) -> list[float]:
         return torch.rand(4, generator=generator(*parts)).tolist()
@@ -234,7 +238,9 @@ def test_where_not_even_one_image_fits_the_error_says_so():
     def split(whole: Tensor, n: int) -> list[Tensor]:
         return list(whole.split(-(-len(whole) // n)))
 
-    with pytest.raises(CheckpointError, match="toy: not even one image fits into the memory of cpu; choose a smaller"):
+    with pytest.raises(
+        CheckpointError, match="toy: a single image does not fit into the memory of cpu; choose a smaller"
+    ):
         fit(
             nn.Linear(1, 1), lambda step: torch.zeros(4, 1), loss, Schedule(1, 0.1), "toy", CPU, TrainHooks(split=split)
         )

@@ -112,7 +112,7 @@ def test_a_damaged_state_costs_time_but_not_the_training(
     again, _ = train(keep)
     assert_alike(again, train(None)[0])
     assert "cannot be read" in caplog.text
-    assert "training starts anew" in caplog.text
+    assert "training starts from the first step" in caplog.text
 
 
 class Counter:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from support import pretrain_tissue as tissue_of
 from torch import Tensor, nn
 
-from wsipipe.pretrain.monitor import Watch, effective_rank, is_flat
+from wsipipe.nn.early_stopping import is_flat
+from wsipipe.pretrain.monitor import EarlyStopping, effective_rank
 from wsipipe.pretrain.objectives import objective
 from wsipipe.pretrain.views import Pool, Views
 from wsipipe.runtime.device import ComputeContext
@@ -88,11 +89,11 @@ def test_noise_smaller_than_a_percent_does_not_keep_a_training_alive(count: int,
     assert is_flat(losses, [3.0] * count, patience) is (count > patience)
 
 
-def watch(steps: int, patience: int = 2) -> tuple[Watch, nn.Module]:
+def watch(steps: int, patience: int = 2) -> tuple[EarlyStopping, nn.Module]:
     torch.manual_seed(0)
     model = objective("vicreg", nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()), 12, 10)
     pool = Pool(tissue_of.patches(20), np.zeros(20, np.int64))
-    return Watch(model, pool, Views(16), CPU, steps, patience), model
+    return EarlyStopping(model, pool, Views(16), CPU, steps, patience), model
 
 
 def test_a_watch_looks_every_so_often_and_stops_a_training_that_stands_still_while_the_rate_falls():
@@ -120,5 +121,5 @@ def test_features_that_say_the_same_of_every_patch_are_warned_of(caplog: pytest.
 
     torch.manual_seed(0)
     model = objective("vicreg", Same(), 12, 10)
-    Watch(model, Pool(tissue_of.patches(20), np.zeros(20, np.int64)), Views(16), CPU, 1, 0)(0)
+    EarlyStopping(model, Pool(tissue_of.patches(20), np.zeros(20, np.int64)), Views(16), CPU, 1, 0)(0)
     assert "nearly collapsed (effective rank 1.0)" in caplog.text

@@ -96,7 +96,7 @@ def test_held_aside_patches_and_the_rest_are_the_pool_and_none_is_in_both(counts
 
 
 def test_no_more_is_held_aside_than_is_of_use(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "MOST_ASIDE", 10)
+    monkeypatch.setattr(module, "MAX_HELD_OUT", 10)
     assert len(numbered([50, 50]).split(0.5, 0)[1]) == 10
 
 

@@ -105,7 +105,7 @@ def quick(run: RunConfig) -> Callable[..., tuple[Report, list[Path]]]:
         values = {"camel": QUICK | dict(method or {}), **(sections or {})}
         return pseudolabel(
             list(stores.values()),
-            PseudolabelOptions(options, values, pretraining),
+            PseudolabelOptions(options, values, pretraining or PretrainConfig()),
             RunContext(run, overwrite=overwrite),
         )
 

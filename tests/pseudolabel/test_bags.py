@@ -100,7 +100,6 @@ def test_a_patch_that_rounding_made_short_keeps_its_whole_lattice(bags_of: Maker
         ((bag,), _) = bags_of(("fine", (x, y, side, side), (1, 0)))
         assert bag.patch
         assert len(bag.xy_px) == 16, (row, col)
-        assert bag.bounds is not None
         assert (bag.bounds.width_px, bag.bounds.height_px) == (64, 64)
     assert short > 3
 

@@ -115,7 +115,7 @@ def test_pretraining_sees_no_slide_that_is_held_out(
     stores: Stores, csv: Csv, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ):
     seen: list[str] = []
-    from wsipipe.pseudolabel import stage as module
+    from wsipipe.pseudolabel import fit as module
 
     real = module.encoder_of
     monkeypatch.setattr(module, "encoder_of", lambda s, *a: (seen.extend(x.slide_id for x in s), real(s, *a))[1])

@@ -16,11 +16,11 @@ from torch import Tensor
 from wsipipe.config.options import PseudolabelConfig, option
 from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
-from wsipipe.pseudolabel import stage as module
+from wsipipe.pseudolabel import options as module
 from wsipipe.pseudolabel.method import ScoreMap
 from wsipipe.pseudolabel.methods import camel
+from wsipipe.pseudolabel.options import resolve_refinement
 from wsipipe.pseudolabel.registry import NONE, load, names, refinements
-from wsipipe.pseudolabel.stage import chosen_refinement
 from wsipipe.store import SlideStore
 
 ODD = (203, 133)
@@ -79,12 +79,12 @@ def test_the_parameters_of_a_refinement_are_those_of_its_section(stores: Stores,
 
 @pytest.mark.parametrize("method", names())
 def test_a_method_is_followed_by_its_own_refinement_unless_another_is_asked_for(method: str):
-    own = chosen_refinement(PseudolabelConfig(method=method), load(method), {})
+    own = resolve_refinement(PseudolabelConfig(method=method), load(method), {})
     assert (own.name if own else NONE) == load(method).REFINEMENT
-    assert chosen_refinement(PseudolabelConfig(method=method, refine=NONE), load(method), {}) is None
+    assert resolve_refinement(PseudolabelConfig(method=method, refine=NONE), load(method), {}) is None
     for name in refinements():
         config = PseudolabelConfig(method=method, refine=name, refine_stride_px=4)
-        step = chosen_refinement(config, load(method), {})
+        step = resolve_refinement(config, load(method), {})
         assert step is not None
         assert (step.name, step.stride_px, step.params) == (name, 4, step.module.Params())
 
@@ -95,7 +95,7 @@ def test_published_refinements():
 
 def test_wrong_parameters_of_a_refinement_are_named_by_their_section():
     with pytest.raises(ConfigError, match=r"pseudolabel\.crf"):
-        chosen_refinement(PseudolabelConfig(refine="crf"), load("camel"), {"crf": {"nonsense": 1}})
+        resolve_refinement(PseudolabelConfig(refine="crf"), load("camel"), {"crf": {"nonsense": 1}})
 
 
 @pytest.mark.usefixtures("nothing", "wilful")

@@ -11,7 +11,7 @@ from support.labelled import BRIEF, Csv, Stage, Stores, mask_of, scores_of, stat
 from wsipipe.config.options import RunConfig
 from wsipipe.errors import StoreError
 from wsipipe.labels import IGNORE
-from wsipipe.pseudolabel import stage as module
+from wsipipe.pseudolabel import fit as module
 from wsipipe.pseudolabel.methods import camel
 
 

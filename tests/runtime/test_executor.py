@@ -72,7 +72,9 @@ def test_map_in_threads_raises_the_first_error_and_submits_no_more(workers: int)
 
 
 def test_map_in_threads_of_nothing_does_nothing():
-    map_in_threads(lambda i: i, [], 2)
+    called: list[object] = []
+    map_in_threads(called.append, [], 2, lambda *result: called.append(result))
+    assert called == []
 
 
 def test_thread_count_is_that_of_the_processors_this_process_may_use():

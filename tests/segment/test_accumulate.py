@@ -12,7 +12,7 @@ from support.examples import examples
 from support.stitching import Predict, noisy, reader, slow, slow_scores, subset
 
 from wsipipe.geometry import Window
-from wsipipe.segment.accumulate import Band, WindowAccumulator, cell_means, strongest
+from wsipipe.segment.accumulate import Band, WindowAccumulator, argmax_mask, cell_means
 from wsipipe.windows import BLENDS, WindowLattice, blend_weight
 
 SHARES = (1.0, 0.75, 0.5, 0.33, 0.25)
@@ -134,10 +134,10 @@ def test_rows_are_given_out_as_soon_as_no_window_can_reach_them_and_in_whole_cel
 
 def test_a_window_out_of_turn_is_refused():
     sums, p = WindowAccumulator(Window(0, 0, 40, 100), 1, blend_weight(16)), np.ones((1, 16, 16), np.float32)
-    with pytest.raises(ValueError, match="is out of turn"):
+    with pytest.raises(ValueError, match="is out of order"):
         sums.add(Window(0, 8, 16, 16), p)
     list(sums.take(8))
-    with pytest.raises(ValueError, match="is out of turn"):
+    with pytest.raises(ValueError, match="is out of order"):
         sums.add(Window(0, 0, 16, 16), p)
     with pytest.raises(ValueError, match="does not touch"):
         sums.add(Window(40, 8, 16, 16), p)
@@ -150,11 +150,11 @@ def test_masks_and_scores_of_a_piece(height: int, width: int, cell: int, seed: i
     p = rng.dirichlet((1, 1, 1), (height, width)).transpose(2, 0, 1).astype(np.float32)
     known = rng.random((height, width)) < 0.8
     piece = Band(0, 0, np.where(known, p, 0), known)
-    np.testing.assert_array_equal(strongest(piece, 255), np.where(known, p.argmax(0), 255))
+    np.testing.assert_array_equal(argmax_mask(piece, 255), np.where(known, p.argmax(0), 255))
     holed = np.where(known, p, np.nan)
     np.testing.assert_allclose(cell_means(piece, cell, first=1), slow_scores(holed[1:], cell), atol=1e-6)
 
 
-def test_of_equal_channels_the_first_is_the_strongest():
+def test_of_equal_channels_the_first_is_taken():
     piece = Band(0, 0, np.full((3, 2, 2), 0.5, np.float32), np.ones((2, 2), bool))
-    assert (strongest(piece, 255) == 0).all()
+    assert (argmax_mask(piece, 255) == 0).all()

@@ -14,8 +14,10 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from support.two_colours import colour_mask, frame, paint
 
 from wsipipe.errors import ConfigError
+from wsipipe.nn import augment
+from wsipipe.nn.augment import random_zoom
 from wsipipe.segment import data
-from wsipipe.segment.data import Batches, Variation, find_samples, near_borders, zoomed
+from wsipipe.segment.data import Batches, Variation, find_samples, near_borders
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def test_patches_of_nothing_but_255_are_left_out(half_painted):
     assert [(s.window, s.values) for s in samples] == expected
     for s in samples:
         mask = half_painted.labels("half").read(s.window)
-        assert s.sure == pytest.approx((mask != 255).mean())
+        assert s.labelled == pytest.approx((mask != 255).mean())
         quarters = [mask[y : y + 32, x : x + 32] for y in (0, 32) for x in (0, 32)]
         for quarter, pure in zip(quarters, s.pure, strict=True):
             shares = [(quarter == v).mean() for v in range(3)]
@@ -85,7 +87,7 @@ def test_every_class_is_drawn_in_equal_numbers(stores):
 def test_of_each_class_every_slide_is_drawn_alike_and_surer_patches_more_often(stores):
     left = [s for s in find_samples([stores["left"]], "truth", 2) if s.values == (1,)][:1]
     right = [s for s in find_samples([stores["right"]], "truth", 2) if s.values == (1,)]
-    right = [replace(right[0], sure=0.9), *(replace(s, sure=0.1 / 9) for s in (right * 9)[:9])]
+    right = [replace(right[0], labelled=0.9), *(replace(s, labelled=0.1 / 9) for s in (right * 9)[:9])]
     batches = Batches([*left, *right], "truth", 4, 0, PLAIN)
     g = torch.Generator().manual_seed(0)
     drawn = [batches._drawn(k, g) for k in range(2000)]
@@ -95,9 +97,9 @@ def test_of_each_class_every_slide_is_drawn_alike_and_surer_patches_more_often(s
 
 
 def test_windows_lie_between_patches_and_what_is_not_held_is_ignored(stores, monkeypatch):
-    monkeypatch.setattr(data, "stain_jitter", lambda x, strength, g: x)
-    monkeypatch.setattr(data, "blur", lambda x, chance, g: x)
-    monkeypatch.setattr(data, "random_dihedral", lambda g, n: torch.zeros(n, dtype=torch.long))
+    monkeypatch.setattr(augment, "stain_jitter", lambda x, strength, g: x)
+    monkeypatch.setattr(augment, "blur", lambda x, chance, g: x)
+    monkeypatch.setattr(augment, "random_dihedral", lambda g, n: torch.zeros(n, dtype=torch.long))
     store = stores["left"]
     held = np.zeros((331 + 200, 437 + 200), bool)
     for w in store.patches().windows:
@@ -106,13 +108,13 @@ def test_windows_lie_between_patches_and_what_is_not_held_is_ignored(stores, mon
     batches = Batches(find_samples([store], "truth", 2), "truth", 8, 0)
     g, between = data.generator(0, 4, 0), 0
     drawn = [batches._drawn(b, g) for b in range(8)]
-    moved = [batches._moved(g) for _ in drawn]
+    moved = [batches._shift(g) for _ in drawn]
     batch = batches(0)
     for k, (s, (dx, dy)) in enumerate(zip(drawn, moved, strict=True)):
         x, y = s.window.x_px + dx, s.window.y_px + dy
         between += (dx, dy) != (0, 0)
         inside = held[100 + y : 164 + y, 100 + x : 164 + x]
-        np.testing.assert_array_equal(batch.held[k].numpy(), inside)
+        np.testing.assert_array_equal(batch.valid[k].numpy(), inside)
         assert (batch.mask[k].numpy()[~inside] == 255).all()
         rgb = (batch.rgb[k] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         np.testing.assert_array_equal(batch.mask[k].numpy()[inside], colour_mask(rgb)[inside])
@@ -120,14 +122,14 @@ def test_windows_lie_between_patches_and_what_is_not_held_is_ignored(stores, mon
 
 
 def test_a_mosaic_is_of_pure_quarters_of_every_value_alike(stores, monkeypatch):
-    monkeypatch.setattr(data, "stain_jitter", lambda x, strength, g: x)
-    monkeypatch.setattr(data, "blur", lambda x, chance, g: x)
+    monkeypatch.setattr(augment, "stain_jitter", lambda x, strength, g: x)
+    monkeypatch.setattr(augment, "blur", lambda x, chance, g: x)
     samples = find_samples(list(stores.values())[1:], "truth", 2)
     batches = Batches(samples, "truth", 8, 0, Variation(mosaic_prob=1.0))
     found = np.zeros(3)
     for step in range(12):
         batch = batches(step)
-        assert not batch.held.any(), "no teacher speaks of what was put together"
+        assert not batch.valid.any(), "no teacher speaks of what was put together"
         rgb = (batch.rgb * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         for mask, image in zip(batch.mask.numpy(), rgb, strict=True):
             np.testing.assert_array_equal(mask, colour_mask(image))
@@ -141,14 +143,14 @@ def test_a_mosaic_is_of_pure_quarters_of_every_value_alike(stores, monkeypatch):
 
 @pytest.mark.parametrize("zoom", [1.0, 1.25, 2.0])
 def test_zoom_keeps_image_and_mask_together(stores, monkeypatch, zoom: float):
-    monkeypatch.setattr(data, "stain_jitter", lambda x, strength, g: x)
-    monkeypatch.setattr(data, "blur", lambda x, chance, g: x)
+    monkeypatch.setattr(augment, "stain_jitter", lambda x, strength, g: x)
+    monkeypatch.setattr(augment, "blur", lambda x, chance, g: x)
     batches = Batches(find_samples([stores["left"]], "truth", 2), "truth", 8, 0, Variation(max_zoom=zoom, shift=False))
     batch = batches(0)
     assert batch.rgb.shape == (8, 3, 64, 64)
     rgb = (batch.rgb * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     drawn = np.stack([colour_mask(image) for image in rgb])
-    agree = (drawn == batch.mask.numpy())[batch.held.numpy()]
+    agree = (drawn == batch.mask.numpy())[batch.valid.numpy()]
     assert agree.mean() > (0.97 if zoom > 1 else 0.9999), "only borders, which are interpolated, may differ"
 
 
@@ -157,7 +159,7 @@ def test_a_zoomed_image_is_the_middle_of_the_larger_one():
     both = x[:, :2].clone()
     for zoom in (1.0001, 1.5):
         g = torch.Generator().manual_seed(1)
-        image, masks = zoomed(x, both, 64, zoom, g)
+        image, masks = random_zoom(x, both, 64, zoom, g)
         assert image.shape == (2, 3, 64, 64)
         slope = (image[:, 0, 0, 40] - image[:, 0, 0, 20]) / 20 * 95
         assert (slope >= 1 / zoom - 1e-3).all()
@@ -206,8 +208,8 @@ def test_a_batch_depends_on_nothing_but_its_step(stores):
 def test_shapes_types_and_range(stores):
     batch = Batches(find_samples([stores["left"]], "truth", 2), "truth", 3, seed=0)(0)
     x, y = batch.rgb, batch.mask
-    assert (batch.held.shape, batch.held.dtype) == ((3, 64, 64), torch.bool)
-    assert batch.named.tolist() == [[True, True, True]] * 3
+    assert (batch.valid.shape, batch.valid.dtype) == ((3, 64, 64), torch.bool)
+    assert batch.allowed.tolist() == [[True, True, True]] * 3
     assert (x.shape, x.dtype) == ((3, 3, 64, 64), torch.float32)
     assert (y.shape, y.dtype) == ((3, 64, 64), torch.int64)
     assert x.min() >= 0
@@ -216,8 +218,8 @@ def test_shapes_types_and_range(stores):
 
 def test_image_and_mask_are_turned_alike(stores, monkeypatch):
     """With colour and blur left out, the mask of each view is what its own pixels say."""
-    monkeypatch.setattr(data, "stain_jitter", lambda x, strength, g: x)
-    monkeypatch.setattr(data, "blur", lambda x, chance, g: x)
+    monkeypatch.setattr(augment, "stain_jitter", lambda x, strength, g: x)
+    monkeypatch.setattr(augment, "blur", lambda x, chance, g: x)
     batches = Batches(find_samples([stores["left"]], "truth", 2), "truth", 8, 0, PLAIN)
     mixed = 0
     for step in range(4):
@@ -239,7 +241,7 @@ def test_a_pixel_is_near_a_border_where_a_square_around_it_holds_two_values(mask
         assert found[y, x] == (len(set(around[around != 255].tolist())) > 1)
 
 
-def test_masks_are_not_believed_near_borders_even_those_outside_of_the_window(stores):
+def test_masks_are_ignored_near_borders_even_those_outside_of_the_window(stores):
     paint(
         stores["left"], 1 + (np.mgrid[:331, :437][1] // 64 % 2).astype(np.uint8), "columns"
     )  # borders between patches
@@ -252,8 +254,8 @@ def test_masks_are_not_believed_near_borders_even_those_outside_of_the_window(st
         w = sample.window
         inside = np.s_[w.y_px : w.y_px + w.height_px, w.x_px : w.x_px + w.width_px]
         expected = np.where(near[inside], 255, whole[inside])
-        np.testing.assert_array_equal(careful._believed(sample.store, w), expected)
-        np.testing.assert_array_equal(plain._believed(sample.store, w), whole[inside])
+        np.testing.assert_array_equal(careful._mask(sample.store, w), expected)
+        np.testing.assert_array_equal(plain._mask(sample.store, w), whole[inside])
         outside += int((near[inside] & ~near_borders(np.ascontiguousarray(whole[inside]), far)).sum())
     assert outside > 0
     one, other = plain(0), careful(0)

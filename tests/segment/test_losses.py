@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsipipe.segment.losses import noise_robust_entropy, segmentation_loss, soft_dice_loss, taught
+from wsipipe.segment.losses import corrected_by_teacher, noise_robust_entropy, segmentation_loss, soft_dice_loss
 
 
 def slow_loss(logits: np.ndarray, mask: np.ndarray) -> float:
@@ -116,10 +116,10 @@ def test_a_teacher_fills_what_is_open_and_doubts_what_it_contradicts(seed: int, 
     mask = rng.choice([0, 1, 2, 255], (2, 4, 3))
     p = rng.dirichlet([0.3] * 3, (2, 4, 3)).transpose(0, 3, 1, 2).astype(np.float32)
     named, held = rng.random((2, 3)) < 0.7, rng.random((2, 4, 3)) < 0.8
-    got = taught(*(torch.from_numpy(a) for a in (mask, p, named, held)), confident).numpy()
+    got = corrected_by_teacher(*(torch.from_numpy(a) for a in (mask, p, named, held)), confident).numpy()
     np.testing.assert_array_equal(got, slow_taught(mask, p, named, held, np.float32(confident)))
     assert (got[~held] == mask[~held]).all()
     for b in range(2):
         for v in range(3):
             if not named[b, v]:
-                assert ((got[b] == v) <= (mask[b] == v)).all(), "what the label excludes was taught"
+                assert ((got[b] == v) <= (mask[b] == v)).all(), "what the label excludes was corrected_by_teacher"

@@ -253,7 +253,7 @@ def test_the_budget_of_memory_does_not_change_a_byte(stores, run, checkpoint_of,
     monkeypatch.setattr(predict, "SHARD_PX", 256)
     predict_stores([store], checkpoint_of(net), SMALL, RunContext(run))
     narrow = dataclasses.replace(SMALL, memory_mb=memory_mb)
-    chosen = stitch.fitting(stitching(narrow, predict.load_model(None)[0]), 2, 64, 256)
+    chosen = stitch.fit_to_budget(stitching(narrow, predict.load_model(None)[0]), 2, 64, 256)
     assert chosen != (64, 512)
     predict_stores([store], checkpoint_of(net), narrow, RunContext(run), "small")
     small = {k.replace("/small/", "/unet/"): v for k, v in bytes_of(store, "small").items() if "/c/" in k}
@@ -357,7 +357,7 @@ def test_a_store_at_another_resolution_fails_alone(stores, run, checkpoint_of):
     report, done = predict_stores([stores["left"]], checkpoint_of(SureNet(), mpp=1.0), SMALL, RunContext(run))
     assert (report.exit_code, done) == (1, [])
     assert report.rows[0]["status"] == "failed"
-    assert "is at 0.5 um/px, the network at 1; tile it with --mpp 1" in report.rows[0]["reason"]
+    assert "has 0.5 um/px, the network was trained at 1; tile with --mpp 1" in report.rows[0]["reason"]
     close = predict_stores([stores["left"]], checkpoint_of(SureNet(), mpp=0.51), SMALL, RunContext(run))[0]
     assert close.exit_code == 0
     assert (Path(run.runs) / "unet" / "segment.csv").read_text().splitlines()[1].startswith("left,done")

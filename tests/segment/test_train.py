@@ -231,7 +231,15 @@ def test_slides_are_held_out_by_patient(stores):
 
 def test_a_training_with_all_that_there_is_runs_and_leaves_its_curves(stores, run):
     config = dataclasses.replace(
-        TINY, steps=20, rounds=2, robust=0.7, mosaic_prob=0.5, validation=0.5, patience=3, lr=1e-3, confident=0.6
+        TINY,
+        steps=20,
+        self_training_rounds=2,
+        gce_q=0.7,
+        mosaic_prob=0.5,
+        validation=0.5,
+        patience=3,
+        lr=1e-3,
+        teacher_threshold=0.6,
     )
     path = train(list(stores.values()), config, RunContext(run, silent, False))
     folder = path.parent

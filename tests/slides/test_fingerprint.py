@@ -1,4 +1,4 @@
-"""A fingerprint follows the content of a slide: not its name, its place or its time."""
+"""A fingerprint depends on the content of a slide, not on its name, folder or time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def changed(path: Path, at: int, to: Path) -> Path:
     return to
 
 
-def test_a_copy_of_a_slide_is_the_same_slide(slide: Path, tmp_path: Path):
+def test_a_copy_of_a_slide_has_the_same_fingerprint(slide: Path, tmp_path: Path):
     copy = Path(shutil.copy(slide, tmp_path / "other name.svs"))
     os.utime(copy, (1, 1))
     assert fingerprint(copy) == fingerprint(slide)
@@ -58,12 +58,12 @@ def test_another_length_changes_it(slide: Path, tmp_path: Path):
     assert len(seen) == 6
 
 
-def test_what_the_reader_knows_belongs_to_it(slide: Path):
+def test_the_hash_of_the_reader_is_part_of_it(slide: Path):
     assert len({fingerprint(slide), fingerprint(slide, "1"), fingerprint(slide, "2")}) == 3
 
 
 def mrxs(folder: Path) -> tuple[Path, Path]:
-    """A slide that is an index file, and the folder beside it that holds the pixels."""
+    """A slide that is an index file, and the folder next to it with the pixels."""
     (folder / "a").mkdir(parents=True)
     (folder / "a.mrxs").write_bytes(b"index")
     for n in range(3):
@@ -80,7 +80,7 @@ def dicom(folder: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("kind", [mrxs, dicom])
-def test_files_that_belong_to_a_slide_belong_to_its_fingerprint(tmp_path: Path, kind):
+def test_companion_files_are_part_of_it(tmp_path: Path, kind):
     path, parts = kind(tmp_path / "one")
     first = fingerprint(path)
     copied = Path(shutil.copytree(tmp_path / "one", tmp_path / "two")) / path.name
@@ -95,6 +95,6 @@ def test_files_that_belong_to_a_slide_belong_to_its_fingerprint(tmp_path: Path, 
     assert len({first, shorter, fingerprint(path)}) == 3
 
 
-def test_an_index_without_its_folder_has_a_fingerprint_too(tmp_path: Path):
+def test_an_index_without_its_folder_has_a_fingerprint(tmp_path: Path):
     (tmp_path / "a.mrxs").write_bytes(b"index")
     assert fingerprint(tmp_path / "a.mrxs")

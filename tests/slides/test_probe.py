@@ -80,7 +80,12 @@ def test_unreadable_pixels_are_not_an_error(prober: Prober, tmp_path: Path, svs_
     data = bytearray(svs_path.read_bytes())
     data[2000 : len(data) // 2] = bytes(len(data) // 2 - 2000)
     (tmp_path / "bad.svs").write_bytes(data)
+    slide = open_slide(tmp_path / "bad.svs", "bad")
+    with pytest.raises(SlideError, match=r"bad\.svs: "):
+        slide.read((0, 0), 0, slide.level_size(0))
+    before = children()
     prober.check(tmp_path / "bad.svs", "bad")
+    assert children() == before, "its child died of it"
 
 
 def test_a_crafted_file_is_an_error_and_the_next_slide_passes(prober: Prober, tmp_path: Path, svs_path: Path):

@@ -32,7 +32,7 @@ def values(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, SHAPE[2])).astype(np.float32)
 
 
-@examples(25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(25, HealthCheck.function_scoped_fixture)
 @given(
     st.lists(st.tuples(st.integers(0, 49), st.integers(0, 69)), min_size=1, max_size=40, unique=True),
     st.lists(st.tuples(st.integers(0, 49), st.integers(0, 69)), max_size=20, unique=True),

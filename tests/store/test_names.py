@@ -10,8 +10,10 @@ from wsipipe.store.names import check_name
 
 
 @pytest.mark.parametrize("name", ["camel", "a", "9", "UNet_v2.1-x"])
-def test_plain_names_are_accepted(name: str):
+def test_plain_names_are_accepted(store: SlideStore, name: str):
     check_name(name)
+    store.write_labels(name, {0: "none"}, {}, [])
+    assert sorted(SlideStore(store.path).names("labels")) == sorted([name, "tissue"])
 
 
 @pytest.mark.parametrize("name", ["tissue", "tile", "zarr.json"])

@@ -9,6 +9,10 @@ from numpy.typing import NDArray
 
 Rgb = NDArray[np.uint8]
 
+NEAR = 0.02
+"""Grey levels by which a mean may be off: for float32, and for a step within 1e-6 of a whole number, which counts as
+that number; over 40 px it adds up."""
+
 
 def shares(start: float, step: float, count: int, n: int) -> NDArray[np.float64]:
     """Row i: the weight of each of n px, and last of the area outside, in [i, i + 1) * step + start: [count, n + 1]."""

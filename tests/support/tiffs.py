@@ -1,4 +1,4 @@
-"""Small TIFFs in the variants that scanners and converters write, and the ways in which they break."""
+"""Small TIFFs in the variants that scanners and converters write, and ways to damage them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Rgb = NDArray[np.uint8]
 
 
 def picture(width: int, height: int, seed: int = 0, grain: float = 12.0) -> Rgb:
-    """Soft colours with a little grain: uint8 [h, w, 3]."""
+    """Smooth colours with some grain: uint8 [h, w, 3]."""
     rng = np.random.default_rng(seed)
     soft = ndimage.gaussian_filter(rng.standard_normal((height, width, 3)), (9, 9, 0), mode="wrap")
     rgb = 150 + 45 * soft / soft.std() + rng.normal(0, grain, (height, width, 3))
@@ -36,14 +36,14 @@ def picture(width: int, height: int, seed: int = 0, grain: float = 12.0) -> Rgb:
 
 
 def halved(rgb: Rgb, factor: int) -> Rgb:
-    """Area mean by a whole factor, the incomplete rest cut off."""
+    """Area mean by a whole factor; an incomplete last row or column is dropped."""
     h, w = rgb.shape[0] // factor, rgb.shape[1] // factor
     blocks = rgb[: h * factor, : w * factor].reshape(h, factor, w, factor, 3)
     return np.floor(blocks.mean((1, 3)) + 0.5).astype(np.uint8)
 
 
 def blocks_of(rgb: Rgb, tile: int) -> Iterator[Rgb]:
-    """The tiles of a picture in row-major order, those at its border padded with black."""
+    """The tiles of an image in row-major order, padded with black at the border."""
     padded = np.pad(rgb, ((0, -rgb.shape[0] % tile), (0, -rgb.shape[1] % tile), (0, 0)))
     for y in range(0, padded.shape[0], tile):
         for x in range(0, padded.shape[1], tile):
@@ -66,7 +66,7 @@ def only(stream: bytes, *markers: int) -> bytes:
 
 
 def renamed(stream: bytes, names: bytes) -> bytes:
-    """A JPEG stream whose components have other names."""
+    """A JPEG stream with other component names."""
     out = bytearray(stream)
     for marker, i, _ in segments(stream):
         first, step = {0xC0: (i + 10, 3), 0xDA: (i + 5, 2)}.get(marker, (0, 0))
@@ -77,10 +77,10 @@ def renamed(stream: bytes, names: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class JpegKind:
-    """How a writer makes JPEG tiles.
+    """A variant of JPEG tiles.
 
-    rgb: the colours of the stream; tag: the file's word on them (photometric), the stream's if empty. numbers: whether
-    RGB components are called 1, 2, 3. tables: whether they are shared by the file; jfif: a JFIF marker in each tile.
+    rgb: colour space of the stream; tag: that of the file (photometric), empty for the same. numbers: name the RGB
+    components 1, 2, 3. tables: share the tables in the file. jfif: a JFIF marker in each tile.
     """
 
     sampling: str = "420"
@@ -92,19 +92,19 @@ class JpegKind:
 
     @property
     def photometric(self) -> str:
-        """What the file says of its colours."""
+        """The colour space in the file's tag."""
         return self.tag or ("rgb" if self.rgb else "ycbcr")
 
     def whole(self, rgb: Rgb, quality: int = 80) -> bytes:
         """A complete stream of the block, without JFIF and Adobe markers."""
-        source = "YCBCR" if self.rgb else "RGB"  # RGB that is called YCbCr is not converted, and may be subsampled
+        source = "YCBCR" if self.rgb else "RGB"  # RGB declared as YCbCr is not converted, and can be subsampled
         kind = {"subsampling": self.sampling, "colorspace": source, "outcolorspace": "YCBCR"}
         stream = bytes(imagecodecs.jpeg8_encode(rgb, level=quality, **kind))
         stream = b"\xff\xd8" + only(stream, 0xDB, 0xC4, 0xC0, 0xDA) + stream[segments(stream)[-1][2] :]
         return renamed(stream, b"RGB") if self.rgb and not self.numbers else stream
 
     def tile(self, rgb: Rgb) -> bytes:
-        """The stream that goes into the file."""
+        """The stream as the file stores it."""
         stream = self.whole(rgb)
         kept = (0xC0, 0xDA) if self.tables else (0xDB, 0xC4, 0xC0, 0xDA)
         marker = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00" if self.jfif else b""
@@ -131,7 +131,7 @@ def write_jpeg(
             tiff.write(streams, shape=level.shape, dtype="uint8", **options, **plain)
             if f == 1:
                 tiff.write(halved(rgb, max(1, h // 64)), photometric="rgb", rowsperstrip=16, **plain)
-    with tifffile.TiffFile(path, mode="r+b") as tiff:  # the writer calls all JPEG pages YCbCr
+    with tifffile.TiffFile(path, mode="r+b") as tiff:  # the writer tags all JPEG pages as YCbCr
         for page in tiff.pages:
             if page.is_tiled:
                 page.tags["PhotometricInterpretation"].overwrite({"rgb": 2, "ycbcr": 6}[kind.photometric])
@@ -156,7 +156,7 @@ def write_scn(
     tile: int = 64,
     factors: tuple[int, ...] = (4,),
 ) -> Path:
-    """A Leica-like file at 0.25 um/px: a picture that was scanned at `offset` of a larger `canvas`, both (x, y) px."""
+    """A Leica-like file at 0.25 um/px: an image scanned at `offset` of a larger `canvas`, both (x, y) px."""
     (h, w), nm, kind = rgb.shape[:2], 250, JpegKind()
     facts = {"cw": canvas[0] * nm, "ch": canvas[1] * nm, "w": w, "h": h, "vw": w * nm, "vh": h * nm}
     levels = list(enumerate((1, *factors)))
@@ -179,7 +179,7 @@ def expected(path: Path, page: int = 0) -> Rgb:
 
 
 def tamper(path: Path, index: int, page: int = 0, *, offset: int | None = None, size: int | None = None) -> None:
-    """Change what a page says of where one of its tiles lies."""
+    """Change the offset or size that a page records for one of its tiles."""
     with tifffile.TiffFile(path, mode="r+b") as tiff:
         tags = tiff.pages[page].tags
         for name, value in (("TileOffsets", offset), ("TileByteCounts", size)):
@@ -196,7 +196,7 @@ def place(path: Path, index: int, page: int = 0) -> tuple[int, int]:
 
 
 def overwrite(path: Path, offset: int, data: bytes) -> None:
-    """Put other bytes into a file."""
+    """Overwrite bytes of a file."""
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(data)

@@ -14,8 +14,9 @@ from wsipipe.store import PatchTable
 from wsipipe.tiling import qc_image
 from wsipipe.tiling.qc_image import CORRUPT, PATCH_LINE, TINTS, TISSUE_LINE, write_qc_image
 from wsipipe.tissue.detect import TissueMask
-from wsipipe.tissue.overview import BLACK, BLUR, PEN, TISSUE
+from wsipipe.tissue.overview import OverviewKind
 
+_, TISSUE, PEN, BLUR, BLACK = OverviewKind
 STEP_PX = 16
 GREY = 200
 

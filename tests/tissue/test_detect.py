@@ -1,27 +1,26 @@
-"""The tissue finder: tissue is found; glass, pen, black and blur are not; a slide without tissue says why."""
+"""Tissue detection: glass, pen, black and blur are excluded; a slide without tissue has a note that says why."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import imagecodecs
 import numpy as np
 import pytest
-import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from support.examples import examples
 
-from wsipipe.errors import ConfigError, SlideError
+from wsipipe.errors import ConfigError
 from wsipipe.geometry import Grid, Window
 from wsipipe.slides import open_slide
 from wsipipe.slides.resample import SlideView
 from wsipipe.tissue import detect as module
-from wsipipe.tissue.detect import TissueMask, TissueRules, tissue_from_mask
-from wsipipe.tissue.overview import BLACK, BLUR, GLASS, PEN, TISSUE
+from wsipipe.tissue.detect import TissueMask, TissueRules
+from wsipipe.tissue.overview import OverviewKind
+
+GLASS, TISSUE, PEN, BLUR, BLACK = OverviewKind
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def agreement(found: NDArray[np.bool_], expected: NDArray[np.bool_]) -> float:
     return float((found & expected).sum() / (found | expected).sum())
 
 
-def seen(tissue: TissueMask, shape: tuple[int, int]) -> NDArray[np.uint8]:
+def at_working_px(tissue: TissueMask, shape: tuple[int, int]) -> NDArray[np.uint8]:
     """The kind of each working pixel."""
     return tissue.kind.repeat(tissue.step_px, 0).repeat(tissue.step_px, 1)[: shape[0], : shape[1]]
 
@@ -54,7 +53,7 @@ def test_the_blob_is_found(array_slide, tissue_drawer, mpp: float, tissue_mpp: f
     grid = working(slide, mpp)
     tissue = find_tissue(slide, grid, tissue_mpp, 10_000)
     width, height = grid.size_px
-    found = seen(tissue, (height, width)) == TISSUE
+    found = at_working_px(tissue, (height, width)) == TISSUE
     y, x = (
         np.minimum(((np.arange(n) + 0.5) * s).astype(int), m - 1)
         for n, s, m in zip((height, width), grid.scale, truth.shape, strict=True)
@@ -66,28 +65,28 @@ def test_the_blob_is_found(array_slide, tissue_drawer, mpp: float, tissue_mpp: f
 
 def test_the_blob_is_found_in_a_file(svs_path: Path, tissue_rgb):
     slide = open_slide(svs_path, "blob")
-    found = seen(find_tissue(slide, working(slide), 8.0, 10_000), (900, 1200)) == TISSUE
+    found = at_working_px(find_tissue(slide, working(slide), 8.0, 10_000), (900, 1200)) == TISSUE
     assert (found & tissue_rgb[1]).sum() / (found | tissue_rgb[1]).sum() > 0.9
 
 
 @pytest.mark.parametrize("grey", [255, 243, 235, 222])
-def test_a_blank_slide_is_empty_and_says_so(array_slide, grey: int):
+def test_a_blank_slide_is_empty_with_a_note(array_slide, grey: int):
     rgb = np.clip(np.random.default_rng(0).normal(grey, 1.2, (700, 800, 3)), 0, 255).astype(np.uint8)
     slide = array_slide(rgb, (1, 4))
     tissue = find_tissue(slide, working(slide), 8.0, 10_000)
     assert not tissue.mask.any()
-    assert tissue.note.startswith(("nothing darker than glass", "no piece of tissue as large as"))
+    assert tissue.note.startswith(("nothing darker than glass", "no piece of tissue of at least"))
 
 
 @pytest.mark.parametrize("tint", [(255, 255, 255), (235, 235, 235), (224, 226, 230)])
 def test_the_tint_of_the_glass_does_not_matter(array_slide, tissue_drawer, tint: tuple[int, int, int]):
     rgb, truth = tissue_drawer((1200, 1000))
     slide = array_slide(np.where(truth[..., None], rgb, np.array(tint, np.uint8)))
-    found = seen(find_tissue(slide, working(slide), 4.0, 10_000), (1000, 1200)) == TISSUE
+    found = at_working_px(find_tissue(slide, working(slide), 4.0, 10_000), (1000, 1200)) == TISSUE
     assert (found & truth).sum() / (found | truth).sum() > 0.9
 
 
-def test_a_dark_slide_is_no_bright_field_slide(array_slide):
+def test_a_dark_slide_is_not_bright_field(array_slide):
     rgb = np.zeros((600, 600, 3), np.uint8)
     rgb[200:300, 200:300, 2] = 250
     slide = array_slide(rgb)
@@ -101,7 +100,7 @@ def test_a_black_frame_is_not_tissue(array_slide, tissue_drawer):
     rgb = rgb.copy()
     rgb[:60], rgb[:, -60:] = 0, 0
     slide = array_slide(rgb)
-    found = seen(find_tissue(slide, working(slide), 4.0, 10_000), (1000, 1200)) == TISSUE
+    found = at_working_px(find_tissue(slide, working(slide), 4.0, 10_000), (1000, 1200)) == TISSUE
     assert not found[:40].any()
     assert not found[:, -40:].any()
     assert (found & truth).sum() / (found | truth).sum() > 0.9
@@ -127,7 +126,7 @@ def test_a_slide_of_one_overview_pixel_may_be_tissue(array_slide):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (17, 40)])
-def test_a_tiny_slide_is_no_accident(array_slide, size: tuple[int, int]):
+def test_a_tiny_slide_is_empty_with_a_note(array_slide, size: tuple[int, int]):
     slide = array_slide(np.full((size[1], size[0], 3), (200, 120, 170), np.uint8))
     tissue = find_tissue(slide, working(slide), 8.0, 10_000)
     assert tissue.mask.shape == (-(-size[1] // 16), -(-size[0] // 16))
@@ -155,19 +154,26 @@ def test_fractions_agree_with_counting_pixels(step: int, n: int, at: tuple[int, 
     assert many.tolist() == pytest.approx([expected] * 2, abs=1e-5)
 
 
-def test_fractions_of_no_window_are_none():
+def test_fractions_of_no_windows_are_an_empty_array():
     assert TissueMask(np.ones((3, 3), np.uint8), 4).fractions(np.zeros((0, 2), np.int64), (8, 8)).shape == (0,)
 
 
-def test_shares_are_of_what_is_neither_glass_nor_black():
-    kind = np.array([[GLASS, GLASS, BLACK], [TISSUE, PEN, PEN], [TISSUE, BLUR, GLASS]], np.uint8)
+def test_shares_are_relative_to_what_is_neither_glass_nor_black():
+    kind = np.array(
+        [
+            [GLASS, GLASS, BLACK],
+            [TISSUE, PEN, PEN],
+            [TISSUE, BLUR, GLASS],
+        ],
+        np.uint8,
+    )
     assert TissueMask(kind, 4).shares() == {"pen": 2 / 5, "blur": 1 / 5}
     assert TissueMask(np.zeros((2, 2), np.uint8), 4).shares() == {"pen": 0, "blur": 0}
 
 
 @pytest.mark.parametrize("rules", [(0.0, 1.0), (-8.0, 1.0), (float("nan"), 1.0), (8.0, -1.0)])
-def test_rules_without_meaning_are_refused(rules: tuple[float, float]):
-    with pytest.raises(ConfigError, match="is needed, e"):
+def test_implausible_rules_are_refused(rules: tuple[float, float]):
+    with pytest.raises(ConfigError, match=r"expected .*, e\.g\."):
         TissueRules(*rules)
 
 
@@ -191,14 +197,14 @@ def test_pen_is_found_over_tissue_and_over_glass(array_slide, blob, ink: tuple[i
     pen = stroke(truth.shape)
     rgb = np.where(pen[..., None], np.array(ink, np.uint8), rgb)
     slide = array_slide(rgb)
-    found = seen(find_tissue(slide, working(slide)), truth.shape)
+    found = at_working_px(find_tissue(slide, working(slide)), truth.shape)
     inner, clear = stroke(truth.shape, 30), ~stroke(truth.shape, 140)
     assert (found[inner] == PEN).mean() > 0.95
     assert not (found[clear] == PEN).any()
     assert agreement(found[clear] == TISSUE, truth[clear]) > 0.85
 
 
-def test_without_qc_neither_pen_nor_blur_is_looked_for(array_slide, blob):
+def test_without_qc_pen_and_blur_are_kept(array_slide, blob):
     rgb, truth = blob
     pen = stroke(truth.shape)
     slide = array_slide(np.where(pen[..., None], np.array(INKS[0], np.uint8), blurred(rgb)))
@@ -213,16 +219,16 @@ def test_small_specks_in_the_colour_of_ink_stay_tissue(array_slide, blob):
     assert not (find_tissue(slide, working(slide)).kind == PEN).any()
 
 
-def test_a_slide_all_in_the_colours_of_ink_is_taken_for_a_stain(array_slide, tissue_drawer):
+def test_a_slide_entirely_in_ink_colours_is_treated_as_stained(array_slide, tissue_drawer):
     rgb, truth = tissue_drawer((1200, 1000))
     slide = array_slide(np.where(truth[..., None], rgb[..., [1, 0, 2]] // 2, rgb))
     tissue = find_tissue(slide, working(slide))
     assert tissue.shares()["pen"] == 0
-    assert "taken for a stain and kept" in tissue.note
-    assert agreement(seen(tissue, truth.shape) == TISSUE, truth) > 0.85
+    assert "treated as a stain and kept" in tissue.note
+    assert agreement(at_working_px(tissue, truth.shape) == TISSUE, truth) > 0.85
 
 
-def test_much_pen_is_kept_out_with_a_note(array_slide, tissue_drawer):
+def test_much_pen_is_excluded_with_a_note(array_slide, tissue_drawer):
     rgb, truth = tissue_drawer((1200, 1000))
     rgb = rgb.copy()
     rgb[:, :700][truth[:, :700]] = INKS[3]
@@ -237,7 +243,7 @@ def test_black_borders_are_marked_black(array_slide, tissue_drawer):
     rgb = rgb.copy()
     rgb[:64], rgb[:, -64:] = 3, 3
     slide = array_slide(rgb)
-    found = seen(find_tissue(slide, working(slide)), truth.shape)
+    found = at_working_px(find_tissue(slide, working(slide)), truth.shape)
     assert (found[:64] == BLACK).all()
     assert (found[:, -64:] == BLACK).all()
     assert not (found == PEN).any()
@@ -249,13 +255,13 @@ def test_the_blurred_half_is_out_of_focus_and_the_sharp_half_is_not(array_slide,
     rgb = np.concatenate([blurred(rgb)[:, :1200], rgb[:, 1200:]], axis=1)
     slide = array_slide(rgb)
     tissue = find_tissue(slide, working(slide), tissue_mpp)
-    found = seen(tissue, truth.shape)
+    found = at_working_px(tissue, truth.shape)
     assert (found[:, :1200][truth[:, :1200]] == BLUR).mean() > 0.8
     assert not (found[:, 1200:] == BLUR).any()
     assert 0.3 < tissue.shares()["blur"] < 0.7
 
 
-def test_a_slide_wholly_out_of_focus_is_kept_with_a_note(array_slide, blob):
+def test_a_slide_entirely_out_of_focus_is_kept_with_a_note(array_slide, blob):
     rgb, _ = blob
     slide = array_slide(blurred(rgb))
     tissue = find_tissue(slide, working(slide))
@@ -268,12 +274,15 @@ def test_a_slide_wholly_out_of_focus_is_kept_with_a_note(array_slide, blob):
 )
 def test_sharp_tissue_is_in_focus_at_every_resolution(array_slide, blob, mpp: float, tissue_mpp: float):
     slide = array_slide(blob[0], (1, 4))
-    assert set(np.unique(find_tissue(slide, working(slide, mpp), tissue_mpp).kind)) == {GLASS, TISSUE}
+    assert set(np.unique(find_tissue(slide, working(slide, mpp), tissue_mpp).kind)) == {
+        GLASS,
+        TISSUE,
+    }
 
 
 @examples(40)
 @given(st.lists(st.integers(0, 50), min_size=256, max_size=256))
-def test_the_threshold_is_half_of_otsus_by_trying_every_split(counts: list[int]):
+def test_the_threshold_is_half_of_otsus_over_all_splits(counts: list[int]):
     counts[0] += 1
     values = np.repeat(np.arange(256), counts)
     spread = [
@@ -282,8 +291,9 @@ def test_the_threshold_is_half_of_otsus_by_trying_every_split(counts: list[int])
         else 0
         for t in range(256)
     ]
-    expected = np.clip(np.argmax(np.round(spread, 6)) / 2, 0.06 * 255, 0.12 * 255)
-    assert module._threshold(np.array(counts)) == int(expected)
+    best = np.flatnonzero(spread >= np.max(spread) * (1 - 1e-9))  # which of equal splits comes first is rounding
+    expected = np.clip(best / 2, 0.06 * 255, 0.12 * 255).astype(int)
+    assert module._threshold(np.array(counts)) in expected
 
 
 def test_pixels_are_read_once_inside_the_slide_and_a_strip_at_a_time():
@@ -299,47 +309,6 @@ def test_pixels_are_read_once_inside_the_slide_and_a_strip_at_a_time():
     assert all((w.x_px, w.width_px) == (0, 3750) and w.height_px <= 256 for w in windows)
     assert [w.y_px for w in windows] == np.cumsum([0, *(w.height_px for w in windows[:-1])]).tolist()
     assert sum(w.height_px for w in windows) == 2500
-
-
-def test_a_mask_image_is_seen_on_the_overview(tmp_path: Path):
-    grid = Grid((1010, 770), (0.5, 0.5), (1.0, 1.0), 128, 128)
-    mask = np.zeros((770, 1010), np.uint8)
-    mask[200:600, 300:1010] = 3
-    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(mask))
-    tifffile.imwrite(tmp_path / "a.tif", mask[::2, ::2], photometric="minisblack", tile=(64, 64))
-    for name in ("a.png", "a.tif"):
-        tissue = tissue_from_mask(tmp_path / name, grid, 8.0)
-        assert tissue.kind.shape == (49, 64)
-        assert tissue.note == ""
-        expected = np.zeros((49, 64), bool)
-        expected[12:37, 19:] = True  # centres 8, 24 ..
-        np.testing.assert_array_equal(tissue.mask, expected)
-
-
-def test_polygons_of_qupath_lie_in_the_frame_that_it_shows(tmp_path: Path):
-    square = [[[100, 50], [400, 50], [400, 250], [100, 250], [100, 50]]]
-    text = json.dumps({"type": "Feature", "geometry": {"type": "Polygon", "coordinates": square}, "properties": {}})
-    path = tmp_path / "a.geojson"
-    path.write_text(text)
-    grid = Grid((1000, 500), (0.5, 0.5), (2.0, 2.0), 128, 128, (3000, 7000))
-    tissue = tissue_from_mask(path, grid, 4.0)
-    assert tissue.step_px == 8
-    expected = np.zeros((32, 63), bool)
-    expected[3:16, 6:25] = True  # centres 8, 24, .. in level-0 px from the frame's corner
-    np.testing.assert_array_equal(tissue.mask, expected)
-
-
-def test_an_empty_mask_says_so(tmp_path: Path):
-    (tmp_path / "none.png").write_bytes(imagecodecs.png_encode(np.zeros((64, 64), np.uint8)))
-    tissue = tissue_from_mask(tmp_path / "none.png", Grid((64, 64), (0.5, 0.5), (1.0, 1.0), 16, 16), 8.0)
-    assert not tissue.mask.any()
-    assert tissue.note == "no tissue in the mask none.png"
-
-
-def test_a_mask_of_another_slide_is_refused(tmp_path: Path):
-    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(np.ones((300, 900), np.uint8)))
-    with pytest.raises(SlideError, match="export the mask of the whole slide"):
-        tissue_from_mask(tmp_path / "a.png", Grid((640, 640), (0.5, 0.5), (1.0, 1.0), 16, 16), 8.0)
 
 
 def test_real_fluorescence_slide_is_empty_with_a_note(real_wsi: Path):
@@ -362,22 +331,22 @@ def test_nothing_of_a_real_sharp_slide_is_pen_or_blur(real_wsi: Path):
     assert shares["blur"] < 0.01
 
 
-def test_small_pieces_go_however_many_there_are():
+def test_any_number_of_small_components_is_removed():
     mask = np.zeros((600, 600), bool)
     mask[::2, ::2] = True  # 90,000 pieces of one pixel
     mask[100:110, 200:210] = True
-    module._drop_small(mask, 50)
+    module._remove_small(mask, 50)
     inside = mask[99:111, 199:211]
     assert mask.sum() == inside.sum() == 100 + 10  # the square, and the pixels of the lattice at two of its sides
 
 
 @given(st.integers(1, 9), st.integers(0, 2**32 - 1))
 @examples(20)
-def test_windows_counted_in_parts_have_the_shares_of_all_at_once(together: int, seed: int):
+def test_windows_in_chunks_have_the_same_fractions(together: int, seed: int):
     rng = np.random.default_rng(seed)
     tissue = TissueMask(np.where(rng.random((13, 17)) < 0.5, TISSUE, GLASS).astype(np.uint8), 7)
     yx_px = rng.integers(-20, 130, (30, 2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_WINDOWS", together)
+        patch.setattr(module, "_MAX_WINDOWS", together)
         parts = tissue.fractions(yx_px, (20, 30))
     np.testing.assert_array_equal(parts, tissue.fractions(yx_px, (20, 30)))

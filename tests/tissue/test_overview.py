@@ -1,4 +1,4 @@
-"""The overview: of bounded size, with colours of ink told from those of stains, and contrast by block."""
+"""The overview: bounded size, ink colours distinguished from stains, and contrast per block."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ STAINS = {
 def test_no_mixture_of_stains_has_the_colours_of_ink(stains: tuple[str, str], one: float, other: float):
     od = one * np.array(STAINS[stains[0]]) + other * np.array(STAINS[stains[1]])
     red, green, blue = (np.array([v], np.float32) for v in od)
-    assert not overview._ink(red, green, blue).any()
+    assert not overview._is_ink(red, green, blue).any()
 
 
 @given(st.floats(0, 2.0), st.floats(0, 0.5))
 def test_a_blue_counterstain_with_little_dab_has_no_colours_of_ink(counterstain: float, dab: float):
     od = counterstain * np.array(STAINS["blue counterstain"]) + dab * np.array(STAINS["dab"])
     red, green, blue = (np.array([v], np.float32) for v in od * min(1, 1.3 / max(od.max(), 1e-9)))
-    assert not overview._ink(red, green, blue).any()
+    assert not overview._is_ink(red, green, blue).any()
 
 
 @examples(30)
@@ -50,10 +50,10 @@ def test_contrast_agrees_with_a_loop_over_pairs(rows: int, cols: int, side: int,
 @pytest.mark.parametrize("size", [(300_000, 200_000), (1, 5_000_000), (40_000, 40_000), (7, 3)])
 def test_the_overview_of_the_largest_slide_is_small(size: tuple[int, int]):
     grid = Grid(size, (0.25, 0.25), (1.0, 1.0), 256, 256)
-    frame = overview.Frame.plan(grid, 8.0)
+    frame = overview.OverviewFrame.plan(grid, 8.0)
     height, width = frame.shape
-    assert height * width <= overview.MOST_OVERVIEW_PX
+    assert height * width <= overview.MAX_OVERVIEW_PX
     assert (width - 1) * frame.step_px < size[0] <= width * frame.step_px
     assert (height - 1) * frame.step_px < size[1] <= height * frame.step_px
     assert frame.mpp == pytest.approx(0.25 * frame.step_px)
-    assert frame.step_px == 32 or height * width > 0.9 * overview.MOST_OVERVIEW_PX or min(size) == 1
+    assert frame.step_px == 32 or height * width > 0.9 * overview.MAX_OVERVIEW_PX or min(size) == 1

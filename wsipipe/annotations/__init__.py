@@ -1,1 +1,1 @@
-"""What a person drew on a slide: mask images, QuPath GeoJSON and ASAP XML."""
+"""Annotations: what a person drew on a slide, as mask images, QuPath GeoJSON or ASAP XML."""

@@ -1,4 +1,4 @@
-"""Polygons of an annotation file, and their pixels by centre: in one colour, or painted one over the other."""
+"""Rasterise the polygons of an annotation file: the pixels whose centres they contain."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from numpy.typing import NDArray
 
 from wsipipe.geometry import Grid, Window
 
-MOST_VERTICES = 5_000_000
+MAX_VERTICES = 5_000_000
+"""Vertices that one annotation file may have."""
 
-FARTHEST_PX0 = 1e7
-"""Coordinates beyond it are errors: slides are at most some 10**6 px wide."""
+MAX_COORDINATE_PX0 = 1e7
+"""Larger coordinates are errors: slides are at most about 10**6 px wide."""
 
-_CROSSINGS = 2**20
-"""Crossings of edges with rows computed at once; bounds the memory whatever the polygons are."""
+_MAX_CROSSINGS = 2**20
+"""Crossings of edges with pixel rows computed at once; bounds the memory for any polygon."""
 
 Ring = NDArray[np.float64]
+"""Vertices of a closed line: float64 [N, 2] (x, y)."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """One polygon: `rings` float64 [N, 2] (x, y) in level-0 px, the outline and then its holes; `name` of its class.
+    """One polygon. `rings`: its outline and then its holes, in level-0 px. `name`: its class, empty if it has none.
 
-    `name` is empty where the file gives no class. `above`: the names of the groups that the class belongs to, nearest
-    first, for what is said of a whole group.
+    `above`: the groups that contain the class, nearest first; a value map may name a group in place of its classes.
     """
 
     rings: tuple[Ring, ...]
@@ -40,10 +41,10 @@ def rasterise(
     px0_per_px: tuple[float, float],
     origin_px0: tuple[int, int] = (0, 0),
 ) -> NDArray[np.bool_]:
-    """Which pixels have their centre in a region: bool [h, w] of `shape`.
+    """Pixels whose centre lies in any of the regions: bool [h, w] of `shape`.
 
-    The frame starts at `origin_px0`; its pixels are `px0_per_px` (x, y) level-0 px large. Within a region rings are
-    even-odd, so that holes are empty; regions add up. Of centres on an edge, those at its left or top end are inside.
+    The frame starts at `origin_px0`; its pixels are `px0_per_px` (x, y) level-0 px large. The rings of a region follow
+    the even-odd rule, so that holes are empty. Of the centres on an edge, those on left and top edges are inside.
     """
     out = np.zeros(shape, np.bool_)
     for region in regions:
@@ -51,19 +52,19 @@ def rasterise(
     return out
 
 
-class Painting:
-    """Regions in the frame of a slide, painted in their order: a later one covers an earlier one.
+class RegionPainter:
+    """Regions in the frame of a slide, painted in this order: a later region covers an earlier one.
 
-    values: what each region paints; `ground` is where there is none. Only the asked window is ever held as pixels.
+    values: the value of each region; `background` is the value outside. Only the requested window is rasterised.
     """
 
-    def __init__(self, regions: Sequence[Region], values: Sequence[int], grid: Grid, ground: int = 0) -> None:
+    def __init__(self, regions: Sequence[Region], values: Sequence[int], grid: Grid, background: int = 0) -> None:
         self._regions = [_Rings.of(r, grid.origin_px0, grid.scale) for r in regions]
-        self._values, self._ground = values, ground
+        self._values, self._background = values, background
 
     def read(self, window: Window) -> NDArray[np.uint8]:
-        """The values of the pixels of `window` (working px) by their centres: uint8 [h, w]."""
-        out = np.full((window.height_px, window.width_px), self._ground, np.uint8)
+        """The values at the pixel centres of `window` (working px): uint8 [h, w]."""
+        out = np.full((window.height_px, window.width_px), self._background, np.uint8)
         for region, value in zip(self._regions, self._values, strict=True):
             region.paint(out, (window.x_px, window.y_px), value)
         return out
@@ -71,7 +72,7 @@ class Painting:
 
 @dataclass(frozen=True, eq=False)
 class _Rings:
-    """A region in a frame: rings (x, y) in its px, and the corners (x, y) of the box that they lie in, whole px."""
+    """A region in the px of a frame: its rings, and the corners (x, y) of their bounding box in whole px."""
 
     rings: Sequence[Ring]
     low: NDArray[np.float64]
@@ -79,7 +80,7 @@ class _Rings:
 
     @classmethod
     def of(cls, region: Region, origin_px0: tuple[int, int], px0_per_px: tuple[float, float]) -> _Rings:
-        """In the frame that starts at `origin_px0` and has pixels of `px0_per_px` (x, y) level-0 px."""
+        """The region in the frame that starts at `origin_px0`, with pixels of `px0_per_px` (x, y) level-0 px."""
         rings = [(ring - origin_px0) / px0_per_px for ring in region.rings]
         return cls(rings, np.floor([r.min(0) for r in rings]).min(0), np.ceil([r.max(0) for r in rings]).max(0))
 
@@ -94,15 +95,15 @@ class _Rings:
 
 
 def _even_odd(rings: Iterable[Ring], window: Window) -> NDArray[np.bool_]:
-    """Pixels of `window` whose centre an odd number of edges has to its left: rings [N, 2] (x, y) in px -> bool [h, w].
+    """Pixels of `window` with an odd number of edges to the left of their centre: rings in px -> bool [h, w].
 
-    Each edge flips, in every row whose centre line it crosses, the pixels from the crossing on. All is computed in the
-    frame of the rings, so that a pixel comes out the same in whichever window it is asked for.
+    In every row whose centre line it crosses, an edge flips the pixels to the right of the crossing. All coordinates
+    are in the frame of the rings, so that a pixel has the same value in every window.
     """
     x0, y0, width, height = window.x_px, window.y_px, window.width_px, window.height_px
     flips = np.zeros((height, width + 1), np.uint8)
     for ring in rings:
-        closed, chunk = np.concatenate([ring, ring[:1]]), max(1, _CROSSINGS // height)
+        closed, chunk = np.concatenate([ring, ring[:1]]), max(1, _MAX_CROSSINGS // height)
         for first in range(0, len(ring), chunk):
             start, end = ring[first : first + chunk], closed[first + 1 : first + chunk + 1]
             up = end[:, 1:] < start[:, 1:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -12,11 +12,9 @@ from wsipipe.cli.help import FIRST, OUTPUT, Command, Option
 from wsipipe.cli.options import OVERWRITE, STORES, assigned, common, options, settings_of
 from wsipipe.cli.outcome import columns, finish, reporting, show, working
 from wsipipe.errors import ConfigError
+from wsipipe.export import formats
 from wsipipe.pipeline import Settings, map_slides, run_chain, slides_of
 from wsipipe.pseudolabel.registry import chosen
-
-if TYPE_CHECKING:
-    from wsipipe.labels import LabelTable
 
 
 @click.command(cls=Command)
@@ -138,14 +136,15 @@ def evaluate(store: tuple[Path, ...], **call: Any) -> None:
     from wsipipe.evaluate import stage
     from wsipipe.evaluate.cohort import EvaluateInputs
     from wsipipe.evaluate.figure import write_figure
-    from wsipipe.evaluate.tables import text_table, write_tables
+    from wsipipe.evaluate.files import write_files
+    from wsipipe.evaluate.text import text_table
 
     settings = settings_of(call)
     config = settings.evaluate
     with working(settings, call) as context:
         folder = context.runs / config.masks
-        result = stage.run(EvaluateInputs(_stores(store, settings), _labels(settings)), config, context)
-        write_tables(result, folder)
+        result = stage.run(EvaluateInputs(_stores(store, settings), settings.label_table()), config, context)
+        write_files(result, folder)
         write_figure(result, folder / "evaluation.png")
     show(text_table(result, columns()))
     sys.exit(result.report.exit_code)
@@ -179,7 +178,7 @@ def compare(store: tuple[Path, ...], names: tuple[str, ...], **call: Any) -> Non
     with working(settings, call) as context:
         folder = context.runs / "compare"
         wanted = [name.strip() for text in names for name in text.split(",")]
-        inputs = EvaluateInputs(_stores(store, settings), _labels(settings))
+        inputs = EvaluateInputs(_stores(store, settings), settings.label_table())
         found = side_by_side.run(inputs, side_by_side.CompareOptions(wanted, config), context)
         side_by_side.write_comparison(found, folder / "comparison.csv")
         write_examples(found.paths, found.names, found.classes, config, folder / "comparison.png")
@@ -187,13 +186,13 @@ def compare(store: tuple[Path, ...], names: tuple[str, ...], **call: Any) -> Non
     sys.exit(found.exit_code)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, lists={"Formats": formats.summaries()})
 @STORES
 @options("export")
 @common()
 @OVERWRITE
 def export(store: tuple[Path, ...], **call: Any) -> None:
-    """Write masks or maps as OME-TIFF, QuPath GeoJSON, DICOM SEG, PNG overlay or table of areas.
+    """Write masks or maps as files that other programs open.
 
     Without STORE, all stores are used.
     """
@@ -261,20 +260,12 @@ def import_(
 
     Without STORE, all stores are used.
     """
-    from wsipipe.import_masks import import_masks
+    from wsipipe import import_masks
 
     settings = settings_of(call)
     with working(settings, call) as context:
-        report, stores = import_masks(
-            _stores(store, settings),
-            annotations,
-            value_map,
-            classes,
-            name,
-            run=context.run,
-            overwrite=context.overwrite,
-            progress=context.progress,
-        )
+        options = import_masks.ImportOptions(annotations, classes, name, value_map)
+        report, stores = import_masks.run(_stores(store, settings), options, context)
     finish(report, stores)
 
 
@@ -350,14 +341,3 @@ def _stores(given: tuple[Path, ...], settings: Settings) -> list[Path]:
     from wsipipe.store import find_stores
 
     return list(given) or find_stores(Path(settings.run.stores))
-
-
-def _labels(settings: Settings) -> LabelTable | None:
-    """The labels with split, patient and weak label of slides; None if no CSV is named and the default is not there."""
-    from wsipipe.labels import read_labels
-
-    config = settings.evaluate
-    path = Path(config.labels or settings.pseudolabel.labels)
-    if not (config.labels or config.split or path.is_file()):
-        return None
-    return read_labels(path, to_fit=False)

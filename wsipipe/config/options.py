@@ -295,11 +295,11 @@ class StitchConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Maps against truth."""
+    """Masks and maps against the truth."""
 
     masks: str = option(
         "unet",
-        "name of the masks or maps to evaluate, labels/NAME of the stores; with its scores, if there are any",
+        "name of the masks or maps to evaluate: labels/NAME of the stores, and scores/NAME if they exist",
         group="What goes in",
         metavar="NAME",
     )
@@ -311,39 +311,44 @@ class EvaluateConfig:
     )
     labels: str = option(
         "",
-        "CSV with slide_id and label, split, patient_id; default: that of pseudolabel, if it is there",
+        "CSV with slide_id and optionally label, split, patient_id; default: that of pseudolabel, if it exists",
         group="What goes in",
         metavar="CSV",
     )
     truth_map: str = option(
         "",
-        "what mask values or annotation names mean, e.g. 0=ignore,1=0,2=tumour or _0=tumour,_1=tumour,_2=0 (later "
-        "covers earlier); `outside` is what lies in no annotation; default: class indices or names",
+        "meaning of mask values or annotation names, e.g. 0=ignore,1=0,2=tumour or _0=tumour,_1=tumour,_2=0 (later "
+        "entries cover earlier ones); `outside`: what lies in no annotation; default: class indices or names",
         group="What goes in",
         metavar="MAP",
     )
     split: str = option(
-        "", "judge only the slides of this split; default: all that have a truth", group="What goes in", metavar="NAME"
+        "",
+        "evaluate the slides of this split only; default: all with a truth",
+        group="What goes in",
+        metavar="NAME",
     )
     glass: str = option(
         "given",
-        "pixels that the tissue mask calls glass: given (class 0 on both sides), scored as drawn, or ignored",
+        "glass in the tissue mask: given (background in truth and answer), scored as drawn, or ignored",
         group="Scoring",
         metavar="given|scored|ignored",
     )
     detections: str = option(
         "",
-        "CSV slide,class,x_px0,y_px0,p for FROC; default: the maxima of the scores",
+        "CSV with slide,class,x_px0,y_px0,p for FROC; default: local maxima of the scores",
         group="What goes in",
         metavar="CSV",
     )
     slide_top: float = option(
         0.01,
-        "share (0..1) of a slide's tissue whose mean score, the highest, is that of the slide; 0: the maximum",
+        "slide score: mean of the top fraction of its tissue scores; 0: the maximum",
         group="Scoring",
         metavar="0..1",
     )
-    nms_um: float = option(150.0, "um within which only the highest score is a detection", group="Scoring")
+    nms_um: float = option(
+        150.0, "non-maximum suppression: um within which only the highest score is a detection", group="Scoring"
+    )
 
     def __post_init__(self) -> None:
         known = ("given", "scored", "ignored")
@@ -360,45 +365,39 @@ class ExportConfig:
         "unet", "name of the masks or maps to export: labels/NAME of the stores", group="What goes in", metavar="NAME"
     )
     formats: tuple[str, ...] = option(
-        ("ome-tiff", "geojson", "overlay", "areas"),
-        "ome-tiff, geojson (QuPath), dicom-seg, overlay (PNG), areas (CSV)",
+        (),
+        "file formats, such as ome-tiff or geojson; default: all that need nothing but the store",
         group="What comes out",
         metavar="NAME",
     )
     folder: str = option(
-        "export", "where the files go: <folder>/<masks>/<slide_id>.*", group="What comes out", metavar="FOLDER"
+        "export", "folder of the files: <folder>/<masks>/<slide_id>.*", group="What comes out", metavar="FOLDER"
     )
     verify: bool = option(False, "read every file back and compare it with the mask at level 0", group="What comes out")
-    level: int = option(0, "GeoJSON: level of the mask; 0 is exact, each further one 4 times coarser", group="GeoJSON")
-    tolerance_um: float = option(
-        0.0, "GeoJSON: um by which outlines may deviate to have fewer vertices; 0: exact", group="GeoJSON"
+    level: int = option(
+        0, "GeoJSON: level of the mask; 0 is exact, each further level 4 times coarser", group="GeoJSON"
     )
+    tolerance_um: float = option(0.0, "GeoJSON: um by which simplified outlines may deviate; 0: exact", group="GeoJSON")
     min_area_um2: float = option(0.0, "GeoJSON: pieces smaller than this (um2) are left out", group="GeoJSON")
-    overlay_px: int = option(1600, "overlay: longer side of the picture in px", group="Overlay")
+    overlay_px: int = option(1600, "Overlay: longer side of the picture in px", group="Overlay")
     dicom_kind: str = option(
         "binary",
-        "DICOM SEG: binary (what viewers read today) or labelmap",
+        "DICOM SEG: binary (which today's viewers read) or labelmap",
         group="DICOM SEG",
         metavar="binary|labelmap",
     )
     dicom_source: str = option(
         "",
-        "DICOM SEG: folder of the slide as DICOM, {slide_id} in it; default: what the store was tiled from",
+        "DICOM SEG: folder of the slide as DICOM, with {slide_id}; default: the slide that the store was tiled from",
         group="DICOM SEG",
         metavar="FOLDER",
     )
     dicom_codes: tuple[str, ...] = option(
-        (), "DICOM SEG: what a class is, as CLASS=CODE^SCHEME^MEANING", group="DICOM SEG", metavar="CLASS=CODE"
+        (), "DICOM SEG: code of a class, as CLASS=CODE^SCHEME^MEANING", group="DICOM SEG", metavar="CLASS=CODE"
     )
 
     def __post_init__(self) -> None:
         check(self.overlay_px >= 16, f"export.overlay_px: {self.overlay_px} is below 16")
-        exact = self.level == 0 and self.tolerance_um == 0 and self.min_area_um2 == 0
-        check(
-            not (self.verify and "geojson" in self.formats and not exact),
-            "export.verify: only an exact GeoJSON can be compared with the mask; leave level, tolerance and least area "
-            "at 0, or verify the other formats alone",
-        )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a labels file says of the slides that are judged: their split, their patient, and which classes they hold."""
+"""Which stores are evaluated, and what labels.csv says of their slides: split, patient and classes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,22 @@ from pathlib import Path
 
 from wsipipe.errors import check
 from wsipipe.labels import LabelTable, match_slide_id
+from wsipipe.store import SlideStore
+
+
+@dataclass(frozen=True)
+class EvaluateInputs:
+    """Paths of the stores to evaluate, and the labels of their slides, if there are any."""
+
+    stores: Sequence[Path]
+    labels: LabelTable | None = None
 
 
 @dataclass(frozen=True)
 class Cohort:
-    """By slide id; a slide of which nothing is said is not in the mapping.
+    """Labels by slide id; a mapping leaves out a slide that has no such label.
 
-    present: the classes that the label of the whole slide names, empty for a negative. classes: those that labels know.
+    present: the classes in the label of the whole slide, empty for a negative slide. classes: all classes of the table.
     """
 
     split: dict[str, str] = field(default_factory=dict)
@@ -24,7 +33,7 @@ class Cohort:
 
     @classmethod
     def of(cls, table: LabelTable | None, slides: Sequence[str]) -> Cohort:
-        """The rows of `slides`; a row may name a slide with the suffix of its file (`a.svs`)."""
+        """The labels of `slides`; a row may name a slide by its file (`a.svs`), see `match_slide_id`."""
         if table is None:
             return cls()
         known = set(slides)
@@ -43,22 +52,22 @@ class Cohort:
         return not split or self.split.get(slide) == split
 
     def holds(self, slide: str, name: str) -> bool | None:
-        """Whether the label of a whole slide names a class; None if no label says so or the class is not of them."""
+        """Whether the label of the whole slide names a class; None without such a label, or if no row has the class."""
         return name in self.present[slide] if slide in self.present and name in self.classes else None
 
     def is_negative(self, slide: str) -> bool:
-        """Whether the label of a whole slide says that it holds no class."""
+        """Whether the label of the whole slide names no class."""
         return slide in self.present and not self.present[slide]
 
 
-@dataclass(frozen=True)
-class EvaluateInputs:
-    """Paths of the stores to evaluate, and what labels.csv says of their slides, if it is given."""
+def select(stores: Sequence[SlideStore], labels: LabelTable | None, split: str) -> tuple[list[SlideStore], Cohort]:
+    """The stores whose slides are in `split` ("": all stores), and the labels of all slides.
 
-    stores: Sequence[Path]
-    labels: LabelTable | None = None
-
-    def cohort(self, split: str) -> Cohort:
-        """What the labels say of the slides; ConfigError if a split is asked for and there are none."""
-        check(not split or self.labels is not None, f"evaluate.split: {split!r} needs a labels file with splits")
-        return Cohort.of(self.labels, [p.stem for p in self.stores])
+    This is the one rule for which stores belong to a split. Raises ConfigError if there is none, or no labels.
+    """
+    check(not split or labels is not None, f"evaluate.split: {split!r} needs a labels file with splits; see --labels")
+    check(bool(stores), "no stores to evaluate; run `wsipipe tile` first, or name the stores")
+    cohort = Cohort.of(labels, [s.slide_id for s in stores])
+    chosen = [s for s in stores if cohort.is_in(s.slide_id, split)]
+    check(bool(chosen), f"none of the {len(stores)} stores is in split {split!r} of the labels file")
+    return chosen, cohort

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
@@ -79,13 +83,119 @@ def blur(x: Tensor, chance: float, generator: Generator) -> Tensor:
     return torch.where(chosen.to(x.device), soft, x)
 
 
-def random_view(x: Tensor, stain: float, zoom: float, generator: Generator) -> Tensor:
-    """What a classifier is trained on: rgb float 0..1 [B, 3, S, S] -> the same shape and range.
+def random_zoom(x: Tensor, maps: Tensor, size: int, max_zoom: float, generator: Generator) -> tuple[Tensor, Tensor]:
+    """The middle of each image resized to `size`: x bilinearly, `maps` by the nearest pixel.
 
-    One of the 8 symmetries, an enlargement by 1 to `zoom` of a random part (1: none), stain jitter of strength
-    `stain`, and a slight blur on a fifth of the images.
+    x: float [B, 3, R, R], maps: float [B, M, R, R]. The middle is 1 / max_zoom to max_zoom times `size` wide, on a
+    logarithmic scale, and at most R.
     """
-    if zoom > 1:
-        x = random_crop(x, x.shape[-1], (1 / zoom**2, 1.0), generator)
-    x = dihedral(x, random_dihedral(generator, len(x)))
-    return blur(stain_jitter(x, stain, generator), 0.2, generator)
+    b, reach = len(x), x.shape[-1]
+    side = torch.exp(uniform((b,), -math.log(max_zoom), math.log(max_zoom), generator)) * size / reach
+    theta = torch.zeros(b, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = side.clamp(max=1)
+    grid = F.affine_grid(theta, [b, 1, size, size], align_corners=False).to(x.device)
+    sharp = F.grid_sample(maps, grid, mode="nearest", padding_mode="border", align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False), sharp
+
+
+class Step(Protocol):
+    """One augmentation of images float 0..1 [B, 3, S, S] and, if given, maps [B, M, s, s] that follow its geometry."""
+
+    def __call__(self, x: Tensor, maps: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor | None]:
+        """The images and maps, augmented."""
+        ...
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A random square of `area` (share of a `size` square), resized to `size` px (0: that of the image); no maps."""
+
+    area: tuple[float, float]
+    size: int = 0
+
+    def __call__(self, x: Tensor, maps: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor | None]:
+        """See `random_crop`."""
+        assert maps is None
+        return random_crop(x, self.size or x.shape[-1], self.area, generator), None
+
+
+@dataclass(frozen=True)
+class Zoom:
+    """The middle of an image enlarged or reduced by up to `max_zoom`, to `size` px."""
+
+    max_zoom: float
+    size: int
+
+    def __call__(self, x: Tensor, maps: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor | None]:
+        """See `random_zoom`."""
+        assert maps is not None
+        return random_zoom(x, maps, self.size, self.max_zoom, generator)
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """One of the 8 symmetries of the square."""
+
+    def __call__(self, x: Tensor, maps: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor | None]:
+        """See `dihedral`."""
+        element = random_dihedral(generator, len(x))
+        return dihedral(x, element), None if maps is None else dihedral(maps, element)
+
+
+@dataclass(frozen=True)
+class StainJitter:
+    """Perturbed stain concentrations; maps stay."""
+
+    strength: float
+
+    def __call__(self, x: Tensor, maps: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor | None]:
+        """See `stain_jitter`."""
+        return stain_jitter(x, self.strength, generator), maps
+
+
+@dataclass(frozen=True)
+class Blur:
+    """A slight blur on a share `prob` of the images; maps stay."""
+
+    prob: float
+
+    def __call__(self, x: Tensor, maps: Tensor | None, generator: Generator) -> tuple[Tensor, Tensor | None]:
+        """See `blur`."""
+        return blur(x, self.prob, generator), maps
+
+
+@dataclass(frozen=True)
+class TissueAugment:
+    """The augmentation chain of every training: geometry of its own, then the steps that all share.
+
+    To add an augmentation, write a `Step` and add its row to `steps`. geometry: steps that come first. stain_jitter:
+    strength of the stain jitter. blur_prob: share of blurred images. Maps follow the geometry and keep their values.
+    """
+
+    stain_jitter: float = STAIN_STRENGTH
+    geometry: tuple[Step, ...] = ()
+    blur_prob: float = 0.2
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All steps, in order."""
+        return (*self.geometry, Symmetry(), StainJitter(self.stain_jitter), Blur(self.blur_prob))
+
+    def __call__(self, x: Tensor, generator: Generator) -> Tensor:
+        """Augment images float 0..1 [B, 3, S, S]; the range stays."""
+        for step in self.steps:
+            x, _ = step(x, None, generator)
+        return x
+
+    def with_maps(self, x: Tensor, maps: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """Augment images float 0..1 [B, 3, S, S] together with maps [B, M, s, s], which may be coarser."""
+        both: tuple[Tensor, Tensor | None] = (x, maps)
+        for step in self.steps:
+            both = step(*both, generator)
+        assert both[1] is not None
+        return both[0], both[1]
+
+
+def enlargement(max_zoom: float) -> tuple[Step, ...]:
+    """The geometry that enlarges a random part by 1 to `max_zoom`; none if that is 1."""
+    return (Crop((1 / max_zoom**2, 1.0)),) if max_zoom > 1 else ()

@@ -1,14 +1,14 @@
-"""When to stop without a label: the loss and the effective rank on patches that are held aside."""
+"""Early stopping without labels: loss and effective rank on held-out patches."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from wsipipe.nn.early_stopping import CHECKS, is_flat
 from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import generator, seeded
 from wsipipe.pretrain.views import Pool, Views
@@ -16,14 +16,8 @@ from wsipipe.runtime.device import ComputeContext, autocast
 
 log = logging.getLogger(__name__)
 
-LEAST = 0.01
-"""A change by less than this share is no progress."""
-
 COLLAPSED = 1.5
 """Effective rank below which the features say nearly the same of every patch."""
-
-CHECKS = 20
-"""Checks in a training of full length."""
 
 _TOGETHER = 256
 
@@ -42,25 +36,12 @@ def effective_rank(features: Tensor) -> float:
     return float(torch.exp(torch.special.entr(p).sum()))
 
 
-def is_flat(losses: Sequence[float], ranks: Sequence[float], patience: int) -> bool:
-    """Whether the last `patience` checks brought no progress over those before them.
-
-    Progress is a loss lower, or an effective rank higher, than the best before by `LEAST` of it.
-    """
-    if not 0 < patience < len(losses):
-        return False
-    best_loss, best_rank = min(losses[:-patience]), max(ranks[:-patience])
-    lower = min(losses[-patience:]) < best_loss - LEAST * abs(best_loss)
-    higher = max(ranks[-patience:]) > best_rank * (1 + LEAST)
-    return not (lower or higher)
-
-
-class Watch:
-    """Checks an objective on held-aside patches `CHECKS` times in `steps`; says stop once `patience` checks were flat.
+class EarlyStopping:
+    """Checks an objective on held-out patches `CHECKS` times in `steps`; stops once `patience` checks were flat.
 
     `checks` lists (step, loss, effective rank). The views are the same at every check. patience 0: never stop. Only
-    checks of the second half count: as long as the learning rate is high, the loss wanders about the level that it
-    leaves when the rate falls, and an encoder taken from there has not settled.
+    checks of the second half count: while the learning rate is high, the loss fluctuates around a level that it leaves
+    when the rate falls, and an encoder taken from there has not settled.
     """
 
     def __init__(
@@ -78,15 +59,15 @@ class Watch:
         loss, rank = self.look()
         self.checks.append((step + 1, loss, rank))
         if rank < COLLAPSED:
-            log.warning("step %d: the features have nearly collapsed (effective rank %.1f)", step + 1, rank)
+            log.warning("step %d: features have nearly collapsed (effective rank %.1f)", step + 1, rank)
         settling = [c for c in self.checks if 2 * c[0] > self._steps]
         flat = is_flat([c[1] for c in settling], [c[2] for c in settling], self._patience)
         if flat:
-            log.info("step %d: no progress on held-aside patches in %d checks, done", step + 1, self._patience)
+            log.info("step %d: no progress on held-out patches in %d checks: stopping early", step + 1, self._patience)
         return flat
 
     def look(self) -> tuple[float, float]:
-        """Loss, and effective rank of the encoder's features, on the held-aside patches."""
+        """Loss, and effective rank of the encoder's features, on the held-out patches."""
         on, model = self._compute.device, self._objective
         model.eval()
         losses, features, sizes = [], [], []
@@ -106,5 +87,5 @@ class Watch:
         return {"checks": self.checks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from there."""
         self.checks = [(int(s), float(a), float(b)) for s, a, b in state_dict["checks"]]

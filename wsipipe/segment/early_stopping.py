@@ -1,4 +1,4 @@
-"""When to stop training: what the network says of held-out patients, whose masks come from weak labels alone."""
+"""Early stopping on held-out patients, whose masks come from weak labels alone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from wsipipe.config.options import TrainConfig
 from wsipipe.nn.distributed import ProcessGroup
+from wsipipe.nn.early_stopping import CHECKS, is_flat
 from wsipipe.nn.encoders import normalise
-from wsipipe.pretrain.monitor import CHECKS, is_flat
 from wsipipe.runtime.device import ComputeContext, autocast
 from wsipipe.segment.data import Sample, find_samples
 from wsipipe.segment.losses import segmentation_loss
@@ -22,18 +22,18 @@ from wsipipe.store import SlideStore
 log = logging.getLogger(__name__)
 
 PER_SLIDE = 16
-"""Windows of a held-out slide that are looked at, evenly over its patches."""
+"""Windows per held-out slide, spread evenly over its patches."""
 
 TOP = 0.1
-"""Share of the pixels of a slide whose mean probability, the highest, is its score."""
+"""A slide's score is the mean probability of this fraction of its pixels, the highest."""
 
 
 class ValidationMonitor:
-    """Checks a network on held-out slides `CHECKS` times; says stop once `patience` checks brought nothing better.
+    """Checks a network on held-out slides `CHECKS` times; stops once `patience` checks made no progress.
 
-    `checks` lists (step, loss, AUC): the loss against the masks, which hold no pixel label, and the mean over the
-    classes of the slide AUC against whether the mask holds the class (nan where all slides say the same). Only checks
-    of the second half count, since before the learning rate is too high for the loss to settle.
+    `checks` lists (step, loss, AUC): the loss against the masks, which hold no pixel label, and the slide AUC, mean
+    over classes, against whether the mask holds the class (nan where all slides agree). Only checks of the second half
+    count: before, the learning rate is too high for the loss to settle.
     """
 
     def __init__(
@@ -62,12 +62,16 @@ class ValidationMonitor:
         settling = [c for c in self.checks if 2 * c[0] > self._config.steps]
         flat = is_flat([c[1] for c in settling], [np.nan_to_num(c[2]) for c in settling], self._config.patience)
         if flat:
-            log.info("step %d: no progress on held-out patients in %d checks, done", step + 1, self._config.patience)
-        return self._group.agree(flat)
+            log.info(
+                "step %d: no progress on held-out patients in %d checks: stopping early",
+                step + 1,
+                self._config.patience,
+            )
+        return self._group.broadcast(flat)
 
     @torch.inference_mode()
     def look(self) -> tuple[float, float]:
-        """Loss and slide AUC on the held-out slides; the network comes back in the mode that it was in."""
+        """Loss and slide AUC on the held-out slides; the mode of the network (train or eval) is restored."""
         was, on = self._model.training, self._compute.device
         self._model.eval()
         losses, scores = [], []
@@ -86,7 +90,7 @@ class ValidationMonitor:
         return {"checks": self.checks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from there."""
         self.checks = [(int(s), float(a), float(b)) for s, a, b in state_dict["checks"]]
 
 

@@ -26,7 +26,7 @@ from wsipipe.runtime.executor import thread_count
 from wsipipe.runtime.ledger import Report
 from wsipipe.segment.model import check_side, load_model
 from wsipipe.segment.prefetch import PrefetchPipeline, Throughput
-from wsipipe.segment.stitch import Plan, Stitching, fitting, stitcher
+from wsipipe.segment.stitch import Stitching, StripPlan, fit_to_budget, stitcher
 from wsipipe.segment.tta import VIEWS, mean_over_views
 from wsipipe.store import SlideStore
 from wsipipe.store.map_writer import ResumableMapWriter, remove_finished
@@ -172,9 +172,9 @@ class _Job:
         """Predict and write the shards that are missing."""
         store, how, on, channels = self.store, self.how, context.compute().device, len(self.checkpoint.classes) + 1
         most = (BATCH_PX if on.type == "cpu" else ACCELERATOR_BATCH_PX) // how.window_px**2
-        batch, width_px = fitting(how, channels, min(MOST_WINDOWS, max(1, most)), SHARD_PX)
+        batch, width_px = fit_to_budget(how, channels, min(MOST_WINDOWS, max(1, most)), SHARD_PX)
         cover = WindowLattice.plan(store.grid.size_px, how.window_px, how.stride_px, store.patches().windows)
-        plan = Plan(store.grid.size_px, cover, width_px, how.cell_px, SHARD_PX)
+        plan = StripPlan(store.grid.size_px, cover, width_px, how.cell_px, SHARD_PX)
         tissue = store.labels("tissue")
 
         def write(shard: Cell, mask: NDArray[np.uint8], scores: NDArray[np.uint8]) -> None:

@@ -15,15 +15,15 @@ from wsipipe.slides.readers import known_suffixes
 log = logging.getLogger(__name__)
 
 PICTURES = (".png", ".jpg", ".jpeg")
-"""Suffixes that are slides only in a folder that holds no other slides."""
+"""Suffixes that count as slides only in a folder without other slides."""
 
 
 def find_slides(paths: Sequence[Path]) -> dict[str, SlideFile]:
     """Slide id -> slide for slide files, DICOM folders, folders of slides, and manifests (.csv, see `read_manifest`).
 
-    A folder is searched for the suffixes of the readers. PNG and JPEG files beside other slides are ignored: they are
-    masks and thumbnails. A file given by name is taken whatever its suffix. A manifest row takes precedence over the
-    same slide found elsewhere.
+    A folder is searched for the suffixes of the readers. PNG and JPEG files next to other slides are ignored: they are
+    masks and thumbnails. A file named explicitly may have any suffix. A manifest row takes precedence over the same
+    slide found elsewhere.
 
     Raises ConfigError with every problem: missing paths, folders without slides, faults of a manifest, and two slides
     with one id (also if they differ only in upper and lower case).

@@ -23,7 +23,8 @@ from wsipipe.tiling.recipe import Recipe
 from wsipipe.tiling.records import PLAN, record_file, remove_records
 from wsipipe.tiling.slide_plan import SlidePlan
 from wsipipe.tiling.versions import versions
-from wsipipe.tissue.detect import TissueMask, TissueRules, find_tissue, tissue_from_mask
+from wsipipe.tissue.detect import TissueMask, TissueRules, find_tissue
+from wsipipe.tissue.user_masks import tissue_from_mask
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from wsipipe.geometry import Grid, Window
 from wsipipe.runtime.atomic import write_bytes
 from wsipipe.store import USABLE, PatchTable
 from wsipipe.tissue.detect import TissueMask
-from wsipipe.tissue.overview import BLACK, BLUR, PEN, TISSUE
+from wsipipe.tissue.overview import OverviewKind
 
 LONGEST_PX = 1600
 """Longer side of the picture, legend apart; smaller overviews are enlarged by a whole factor."""
@@ -26,9 +26,9 @@ LEAST_PATCH_PX = 6
 Colour = tuple[int, int, int]
 
 TINTS: dict[int, tuple[Colour, float]] = {
-    PEN: ((40, 70, 255), 0.45),
-    BLUR: ((255, 140, 0), 0.45),
-    BLACK: ((128, 128, 128), 0.7),
+    OverviewKind.PEN: ((40, 70, 255), 0.45),
+    OverviewKind.BLUR: ((255, 140, 0), 0.45),
+    OverviewKind.BLACK: ((128, 128, 128), 0.7),
 }
 """Colour and opacity of what is not tissue."""
 
@@ -56,7 +56,7 @@ def write_qc_image(
     kind = _kinds(tissue, picture.size, px)
     for value, (colour, opacity) in TINTS.items():
         picture.paste(colour, mask=_layer(kind == value, opacity))
-    inside = kind == TISSUE
+    inside = kind == OverviewKind.TISSUE
     usable = table.status == USABLE
     _draw_patches(picture, table.grid, table.cell[usable], px, PATCH_LINE)
     _draw_patches(picture, table.grid, table.cell[~usable], px, CORRUPT)
@@ -112,18 +112,18 @@ def _draw_patches(picture: Image.Image, grid: Grid, cell: NDArray[np.int32], px:
 def _entries(tissue: TissueMask, table: PatchTable, corrupt: Sequence[Window]) -> list[tuple[Colour, str]]:
     """Colour and text of the legend; only the tissue and the patches are named where there is nothing else."""
     mm2 = tissue.step_px**2 * table.grid.mpp[0] * table.grid.mpp[1] / 1e6
-    counts = {value: int((tissue.kind == value).sum()) for value in (TISSUE, PEN, BLUR, BLACK)}
-    matter = max(1, counts[TISSUE] + counts[PEN] + counts[BLUR])
+    counts = {kind: int((tissue.kind == kind).sum()) for kind in OverviewKind}
+    matter = max(1, counts[OverviewKind.TISSUE] + counts[OverviewKind.PEN] + counts[OverviewKind.BLUR])
     used = int((table.status == USABLE).sum())
     entries = [
-        (TISSUE_LINE, f"tissue {counts[TISSUE] * mm2:.3g} mm2"),
+        (TISSUE_LINE, f"tissue {counts[OverviewKind.TISSUE] * mm2:.3g} mm2"),
         (PATCH_LINE, f"patches of {table.grid.patch_px} px: {used}"),
     ]
-    for value, name in ((PEN, "pen"), (BLUR, "out of focus")):
+    for value, name in ((OverviewKind.PEN, "pen"), (OverviewKind.BLUR, "out of focus")):
         if counts[value]:
             entries.append((TINTS[value][0], f"{name} {counts[value] / matter:.1%}"))
-    if counts[BLACK]:
-        entries.append((TINTS[BLACK][0], f"black {counts[BLACK] * mm2:.3g} mm2"))
+    if counts[OverviewKind.BLACK]:
+        entries.append((TINTS[OverviewKind.BLACK][0], f"black {counts[OverviewKind.BLACK] * mm2:.3g} mm2"))
     if corrupt or used < len(table.status):
         entries.append((CORRUPT, f"unreadable tiles: {len(corrupt)}, patches excluded: {len(table.status) - used}"))
     return entries

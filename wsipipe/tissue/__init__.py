@@ -1,1 +1,1 @@
-"""Which part of a slide is tissue."""
+"""Tissue: which parts of a slide are tissue, detected or read from the user's masks."""

@@ -159,7 +159,7 @@ def test_only_the_selected_instance_carries_a_gradient(rule: Rule, scores: list[
 
 @given(bags)
 def test_on_negative_bags_max_max_costs_at_least_as_much_as_max_min_and_on_positive_ones_the_same(scores: list[float]):
-    assert loss_of(scores, 0, max_max) >= loss_of(scores, 0, max_min)
+    assert loss_of(scores, 0, max_max) >= loss_of(scores, 0, max_min) * (1 - 1e-6)  # float32 is not monotonic
     assert loss_of(scores, 1, max_max) == loss_of(scores, 1, max_min)
 
 

@@ -38,7 +38,7 @@ def new_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     vars(readers).pop("new_format", None)
 
 
-def test_readers_are_asked_in_the_order_of_their_priority():
+def test_readers_are_tried_in_the_order_of_their_priority():
     assert [r.__name__.rsplit(".", 1)[1] for r in load_readers()] == ["ome_tiff", "openslide", "tiff", "image"]
 
 

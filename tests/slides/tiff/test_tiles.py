@@ -207,7 +207,7 @@ def svs(tmp_path: Path) -> Path:
     (2**64 - 1, 2**64 - 1, r"tile \(1, 1\) is damaged: its size is given as 18446744073709551615 bytes"),
     (0, None, r"tile \(1, 1\) is damaged: its JPEG stream has no end marker"),
 ])  # fmt: skip
-def test_a_tile_that_is_not_where_the_file_says_is_a_slide_error(
+def test_a_tile_with_a_wrong_offset_or_size_is_a_slide_error(
     svs: Path, offset: int | None, size: int | None, message: str
 ):
     tamper(svs, SVS_INDEX, offset=offset, size=size)
@@ -296,7 +296,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[TiffTiles, dict[tupl
 
 
 @given(st.lists(CELL, max_size=60))
-def test_any_order_of_tiles_is_read_as_asked(many, cells: list[tuple[int, int]]):
+def test_tiles_are_read_in_any_order(many, cells: list[tuple[int, int]]):
     tiles, truth = many
     assert list(tiles.stored(cells)) == [(cell, truth[cell]) for cell in cells]
 

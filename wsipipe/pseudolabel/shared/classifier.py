@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsipipe.nn.augment import STAIN_STRENGTH, dihedral, random_view
+from wsipipe.nn.augment import STAIN_STRENGTH, TissueAugment, dihedral, enlargement
 from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import Schedule, fit, generator
 from wsipipe.pseudolabel.shared.mil import balanced_sample, class_pools
@@ -90,7 +90,7 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True)
 class Retraining:
-    """What an instance classifier is trained with: augmentation (see `random_view`), and the image-level constraint.
+    """What an instance classifier is trained with: augmentation and the image-level constraint.
 
     L = w1 L_constrain + w2 L_retrain: `weights` are w1 and w2; `constraint` makes L_constrain, None leaves it out.
     """
@@ -117,13 +117,14 @@ def train_classifier(
     """
     pools = class_pools(targets)
     w1, w2 = how.weights
+    augment = TissueAugment(how.stain_jitter, enlargement(how.max_zoom))
 
     def draw(step: int) -> tuple[Tensor, Tensor, Any]:
         g = generator(compute.seed, 2, step)
         chosen = balanced_sample(pools, -(-batch // len(pools)), g)
         x = torch.from_numpy(crops[chosen.numpy()]).float() / 255
         whole = how.constraint.draw(step) if how.constraint else None
-        return random_view(x, how.stain_jitter, how.max_zoom, g), targets[chosen], whole
+        return augment(x, g), targets[chosen], whole
 
     def loss(item: tuple[Tensor, Tensor, Any]) -> Tensor:
         x, y = item[0].to(compute.device), item[1].to(compute.device)

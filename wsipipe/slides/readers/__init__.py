@@ -2,7 +2,7 @@
 
 A reader is a module with
 
-    PRIORITY: int                          readers are asked in ascending order
+    PRIORITY: int                          readers are tried in ascending order
     sniff(file: Path) -> Opener | None     what opens this file; None if the file is of another format
     SUFFIXES: tuple[str, ...]              optional: suffixes (lower case) that mark slides in a folder
 
@@ -33,7 +33,7 @@ class Reader(Protocol):
 
 
 def load_readers() -> list[Reader]:
-    """All readers in the order in which they are asked; imports them and their libraries (OpenSlide, tifffile, ...)."""
+    """All readers in ascending order of PRIORITY; imports them and their libraries (OpenSlide, tifffile, ...)."""
     names = [module.name for module in pkgutil.iter_modules(__path__)]
     readers = [cast("Reader", importlib.import_module(f"{__name__}.{name}")) for name in names]
     return sorted(readers, key=lambda reader: (reader.PRIORITY, reader.__name__))

@@ -24,7 +24,7 @@ MAX_PX = 2**28
 
 
 def sniff(file: Path) -> Opener | None:
-    """ImageReader if the suffix is that of an image; a damaged image then gets an error that says so."""
+    """ImageReader if the suffix is that of an image; a damaged image is then an error of this reader."""
     return ImageReader if file.suffix.lower() in SUFFIXES else None
 
 

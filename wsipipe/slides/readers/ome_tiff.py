@@ -1,4 +1,4 @@
-"""OME-TIFF. Asked before OpenSlide, which takes a tiled OME-TIFF for a TIFF with a single level."""
+"""OME-TIFF. Precedes OpenSlide, which would read a tiled OME-TIFF as a TIFF with a single level."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SUFFIXES = (".tif", ".tiff")
 
 
 def sniff(file: Path) -> Opener | None:
-    """TiffReader if the first page of a TIFF carries OME-XML, which gives levels and resolution."""
+    """TiffReader if the first page of a TIFF contains OME-XML, which describes levels and resolution."""
     try:
         text = next(directories(TiffFileBytes(file))).values(Tag.IMAGE_DESCRIPTION)
     except (SlideError, OSError, ValueError, StopIteration):

@@ -11,8 +11,8 @@ from hypothesis.extra.numpy import arrays
 from support.examples import examples
 from torch import nn
 
+from wsipipe.nn import augment
 from wsipipe.nn.encoders import MEAN, STD
-from wsipipe.pseudolabel.methods.drs import refiner
 from wsipipe.pseudolabel.methods.drs.refiner import (
     RefinerTraining,
     as_bytes,
@@ -132,7 +132,7 @@ def test_a_window_and_its_maps_are_turned_together():
 
     no_blur = pytest.MonkeyPatch()
     with no_blur.context() as patch:
-        patch.setattr(refiner, "blur", lambda x, chance, generator: x)
+        patch.setattr(augment, "blur", lambda x, chance, generator: x)
         losses = train_refiner(Copying(), rgb, maps, RefinerTraining(6, 1e-9, batch=8, stain_jitter=0.0), CPU)
     assert max(losses) < 1e-5
     firsts = {tuple(x[0, 0].ravel().tolist()) for x in seen}

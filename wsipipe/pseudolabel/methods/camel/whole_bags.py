@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsipipe.nn.augment import random_view
+from wsipipe.nn.augment import TissueAugment, enlargement
 from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import generator
 from wsipipe.pseudolabel.bags import Bag
@@ -52,7 +52,7 @@ class WholeBags:
         if len(xy) > MOST:
             xy = xy[np.sort(torch.randperm(len(xy), generator=g)[:MOST].numpy())]
         crops = torch.from_numpy(read_crops(bag.store, xy, self.lattice, bag.bounds)).float() / 255
-        return random_view(crops, self.stain_jitter, self.max_zoom, g)
+        return TissueAugment(self.stain_jitter, enlargement(self.max_zoom))(crops, g)
 
     def loss(self, model: nn.Module, drawn: Drawn, on: torch.device) -> Tensor:
         """The sum over terms of the mean over bags of the loss of a bag."""

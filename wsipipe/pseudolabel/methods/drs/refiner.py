@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from wsipipe.nn.augment import STAIN_STRENGTH, blur, dihedral, random_dihedral, stain_jitter
+from wsipipe.nn.augment import STAIN_STRENGTH, TissueAugment
 from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import Schedule, fit, generator
 from wsipipe.pseudolabel.shared.mil import balanced_sample
@@ -90,10 +90,8 @@ def train_refiner(
     def draw(step: int) -> tuple[Tensor, Tensor]:
         g = generator(compute.seed, 5, step)
         chosen = balanced_sample(pools, -(-how.batch // len(pools)), g).numpy()
-        turn = random_dihedral(g, len(chosen))
-        x = dihedral(torch.from_numpy(rgb[chosen]).float() / 255, turn)
-        x = blur(stain_jitter(x, how.stain_jitter, g), 0.2, g)
-        return x, dihedral(torch.from_numpy(maps[chosen]).float() / 255, turn)
+        x, y = (torch.from_numpy(values[chosen]).float() / 255 for values in (rgb, maps))
+        return TissueAugment(how.stain_jitter).with_maps(x, y, g)
 
     def loss(item: tuple[Tensor, Tensor]) -> Tensor:
         x, stored = (t.to(compute.device) for t in item)

@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from wsipipe.config.options import option
 from wsipipe.errors import check
 from wsipipe.labels import IGNORE, Classes
-from wsipipe.nn.augment import STAIN_STRENGTH, blur, dihedral, random_dihedral, stain_jitter
+from wsipipe.nn.augment import TissueAugment
 from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import Schedule, generator, seeded_init
 from wsipipe.nn.train import fit as train
@@ -250,10 +250,10 @@ def train_boundary(
     def draw(step: int) -> tuple[Tensor, Tensor]:
         g = generator(compute.seed, 3, step)
         chosen = balanced_sample(pools, -(-params.boundary_batch // len(pools)), g)
-        element = random_dihedral(g, len(chosen))
-        x = dihedral(torch.from_numpy(rgb[chosen.numpy()]).float() / 255, element)
-        labels = dihedral(seeds[chosen].unsqueeze(1), element).squeeze(1)
-        return blur(stain_jitter(x, STAIN_STRENGTH, g), 0.2, g), labels
+        x, labels = TissueAugment().with_maps(
+            torch.from_numpy(rgb[chosen.numpy()]).float() / 255, seeds[chosen].unsqueeze(1), g
+        )
+        return x, labels.squeeze(1)
 
     def loss(item: tuple[Tensor, Tensor]) -> Tensor:
         x, labels = (v.to(compute.device) for v in item)

@@ -1,1 +1,0 @@
-"""The parts of benchmarks/methods.py: data sets, the plan of steps, running them, and the table that comes of it."""
