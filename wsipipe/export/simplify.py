@@ -104,9 +104,9 @@ def _neighbours(first: Points, size: Points) -> tuple[Points, Points]:
 
 def _farthest(whole: Ring, first: Points, size: Points) -> Points:
     """Of each ring the index of the vertex farthest from its first."""
-    apart = ((whole - np.repeat(whole[first], size, axis=0)).astype(np.int64) ** 2).sum(1)
-    most = np.repeat(np.maximum.reduceat(apart, first), size)
-    at = np.flatnonzero(apart == most)
+    far = ((whole - np.repeat(whole[first], size, axis=0)).astype(np.int64) ** 2).sum(1)
+    most = np.repeat(np.maximum.reduceat(far, first), size)
+    at = np.flatnonzero(far == most)
     return at[np.searchsorted(at, first)]
 
 

@@ -235,7 +235,7 @@ def test_a_file_of_a_mask_that_has_changed_is_told(store: SlideStore, tmp_path: 
         verify_geojson(tmp_path / "gone.geojson", store, "net")
 
 
-def test_more_than_eight_classes_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_eight_classes_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many = {i: f"c{i}" for i in range(21)}
     monkeypatch.setattr("support.masked.NAMES", many)
     mask = np.random.default_rng(0).integers(0, 21, (20, 30)).astype(np.uint8)

@@ -33,9 +33,10 @@ from wsipipe.errors import ConfigError, SlideError, StoreError, check
 from wsipipe.export.dicom_codes import KNOWN_CODES, UNDETERMINED, SegmentCode, parse_codes
 from wsipipe.export.dicom_frames import TILE_PX, cells, inside, write_bits, write_bytes, write_frame_items
 from wsipipe.export.dicom_source import Source, find_source
-from wsipipe.export.values import LabelValue, aside, compare, label_values
+from wsipipe.export.values import LabelValue, compare, label_values
 from wsipipe.geometry import ceil_div
 from wsipipe.labels import IGNORE
+from wsipipe.runtime.atomic import replacing
 from wsipipe.runtime.digest import digest
 from wsipipe.store import SlideStore
 from wsipipe.store.shards import Cell, ShardedArray
@@ -95,14 +96,14 @@ def write_dicom_seg(
     check(not unknown, f"codes for {', '.join(unknown)}: not classes of labels/{name}")
     image = find_source(store, source)
     array = store.labels(name)
-    held = _held(array, values)
+    present = _present(array, values)
     binary = kind == "binary"
-    segments = [v for v in values if v.value and (not binary or v.value != IGNORE or held[..., IGNORE].any())]
+    segments = [v for v in values if v.value and (not binary or v.value != IGNORE or present[..., IGNORE].any())]
     header = _header(store, name, image, segments, binary=binary, codes={**KNOWN_CODES, **(codes or {})})
-    frames = _frames(held, segments) if binary else [(cell, 0) for cell in np.ndindex(held.shape[:2])]
+    frames = _frames(present, segments) if binary else [(cell, 0) for cell in np.ndindex(present.shape[:2])]
     header.NumberOfFrames = len(frames)
     header.TotalPixelMatrixRows, header.TotalPixelMatrixColumns = array.spec.shape
-    with aside(path) as partial, partial.open("wb") as f:
+    with replacing(path) as partial, partial.open("wb") as f:
         import pydicom
 
         template = header.PerFrameFunctionalGroupsSequence[0] if binary else None
@@ -152,24 +153,24 @@ def _require_extra() -> None:
         raise ConfigError("DICOM SEG needs highdicom; install it with: pip install 'wsipipe[dicom]'") from None
 
 
-def _held(array: ShardedArray, values: Sequence[LabelValue]) -> NDArray[np.bool_]:
+def _present(array: ShardedArray, values: Sequence[LabelValue]) -> NDArray[np.bool_]:
     """Which values each tile holds: bool [rows, cols, 256]; StoreError for a value without a name."""
-    held = np.zeros((*cells(array), 256), bool)
+    present = np.zeros((*cells(array), 256), bool)
     for cell in np.ndindex(*cells(array)):
         pixels = array.read(inside(array, cell))
         if (least := pixels.min()) == pixels.max():  # most tiles; counting is a hundred times slower
-            held[(*cell, least)] = True
+            present[(*cell, least)] = True
         else:
-            held[cell] = np.bincount(pixels.ravel(), minlength=256) > 0
-    strange = set(np.flatnonzero(held.any((0, 1))).tolist()) - {v.value for v in values}
+            present[cell] = np.bincount(pixels.ravel(), minlength=256) > 0
+    strange = set(np.flatnonzero(present.any((0, 1))).tolist()) - {v.value for v in values}
     if strange:
         raise StoreError(f"{array.path}: values {sorted(strange)} have no name; compute or import the mask again")
-    return held
+    return present
 
 
-def _frames(held: NDArray[np.bool_], segments: Sequence[LabelValue]) -> list[tuple[Cell, int]]:
+def _frames(present: NDArray[np.bool_], segments: Sequence[LabelValue]) -> list[tuple[Cell, int]]:
     """(tile, index of the segment) of every frame with a pixel, by segment; one empty frame if there is none."""
-    cells = ((i, np.argwhere(held[..., s.value]).tolist()) for i, s in enumerate(segments))
+    cells = ((i, np.argwhere(present[..., s.value]).tolist()) for i, s in enumerate(segments))
     return [((row, col), i) for i, found in cells for row, col in found] or [((0, 0), 0)]
 
 
