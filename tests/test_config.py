@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,10 +23,10 @@ from wsipipe.errors import ConfigError
 
 
 @pytest.fixture
-def sections(tmp_path: Path):
+def sections(tmp_path: Path) -> Any:
     """Write a text as pipeline.yaml and read its sections."""
 
-    def read(text: str):
+    def read(text: str) -> Any:
         path = tmp_path / "pipeline.yaml"
         path.write_text(text, encoding="utf-8")
         return read_yaml(path)
@@ -33,7 +34,7 @@ def sections(tmp_path: Path):
     return read
 
 
-def test_sections_are_read_and_become_options(sections):
+def test_sections_are_read_and_become_options(sections: Any) -> None:
     data = sections(
         "tile:\n  mpp: 1\n  patch_px: 128\nrun:\n  max_failed: 5%\npseudolabel:\n  classes: [a, b]\nsegment:\n"
     )
@@ -44,11 +45,11 @@ def test_sections_are_read_and_become_options(sections):
     assert data["segment"] == {}
 
 
-def test_a_number_where_text_is_meant_is_text(sections):
+def test_a_number_where_text_is_meant_is_text(sections: Any) -> None:
     assert build(RunConfig, sections("run:\n  max_failed: 3\n")["run"], "run").max_failed == "3"
 
 
-def test_an_empty_file_means_the_defaults(sections):
+def test_an_empty_file_means_the_defaults(sections: Any) -> None:
     assert sections("") == {}
     assert sections("# nothing\n") == {}
 
@@ -71,7 +72,7 @@ def test_an_empty_file_means_the_defaults(sections):
         ("tile: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
     ],
 )
-def test_a_bad_file_is_refused_with_its_name(sections, text: str, message: str):
+def test_a_bad_file_is_refused_with_its_name(sections: Any, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         sections(text)
     assert message in str(caught.value)
@@ -79,7 +80,7 @@ def test_a_bad_file_is_refused_with_its_name(sections, text: str, message: str):
     assert caught.value.exit_code == 2
 
 
-def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path):
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read_yaml(tmp_path / "none.yaml")
     (tmp_path / "latin.yaml").write_bytes("tile: é".encode("latin-1"))
@@ -103,13 +104,13 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path):
         (PseudolabelConfig, {"classes": ["a", None]}, "pseudolabel.classes: expected str, found None"),
     ],
 )
-def test_a_wrong_key_or_type_names_its_dotted_path(cls, values, message: str):
+def test_a_wrong_key_or_type_names_its_dotted_path(cls, values: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build(cls, values, cls.__name__.removesuffix("Config").lower())
     assert message in str(caught.value)
 
 
-def test_sections_of_methods_are_left_to_their_owner():
+def test_sections_of_methods_are_left_to_their_owner() -> None:
     values = {"method": "irnet", "irnet": {"walk": 3}}
     assert build(PseudolabelConfig, values, "pseudolabel", nested=("irnet",)).method == "irnet"
     with pytest.raises(ConfigError, match="did you mean 'irnet'"):
@@ -150,7 +151,7 @@ def test_sections_of_methods_are_left_to_their_owner():
         (RunConfig, {"workers": -1}, "run.workers: -1 is negative; 0 means one a processor"),
     ],
 )
-def test_a_value_out_of_range_is_refused_at_construction(cls, values, message: str):
+def test_a_value_out_of_range_is_refused_at_construction(cls, values: Any, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         cls(**values)
     assert message in str(caught.value)
@@ -168,12 +169,12 @@ def test_a_value_out_of_range_is_refused_at_construction(cls, values, message: s
         (RunConfig, {"max_failed": "100%", "workers": 64}),
     ],
 )
-def test_the_ends_of_each_range_are_accepted(cls, values):
+def test_the_ends_of_each_range_are_accepted(cls, values: Any) -> None:
     assert dataclasses.asdict(cls(**values)).items() >= values.items()
 
 
 @pytest.mark.parametrize("cls", [TileConfig, PseudolabelConfig, TrainConfig, StitchConfig, EvaluateConfig, RunConfig])
-def test_every_option_has_a_default_a_sentence_and_cannot_be_changed(cls):
+def test_every_option_has_a_default_a_sentence_and_cannot_be_changed(cls) -> None:
     config = cls()
     for field in dataclasses.fields(cls):
         assert field.metadata["help"], field.name
@@ -181,7 +182,7 @@ def test_every_option_has_a_default_a_sentence_and_cannot_be_changed(cls):
         setattr(config, dataclasses.fields(cls)[0].name, None)
 
 
-def test_every_section_builds_from_nothing():
+def test_every_section_builds_from_nothing() -> None:
     for name, cls in SECTIONS.items():
         assert build(cls, {}, name) == cls()
 
@@ -194,6 +195,6 @@ def test_every_section_builds_from_nothing():
         ({"nms_um": 0.0}, "evaluate.nms_um: 0.0 um is outside 0..100000"),
     ],
 )
-def test_an_evaluation_is_checked(values: dict[str, object], message: str):
+def test_an_evaluation_is_checked(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(EvaluateConfig, values, "evaluate")

@@ -17,7 +17,7 @@ from wsipipe.pipeline import read_settings
 OPTIONS = {f"{section}.{f.name}" for section, config in SECTIONS.items() for f in dataclasses.fields(config)}
 
 
-def test_new_names_are_options_and_old_ones_are_not():
+def test_new_names_are_options_and_old_ones_are_not() -> None:
     assert set(RENAMED.values()) | set(REUSED) | set(REUSED.values()) <= OPTIONS
     assert not set(RENAMED) & OPTIONS
 
@@ -28,7 +28,7 @@ def argument(section: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
-def test_an_old_key_in_the_file_names_the_new_one(tmp_path: Path, old: str, new: str):
+def test_an_old_key_in_the_file_names_the_new_one(tmp_path: Path, old: str, new: str) -> None:
     section, _, name = old.partition(".")
     (tmp_path / "p.yaml").write_text(f"{section}: {{{name}: 1}}\n")
     with pytest.raises(ConfigError) as caught:
@@ -37,7 +37,7 @@ def test_an_old_key_in_the_file_names_the_new_one(tmp_path: Path, old: str, new:
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
-def test_an_old_flag_names_the_new_one(tmp_path: Path, monkeypatch, old: str, new: str):
+def test_an_old_flag_names_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
     monkeypatch.chdir(tmp_path)
     section, name = old.split(".")
     flag, renamed = flag_of(name), flag_of(new.partition(".")[2])
@@ -46,25 +46,27 @@ def test_an_old_flag_names_the_new_one(tmp_path: Path, monkeypatch, old: str, ne
     assert_refused(wsipipe(section, *argument(section), flag, "1"), 2, f"{flag} was renamed; use {renamed}")
 
 
-def test_the_negative_of_an_old_switch_names_the_new_one():
+def test_the_negative_of_an_old_switch_names_the_new_one() -> None:
     assert new_flag("--even-stain", {"tile"}) == "--normalise-stain"
     assert new_flag("--no-even-stain", {"tile"}) == "--no-normalise-stain"
     assert new_flag("--even-stain", {"segment"}) is None
     assert new_flag("--anything", {"tile"}) is None
 
 
-def test_old_commands_and_their_flags_name_the_new_ones(tmp_path: Path, monkeypatch):
+def test_old_commands_and_their_flags_name_the_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert_refused(wsipipe("labels", "import", "--masks", "m"), 2, "'wsipipe labels' was renamed; use 'wsipipe masks")
     assert_refused(wsipipe("masks", "import", "--masks", "m"), 2, "--masks was renamed; use --annotations")
 
 
-def test_a_key_that_was_never_renamed_passes():
+def test_a_key_that_was_never_renamed_passes() -> None:
     check_key("tile.mpp")
 
 
 @pytest.mark.parametrize("key", REUSED)
-def test_a_name_of_masks_where_a_csv_belongs_is_refused(tmp_path: Path, monkeypatch, key: str):
+def test_a_name_of_masks_where_a_csv_belongs_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     section, name = key.split(".")
     for value in ("camel", "camel,drs", "drs-crf"):

@@ -16,10 +16,10 @@ END
 echo "wsipipe: installing into $venv, once."
 if [ -n "$cpu_torch" ]; then
     echo "  What: wsipipe, its libraries and the tools of its tests; the CPU-only PyTorch of $cpu_torch is used."
-    echo "  Disk: about 1.5 GB. Time: about 2 minutes, and the download."
+    echo "  Disk: about 1 GB. Time: a few minutes."
 else
     echo "  What: wsipipe, its libraries, the tools of its tests, and PyTorch with CUDA."
-    echo "  Disk: about 6.5 GB, 5 GB of them for CUDA. Time: about 6 minutes, and the download of 3 GB."
+    echo "  Disk: 6.3 GB, 5.2 GB of them PyTorch with CUDA. Time: about 10 minutes on 2 cores with a fast network."
     echo "  Without a GPU a CPU-only PyTorch does: see 'Installation' in README.md."
 fi
 

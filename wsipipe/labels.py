@@ -46,6 +46,10 @@ class Classes:
     def __len__(self) -> int:
         return len(self.names)
 
+    def mask_values(self, ignored: str = "ignore") -> dict[int, str]:
+        """Mask value -> name, as label images record it; `ignored` is the name of 255."""
+        return {0: "none", **dict(enumerate(self.names, start=1)), IGNORE: ignored}
+
     def multi_hot(self, present: Sequence[str]) -> tuple[int, ...]:
         """0 or 1 per class."""
         return tuple(int(n in present) for n in self.names)
@@ -156,7 +160,7 @@ def read_table(text: str, known: Collection[str]) -> tuple[list[str], list[tuple
             continue
         if any(values[len(header) :]):
             problems.append(
-                f"line {lines.line_num}: {len(values)} cells, but {len(header)} column{'s' if len(header) > 1 else ''}; "
+                f"line {lines.line_num}: {len(values)} cells in a table of {len(header)} columns; "
                 "quote cells that contain the separator"
             )
         values += [""] * (len(header) - len(values))

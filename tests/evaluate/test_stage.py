@@ -241,9 +241,9 @@ def test_what_glass_is_taken_for(make_store: Maker, make_truth: Maker, run: RunC
         "glass (tissue mask), background in truth and answer: 40.0 % of the scored px; "
         "classes drawn on glass, not scored: 2 px (33.3 % of those drawn); "
         "classes predicted on glass, not scored: 2 px; "
-        "not predicted (255), scored as background: 20.0 % of the scored px"
+        "ignore (255) in the masks, scored as background: 20.0 % of the scored px"
     )
-    assert "glass (tissue mask), scored like tissue: 40.0 % of the scored px; not predicted" in scored.coverage.note
+    assert "glass (tissue mask), scored like tissue: 40.0 % of the scored px; ignore (255)" in scored.coverage.note
     assert "; glass (tissue mask), not scored: 4 px; classes drawn on glass, not scored: 2 px" in ignored.coverage.note
 
 

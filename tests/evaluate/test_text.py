@@ -32,7 +32,7 @@ def test_metrics_and_coverage_without_scores() -> None:
         "scored: 105 px of 2 slides, where the truth is not ignore",
         "glass (tissue mask), background in truth and answer: 19.0 % of the scored px",
         "classes drawn on glass, not scored: 5 px (10.0 % of those drawn)",
-        "not predicted (255), scored as background: 4.8 % of the scored px",
+        "ignore (255) in the masks, scored as background: 4.8 % of the scored px",
         "-: undefined",
     ]
 
@@ -66,7 +66,7 @@ def test_intervals_and_scores() -> None:
         "scored: 105 px of 2 slides, where the truth is not ignore",
         "glass (tissue mask), background in truth and answer: 19.0 % of the scored px",
         "classes drawn on glass, not scored: 5 px (10.0 % of those drawn)",
-        "not predicted (255), scored as background: 4.8 % of the scored px",
+        "ignore (255) in the masks, scored as background: 4.8 % of the scored px",
         "-: undefined",
     ]
 

@@ -37,7 +37,7 @@ def plan_of(drawn: dict, width: int | None = None) -> StripPlan:
 
 @given(plans, st.sampled_from(BLENDS))
 @examples(25)
-def test_a_map_is_what_a_slow_stitcher_says(drawn: dict, blend: str):
+def test_a_map_is_what_a_slow_stitcher_says(drawn: dict, blend: str) -> None:
     drawn["size"] = min(drawn["size"][0], 40), min(drawn["size"][1], 40)
     plan = plan_of(drawn)
     stride = max(2, round(drawn["window"] * drawn["share"]))
@@ -55,7 +55,7 @@ def test_a_map_is_what_a_slow_stitcher_says(drawn: dict, blend: str):
 
 @given(plans, st.data())
 @examples(40)
-def test_the_bytes_do_not_depend_on_strips_shards_batches_or_threads(drawn: dict, data: st.DataObject):
+def test_the_bytes_do_not_depend_on_strips_shards_batches_or_threads(drawn: dict, data: st.DataObject) -> None:
     whole = max(64, 16 * drawn["shard"])
     one = mapped(StripPlan(drawn["size"], plan_of(drawn).cover, whole, drawn["cell"], whole), noisy)
     widths = [drawn["shard"] * n for n in (1, 2, 3)] + [drawn["shard"] // n for n in (2, 4)]
@@ -68,7 +68,7 @@ def test_the_bytes_do_not_depend_on_strips_shards_batches_or_threads(drawn: dict
 
 @given(plans)
 @examples(25)
-def test_a_network_that_returns_its_input_gives_it_back(drawn: dict):
+def test_a_network_that_returns_its_input_gives_it_back(drawn: dict) -> None:
     width, height = drawn["size"]
     red = np.random.default_rng(drawn["seed"]).random((height, width), np.float32)
     stride = min(drawn["window"], max(2, round(drawn["window"] * drawn["share"])))
@@ -81,7 +81,7 @@ def test_a_network_that_returns_its_input_gives_it_back(drawn: dict):
     np.testing.assert_array_equal(mask[sure], (red > 0.5)[sure])
 
 
-def test_only_what_is_wanted_is_asked_and_nothing_is_written_elsewhere():
+def test_only_what_is_wanted_is_asked_and_nothing_is_written_elsewhere() -> None:
     size = (300, 200)
     cover = WindowLattice.plan(size, 16, 8, [Window(130, 70, 10, 10)])
     plan = StripPlan(size, cover, 64, 4, 64)
@@ -103,7 +103,7 @@ def test_only_what_is_wanted_is_asked_and_nothing_is_written_elsewhere():
     assert list(stitcher(nothing, 2, "hann", pytest.fail).windows()) == []
 
 
-def test_windows_over_a_seam_are_asked_once_a_strip_and_all_others_once():
+def test_windows_over_a_seam_are_asked_once_a_strip_and_all_others_once() -> None:
     size, side, stride = (96, 80), 16, 8
     cover = WindowLattice.plan(size, side, stride)
     for width, seams in ((64, [64]), (32, [32, 64]), (128, [])):
@@ -115,7 +115,7 @@ def test_windows_over_a_seam_are_asked_once_a_strip_and_all_others_once():
             assert asked.count(window) == 1 + over
 
 
-def test_a_strip_goes_on_below_the_shards_that_are_done():
+def test_a_strip_goes_on_below_the_shards_that_are_done() -> None:
     plan = StripPlan((100, 130), WindowLattice.plan((100, 130), 16, 8), 64, 1, 32)
     assert list(plan.strips(set(plan.wanted()))) == [Window(0, 0, 64, 130), Window(64, 0, 36, 130)]
     left = set(plan.wanted()) - {(0, 0), (0, 1), (1, 0), (3, 2), (3, 3)}
@@ -130,7 +130,9 @@ def test_a_strip_goes_on_below_the_shards_that_are_done():
 
 @given(plans, st.data())
 @examples(40)
-def test_shards_that_are_done_are_not_made_again_and_the_others_have_the_same_bytes(drawn: dict, data: st.DataObject):
+def test_shards_that_are_done_are_not_made_again_and_the_others_have_the_same_bytes(
+    drawn: dict, data: st.DataObject
+) -> None:
     plan = plan_of(drawn, drawn["shard"] * data.draw(st.sampled_from([1, 2])))
     made: dict = {}
     for done in ((), data.draw(st.sets(st.sampled_from(plan.wanted()))) if plan.wanted() else ()):
@@ -151,7 +153,7 @@ def _threes(stitch: module.Stitcher) -> list:
     return [items[i : i + 3] for i in range(0, len(items), 3)]
 
 
-def test_the_budget_decides_on_batch_and_width_and_is_kept():
+def test_the_budget_decides_on_batch_and_width_and_is_kept() -> None:
     how = Stitching(256, 128)
     assert fit_to_budget(how, 4, 16) == (16, 8192)
     assert needed_bytes(how, 4, 16, 8192) < 256e6
@@ -163,7 +165,7 @@ def test_the_budget_decides_on_batch_and_width_and_is_kept():
     assert options[-1][1] < 4096
 
 
-def test_a_budget_that_is_too_small_says_what_would_do():
+def test_a_budget_that_is_too_small_says_what_would_do() -> None:
     with pytest.raises(
         ConfigError, match=r"stitch.memory_mb: 10 MB are too few for windows of 512 px and 3 classes: (\d+) MB"
     ) as e:

@@ -172,7 +172,7 @@ def _metric_table(comparison: Comparison) -> list[list[str]]:
 
 
 def _share_table(comparison: Comparison) -> list[list[str]]:
-    rows = [["share of tissue", *comparison.classes, "not predicted (255)"]]
+    rows = [["share of tissue", *comparison.classes, "ignore (255)"]]
     return rows + [[n, *(shown(float(v)) for v in comparison.share(n)[1:])] for n in comparison.names]
 
 

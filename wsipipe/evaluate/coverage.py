@@ -56,7 +56,7 @@ class Coverage:
             f"scored: {self.pixels:,} px of {self.slides} slides, where the truth is not ignore",
             self._glass_line(),
             *self._dropped_lines(),
-            f"not predicted (255), scored as background: {missing} of the scored px",
+            f"ignore (255) in the masks, scored as background: {missing} of the scored px",
             *(f"{what}: {n}" for what, n in self.left_out.items()),
         ]
 

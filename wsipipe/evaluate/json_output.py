@@ -7,7 +7,7 @@ Keys. An undefined value is null; `<class>` is a class name, and `none` is class
     failed             rows of the ledger of stores that could not be evaluated
     scored             glass (given, scored or ignored), slides, pixels, glass_px, glass_share, drawn_px (named classes
                        in the truth), drawn_on_glass_px, answered_on_glass_px, not_predicted_px, ignored_px, left_out;
-                       note says all of it in words
+                       note: all of it in words
     answers            name -> answer; the first of `answer_names` is the evaluated masks, then "empty", "all tissue is
                        <class>", "all tissue of slides with <class>"
       <metric>         per class (iou, dice, precision, recall, ..): <class> -> value, `none` included; pooled (miou,

@@ -1,4 +1,4 @@
-"""What every export shares: the values of a mask with name and colour, and pixels compared."""
+"""Shared by the formats: mask values with name and colour, and the comparison of pixels."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from wsipipe.errors import StoreError
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
 from wsipipe.store import SlideStore, layout
-
-GREY = (128, 128, 128)
-"""Of values to which the label image gives no colour."""
+from wsipipe.store.colours import GREY
 
 
 @dataclass(frozen=True)
 class LabelValue:
-    """A value of a mask, what it means, and its colour (r, g, b) 0..255."""
+    """A mask value, the name of its class, and its colour (r, g, b) 0..255."""
 
     value: int
     name: str
@@ -27,13 +25,13 @@ class LabelValue:
 
 
 def label_values(store: SlideStore, name: str) -> tuple[LabelValue, ...]:
-    """The values that `labels/<name>` may hold, ascending, as the label image itself names and colours them."""
+    """The values of `labels/<name>`, ascending, with the names and colours of the label image."""
     store.attributes("labels", name)
     image = layout.read_attributes(store.path / "labels" / name).get("ome", {}).get("image-label", {})
     shown = {int(c["label-value"]): c["rgba"] for c in image.get("colors", ()) if c["rgba"][3]}
     named = {int(p["label-value"]): str(p["name"]) for p in image.get("properties", ())}
     if not named:
-        raise StoreError(f"{store.path}: labels/{name} does not say what its values mean; make it again")
+        raise StoreError(f"{store.path}: labels/{name} has no names of its values; compute or import it again")
     plain = {0: (0, 0, 0), IGNORE: GREY}
 
     def colour(value: int) -> tuple[int, int, int]:
@@ -44,7 +42,7 @@ def label_values(store: SlideStore, name: str) -> tuple[LabelValue, ...]:
 
 
 def compare(found: NDArray[Any], expected: NDArray[Any], window: Window, where: str) -> None:
-    """StoreError that names the first pixel of `window` where found and expected uint8 [h, w] differ."""
+    """Raise StoreError with the first pixel of `window` where `found` and `expected`, uint8 [h, w], differ."""
     wrong = found != expected
     if wrong.any():
         row, col = (int(i) for i in np.unravel_index(int(wrong.argmax()), wrong.shape))
@@ -55,5 +53,5 @@ def compare(found: NDArray[Any], expected: NDArray[Any], window: Window, where: 
 
 
 def label_classes(store: SlideStore, name: str) -> dict[int, LabelValue]:
-    """Mask value -> class of `labels/<name>`; 0 and 255 are no classes."""
+    """Mask value -> class of `labels/<name>`, without 0 and 255."""
     return {v.value: v for v in label_values(store, name) if v.value not in (0, IGNORE)}

@@ -14,7 +14,7 @@ from wsipipe.pseudolabel.fit import Fit
 from wsipipe.pseudolabel.inputs import Inputs
 from wsipipe.pseudolabel.method import ScoreMap
 from wsipipe.pseudolabel.objects import Objects
-from wsipipe.pseudolabel.paint import Rule, excluded_cells, gate, mask_values, painted
+from wsipipe.pseudolabel.paint import Rule, excluded_cells, gate, painted
 from wsipipe.pseudolabel.refinement import refined
 from wsipipe.runtime.digest import digest
 from wsipipe.store import SlideStore
@@ -60,7 +60,7 @@ class SlideLabeller:
         mask = inputs.method.mask(refined, inputs.params)
         meta, shards = self._meta(store, key), painted(mask, refined.stride_px, store, constraints)
         store.write_scores(inputs.name, scores.stride_px, meta, _as_shards(scores.values))
-        store.write_labels(inputs.name, mask_values(inputs.slides.table.classes), meta, shards)
+        store.write_labels(inputs.name, inputs.slides.table.classes.mask_values(), meta, shards)
         self.objects.write(model, store, meta)
         return "done"
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.geometry import Window
-from wsipipe.labels import IGNORE, Classes
+from wsipipe.labels import IGNORE
 from wsipipe.pseudolabel.method import ScoreMap
 from wsipipe.store import SlideStore
 from wsipipe.store.label_images import shard_windows
@@ -70,8 +70,3 @@ def _take_out(mask: NDArray[np.uint8], at: Window, box: Window, label: Sequence[
     for k, present in enumerate(label):
         if not present:
             part[part == k + 1] = 0
-
-
-def mask_values(classes: Classes) -> dict[int, str]:
-    """Mask value -> name, as `image-label` properties want it."""
-    return {0: "none", **{k + 1: n for k, n in enumerate(classes.names)}, IGNORE: "ignore"}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wsipipe.config.options import StitchConfig
 from wsipipe.errors import check
 from wsipipe.geometry import Window
-from wsipipe.labels import IGNORE
+from wsipipe.labels import IGNORE, Classes
 from wsipipe.nn.checkpoint import Checkpoint
 from wsipipe.nn.encoders import normalise
 from wsipipe.runtime.context import RunContext
@@ -162,7 +162,7 @@ class _Job:
             return None
         store.check_compatible(self.checkpoint.mpp, self.checkpoint.normalise_stain, "the network")
         meta = {"digest": self.key, "classes": classes, "checkpoint": self.checkpoint.digest}
-        values = {0: "none", **{k + 1: n for k, n in enumerate(classes)}, IGNORE: "not predicted"}
+        values = Classes(self.checkpoint.classes).mask_values("not predicted")
         with ResumableMapWriter(store, self.name, self.key, len(classes), self.how.cell_px, SHARD_PX) as maps:
             pace = Throughput(0, 0.0, 0.0) if maps.complete else self._stitch(maps, model, context)
             maps.finish(values, meta)

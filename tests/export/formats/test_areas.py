@@ -1,4 +1,4 @@
-"""Areas: what a slow count says, for every class of every slide."""
+"""Areas against a slow count, for every class of every slide."""
 
 from __future__ import annotations
 

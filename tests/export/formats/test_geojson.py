@@ -185,7 +185,7 @@ def test_small_pieces_are_left_out_and_outlines_simplified(tmp_path: Path) -> No
     assert triangle["geometry"]["coordinates"] == [[[0, 0], [30, 30], [0, 30], [0, 0]]]
     assert triangle["properties"]["measurements"]["Area µm^2"] == 465 * 0.25  # of the mask, not of what is drawn
     with pytest.raises(
-        StoreError, match=r"made with tolerance_um 0\.5; only exact files can be verified: export with 0"
+        StoreError, match=r"made with tolerance_um 0\.5; only exact files can be verified; export with 0"
     ):
         verify_geojson(path, store, "net")
 
@@ -202,19 +202,19 @@ def test_many_bands_and_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ("old", "new", "message"),
     [
         (TUMOUR, TUMOUR.replace(",6]", ",5]"), r"first at 7, 5 \(px of its level\): found tumour; expected none"),
-        ("[3,12]", "[3,12.5]", "not as wsipipe writes it .coordinate 12.5 lies on no edge of a pixel"),
-        ("[3,12]", "[3,13]", "a ring that is open or does not follow the edges of pixels"),
+        ("[3,12]", "[3,12.5]", "not in the layout of wsipipe .coordinate 12.5 is not on a pixel edge"),
+        ("[3,12]", "[3,13]", "a ring that is open or does not follow pixel edges"),
         ('"fat"', '"tumour"', "first at 20, 15 .* found tumour; expected fat"),
-        ('"fat"', '"bone"', "not as wsipipe writes it .'bone'"),
+        ('"fat"', '"bone"', "not in the layout of wsipipe .'bone'"),
         (',[[5,4],[5,10],[13,10],[13,4],[5,4]]', "", "first at 5, 4 .* found stroma; expected none"),
         ("[20,15],[24,15],[24,18],[20,18],[20,15]", "[3,2],[15,2],[15,18],[3,18],[3,2]", "found stroma and fat"),
-        ("]}\n", "", "it is cut off"),
-        ('"digest": "d"', '"digest": "e"', "made of labels/net of slide slide, digest 'e'; expected labels/net of"),
-        ('"slide_id": "slide"', '"slide_id": "x"', "made of labels/net of slide x, .* export it again"),
-        ('{"type":"FeatureCollection"', '[{"type":', "not as wsipipe writes it"),
+        ("]}\n", "", "it is truncated"),
+        ('"digest": "d"', '"digest": "e"', "made from labels/net of slide slide, digest 'e'; expected labels/net of"),
+        ('"slide_id": "slide"', '"slide_id": "x"', "made from labels/net of slide x, .* export it again"),
+        ('{"type":"FeatureCollection"', '[{"type":', "not in the layout of wsipipe"),
     ],
 )  # fmt: skip
-def test_a_changed_file_is_told(store: SlideStore, tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_a_changed_file_is_noticed(store: SlideStore, tmp_path: Path, old: str, new: str, message: str) -> None:
     path = write_geojson(store, "net", tmp_path / "s.geojson")
     verify_geojson(path, store, "net")
     text = path.read_text()
@@ -235,7 +235,7 @@ def test_a_file_of_a_mask_that_has_changed_is_told(store: SlideStore, tmp_path: 
         verify_geojson(tmp_path / "gone.geojson", store, "net")
 
 
-def test_more_than_eight_classes_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_eight_classes_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many = {i: f"c{i}" for i in range(21)}
     monkeypatch.setattr("support.masked.NAMES", many)
     mask = np.random.default_rng(0).integers(0, 21, (20, 30)).astype(np.uint8)
@@ -254,7 +254,7 @@ def test_a_value_without_a_class(tmp_path: Path) -> None:
     mask[13, 2] = 7
     store = mask_store(tmp_path / "s.zarr", {"net": mask})
     (tmp_path / "s.geojson").write_text("old")
-    with pytest.raises(StoreError, match="labels/net holds the value 7 at 2, 13, which none of its classes has"):
+    with pytest.raises(StoreError, match="labels/net holds the value 7 at 2, 13, which has no class"):
         write_geojson(store, "net", tmp_path / "s.geojson")
     assert [p.name for p in tmp_path.glob("*s.geojson*")] == ["s.geojson"]
     assert (tmp_path / "s.geojson").read_text() == "old"

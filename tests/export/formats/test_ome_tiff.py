@@ -293,7 +293,7 @@ def test_errors(tmp_path: Path) -> None:
     store = make_store(tmp_path / "s.zarr", draw(40, 70))
     with pytest.raises(StoreError, match="no labels/gone; found net"):
         write_ome_tiff(store, "gone", tmp_path / "o.tif")
-    with pytest.raises(ConfigError, match="tiles of 100 px: TIFF asks for multiples of 16"):
+    with pytest.raises(ConfigError, match="tiles of 100 px: TIFF requires multiples of 16"):
         write_ome_tiff(store, "net", tmp_path / "o.tif", tile_px=100)
     assert not (tmp_path / "o.tif").exists()
 

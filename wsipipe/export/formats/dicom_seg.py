@@ -1,20 +1,20 @@
 """DICOM Segmentation that refers to the DICOM images of the slide (needs wsipipe[dicom]).
 
-A SEG lives in the study of the images it was made from and names them; a viewer finds it through them. So the slide
-must be there as DICOM: the store was tiled from it, or `source` names the folder of its conversion. Images that are in
-no archive are never made up.
+A SEG belongs to the study of the images that it was made from and refers to them; a viewer finds it through them. So
+the slide must exist as DICOM: the store was tiled from it, or `source` is the folder of its conversion. References to
+images that are in no archive are never invented.
 
-Two kinds. `binary` (Segmentation Storage): a frame of bits for every tile and class that holds a pixel, TILED_SPARSE;
-what viewers of slides read today. `labelmap` (Label Map Segmentation Storage, DICOM 2024d): a frame of bytes for every
-tile, TILED_FULL, RLE; pixel values are those of the mask. In both a pixel in no segment is none of the classes, and
-255 is a segment of its own, "Undetermined": left out, it would pass for the absence of all classes.
+Two kinds. `binary` (Segmentation Storage): a frame of bits per tile and class with a pixel, TILED_SPARSE; today's slide
+viewers read it. `labelmap` (Label Map Segmentation Storage, DICOM 2024d): a frame of bytes per tile, TILED_FULL, RLE;
+its pixel values are those of the mask. In both, a pixel in no segment is background, and 255 is a segment of its own,
+"Undetermined": without it, it would look like background.
 
-Memory. highdicom takes a whole mask as one array and holds all frames; here it makes the header, for a mask of one
-tile, and the frames are streamed from the store behind it (PS3.5, 7.5 and A.4; RLE: annex G).
+Memory. highdicom takes a whole mask as one array and keeps all frames in memory; here it makes the header for a mask of
+one tile, and `dicom_frames` streams the frames behind it.
 
-Place. Frame of reference and orientation are those of the source; its origin is the centre of its first pixel
-(PS3.3, C.8.12.14.1.2), from which the centre of the mask's first pixel follows; the pixel spacing is the source's times
-`Grid.scale`. Of the patient, the study and the specimen only what the standard demands is copied.
+Position. Frame of reference and orientation are those of the source. Its origin is the centre of its first pixel
+(PS3.3, C.8.12.14.1.2); the centre of the first mask pixel follows from it. The pixel spacing is that of the source
+times `Grid.scale`. Of patient, study and specimen, only the attributes that the standard requires are copied.
 """
 
 from __future__ import annotations
@@ -82,12 +82,12 @@ def write_dicom_seg(
     source: Path | None = None,
     codes: Mapping[str, SegmentCode] | None = None,
 ) -> Path:
-    """Write level 0 of `labels/<name>` as one SEG instance to `path` (best called *.dcm); returns `path`.
+    """Write level 0 of `labels/<name>` as one SEG instance to `path` (*.dcm); returns `path`.
 
-    source: folder (or file) of the slide as DICOM, where the store was not tiled from it. codes: what the classes are,
-    in place of `KNOWN_CODES`. Written aside, then renamed. Raises ConfigError where the extra `dicom` is not
-    installed, the source cannot be found or fits the slide ill, or a name cannot stand in DICOM; SlideError if the
-    source lacks what a SEG has to take from it; StoreError for a mask that is not there or damaged.
+    source: folder (or file) of the slide as DICOM, if the store was not tiled from it. codes: codes of classes, instead
+    of `KNOWN_CODES`. Written aside, then renamed. Raises ConfigError if the extra `dicom` is not installed, the source
+    is not found or does not match the slide, or a class name is invalid in DICOM; SlideError if the source lacks
+    attributes that a SEG needs; StoreError for a missing or damaged mask.
     """
     check(kind in KINDS, _unknown_kind(kind))
     _require_extra()
@@ -96,11 +96,11 @@ def write_dicom_seg(
     check(not unknown, f"codes for {', '.join(unknown)}: not classes of labels/{name}")
     image = find_source(store, source)
     array = store.labels(name)
-    held = _held(array, values)
+    present = _present(array, values)
     binary = kind == "binary"
-    segments = [v for v in values if v.value and (not binary or v.value != IGNORE or held[..., IGNORE].any())]
+    segments = [v for v in values if v.value and (not binary or v.value != IGNORE or present[..., IGNORE].any())]
     header = _header(store, name, image, segments, binary=binary, codes={**KNOWN_CODES, **(codes or {})})
-    frames = _frames(held, segments) if binary else [(cell, 0) for cell in np.ndindex(held.shape[:2])]
+    frames = _frames(present, segments) if binary else [(cell, 0) for cell in np.ndindex(present.shape[:2])]
     header.NumberOfFrames = len(frames)
     header.TotalPixelMatrixRows, header.TotalPixelMatrixColumns = array.spec.shape
     with replacing(path) as partial, partial.open("wb") as f:
@@ -122,8 +122,8 @@ def write_dicom_seg(
 def verify_dicom_seg(path: Path, store: SlideStore, name: str, source: Path | None = None) -> None:
     """Read a SEG back, rebuild the mask tile by tile and compare it with level 0 of `labels/<name>`.
 
-    Compares the size, the spacing, the position and the image referred to as well; `source` as for `write_dicom_seg`.
-    Raises StoreError that names what differs first.
+    Also compares size, spacing, position and the image that it refers to; `source` as for `write_dicom_seg`. Raises
+    StoreError with the first difference.
     """
     _require_extra()
     from highdicom.io import ImageFileReader
@@ -132,9 +132,7 @@ def verify_dicom_seg(path: Path, store: SlideStore, name: str, source: Path | No
     values, image, array = label_values(store, name), find_source(store, source), store.labels(name)
     try:
         with path.open("rb") as f:
-            reader = ImageFileReader(
-                DicomFileLike(f)
-            )  # not as a context: it prints what goes wrong, and leaks the file
+            reader = ImageFileReader(DicomFileLike(f))  # not as a context: it prints errors, and leaks the file
             reader.open()
             _verify_frame(reader.metadata, path, _expected(image, array))
             value_of, placed = _values(reader.metadata, values), _placed(reader.metadata)
@@ -144,7 +142,7 @@ def verify_dicom_seg(path: Path, store: SlideStore, name: str, source: Path | No
                 compare(tile[: window.height_px, : window.width_px], array.read(window), window, str(path))
     except (StoreError, ConfigError):
         raise
-    except Exception as error:  # noqa: BLE001 - parsers and codecs raise many kinds; all mean that it is damaged
+    except Exception as error:  # noqa: BLE001 - parsers and codecs raise many kinds; all mean a damaged file
         raise StoreError(f"{path}: not a readable DICOM SEG ({error!r}); export it again") from None
 
 
@@ -155,24 +153,24 @@ def _require_extra() -> None:
         raise ConfigError("DICOM SEG needs highdicom; install it with: pip install 'wsipipe[dicom]'") from None
 
 
-def _held(array: ShardedArray, values: Sequence[LabelValue]) -> NDArray[np.bool_]:
-    """Which values each tile holds: bool [rows, cols, 256]; StoreError for a value without a meaning."""
-    held = np.zeros((*cells(array), 256), bool)
+def _present(array: ShardedArray, values: Sequence[LabelValue]) -> NDArray[np.bool_]:
+    """Which values each tile holds: bool [rows, cols, 256]; StoreError for a value without a name."""
+    present = np.zeros((*cells(array), 256), bool)
     for cell in np.ndindex(*cells(array)):
         pixels = array.read(inside(array, cell))
-        if (least := pixels.min()) == pixels.max():  # most tiles; counting takes a hundred times as long
-            held[(*cell, least)] = True
+        if (least := pixels.min()) == pixels.max():  # most tiles; counting is a hundred times slower
+            present[(*cell, least)] = True
         else:
-            held[cell] = np.bincount(pixels.ravel(), minlength=256) > 0
-    strange = set(np.flatnonzero(held.any((0, 1))).tolist()) - {v.value for v in values}
+            present[cell] = np.bincount(pixels.ravel(), minlength=256) > 0
+    strange = set(np.flatnonzero(present.any((0, 1))).tolist()) - {v.value for v in values}
     if strange:
-        raise StoreError(f"{array.path}: values {sorted(strange)} have no name among the labels; make the mask again")
-    return held
+        raise StoreError(f"{array.path}: values {sorted(strange)} have no name; compute or import the mask again")
+    return present
 
 
-def _frames(held: NDArray[np.bool_], segments: Sequence[LabelValue]) -> list[tuple[Cell, int]]:
-    """(tile, index of the segment) of every frame that holds a pixel, by segment; one empty frame if there is none."""
-    cells = ((i, np.argwhere(held[..., s.value]).tolist()) for i, s in enumerate(segments))
+def _frames(present: NDArray[np.bool_], segments: Sequence[LabelValue]) -> list[tuple[Cell, int]]:
+    """(tile, index of the segment) of every frame with a pixel, by segment; one empty frame if there is none."""
+    cells = ((i, np.argwhere(present[..., s.value]).tolist()) for i, s in enumerate(segments))
     return [((row, col), i) for i, found in cells for row, col in found] or [((0, 0), 0)]
 
 
@@ -185,7 +183,7 @@ def _header(
     binary: bool,
     codes: Mapping[str, SegmentCode],
 ) -> Any:
-    """The SEG of a mask of one tile, made by highdicom: all attributes but those that count frames and pixels."""
+    """The SEG of a mask of one tile, by highdicom: all attributes except counts of frames and pixels."""
     import highdicom as hd
 
     meta = store.attributes("labels", name)
@@ -217,16 +215,19 @@ def _header(
             specific_character_set="ISO_IR 192",
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise SlideError(f"{image.path}: a SEG cannot be made from its attributes ({error!r}); correct them") from None
-    seg.SeriesDescription, seg.PatientOrientation = f"wsipipe {name}"[:64], ""  # type 2C: no direction on a slide
+        raise SlideError(f"{image.path}: its attributes are not valid for a SEG ({error!r}); correct them") from None
+    seg.SeriesDescription, seg.PatientOrientation = (
+        f"wsipipe {name}"[:64],
+        "",
+    )  # type 2C: unknown for a slide
     seg.SharedFunctionalGroupsSequence[0].DerivationImageSequence = [image.derivation()]
     return seg
 
 
 def _description(s: LabelValue, number: int, meta: Mapping[str, Any], codes: Mapping[str, SegmentCode]) -> Any:
-    """How a segment is described: its name, codes, colour, and what made it.
+    """The description of a segment: name, codes, colour and algorithm.
 
-    A mask that a user brought (`masks import`) is said to be made by hand, any other by a learned algorithm.
+    An imported mask (`masks import`) is of type MANUAL, any other AUTOMATIC.
     """
     import highdicom as hd
 
@@ -252,12 +253,12 @@ def _description(s: LabelValue, number: int, meta: Mapping[str, Any], codes: Map
 
 
 def _uid(*parts: object) -> str:
-    """A UID that follows from `parts`: what is exported twice replaces itself in an archive."""
+    """A UID derived from `parts`: an export that is repeated replaces itself in an archive."""
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, digest(*parts)).int}"
 
 
 def _expected(image: Source, array: ShardedArray) -> dict[str, Any]:
-    """What a SEG of a mask says of its frame."""
+    """The frame attributes that a SEG of the mask must have."""
     return {
         "size": array.spec.shape,
         "pixel spacing": [round(mm, 9) for mm in image.spacing_mm],
@@ -267,7 +268,7 @@ def _expected(image: Source, array: ShardedArray) -> dict[str, Any]:
 
 
 def _verify_frame(meta: Any, path: Path, expected: Mapping[str, Any]) -> None:
-    """StoreError unless a SEG has the frame that is expected."""
+    """StoreError unless a SEG has the expected frame."""
     measures = meta.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     origin = meta.TotalPixelMatrixOriginSequence[0]
     found = {
@@ -288,7 +289,7 @@ def _values(meta: Any, values: Sequence[LabelValue]) -> dict[int, int]:
 
 
 def _placed(meta: Any) -> dict[Cell, list[tuple[int, int]]]:
-    """Tile -> (frame, segment number) of the frames that lie there; segment 0: the pixels are segment numbers."""
+    """Tile -> (frame, segment number) of its frames; segment 0: pixels are segment numbers."""
     if meta.SegmentationType == "LABELMAP":
         across = ceil_div(meta.TotalPixelMatrixColumns, meta.Columns)
         return {divmod(i, across): [(i, 0)] for i in range(int(meta.NumberOfFrames))}
@@ -304,13 +305,13 @@ def _placed(meta: Any) -> dict[Cell, list[tuple[int, int]]]:
 
 
 def _rebuilt(reader: Any, frames: Sequence[tuple[int, int]], value_of: Mapping[int, int]) -> NDArray[np.uint8]:
-    """The mask values of a tile from its frames; ValueError where two segments claim a pixel."""
+    """The mask values of a tile from its frames; ValueError if two segments share a pixel."""
     tile = np.zeros((TILE_PX, TILE_PX), np.uint8)
     for i, segment in frames:
         pixels = np.asarray(reader.read_frame(i, correct_color=False))
         for number in [segment] if segment else np.unique(pixels[pixels > 0]):
             inside = pixels == (1 if segment else number)
             if tile[inside].any():
-                raise ValueError(f"frame {i}: pixels of segment {number} belong to another segment too")
+                raise ValueError(f"frame {i}: segment {number} shares pixels with another segment")
             tile[inside] = value_of[int(number)]
     return tile

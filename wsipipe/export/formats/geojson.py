@@ -1,10 +1,9 @@
 """GeoJSON: annotations for QuPath, exact outlines with holes.
 
-Every 4-connected piece of a class is a Feature with a Polygon along the edges of its pixels, holes included, one a
-line. Coordinates are level-0 px as QuPath counts them: from the corner of the bounds that the scanner gives, as it
-shows no more of the slide. The outside of a polygon runs counter-clockwise in (x, y) as in RFC 7946, which is clockwise
-to the eye where y points down. The member `wsipipe` of the collection, which GeoJSON allows and QuPath passes over,
-says what the file was made of.
+Every 4-connected component of a class is a Feature with a Polygon along the edges of its pixels, holes included; one
+Feature per line. Coordinates are level-0 px in QuPath's frame, which starts at the corner of the scanner's bounds. The
+exterior ring runs counter-clockwise in (x, y) as in RFC 7946, i.e. clockwise on screen, where y points down. The member
+`wsipipe` of the collection, which GeoJSON allows and QuPath ignores, records what the file was made from.
 """
 
 from __future__ import annotations
@@ -38,24 +37,24 @@ AREA = "Area \u00b5m^2"
 """Name of the measurement, spelt as QuPath spells it."""
 
 DECIMALS = 3
-"""Of a coordinate in level-0 px; whole numbers have none."""
+"""Decimals of a coordinate in level-0 px; whole numbers have none."""
 
 _BLOCK = 4096
-"""Vertices turned into text at a time."""
+"""Vertices formatted at a time."""
 
 
 @dataclass(frozen=True)
 class GeoJsonOptions:
-    """How much of a mask is drawn, and how finely; the default is every piece, exactly."""
+    """How much of a mask is drawn, and how finely; default: every component, exactly."""
 
-    level: int = option(0, "level of the mask: 0 is exact, each further one is 4 times coarser and its file lighter")
-    tolerance_um: float = option(0.0, "um by which outlines may deviate so as to have fewer vertices; 0: exact")
-    min_area_um2: float = option(0.0, "pieces of a class smaller than this (um2) are left out")
+    level: int = option(0, "level of the mask: 0 is exact, each further level 4 times coarser")
+    tolerance_um: float = option(0.0, "um by which simplified outlines may deviate; 0: exact")
+    min_area_um2: float = option(0.0, "components smaller than this (um2) are left out")
 
     def __post_init__(self) -> None:
         check(self.level >= 0, f"geojson.level: {self.level} is negative; 0 is the finest")
-        check(0 <= self.tolerance_um < np.inf, f"geojson.tolerance_um: {self.tolerance_um} is no length in um")
-        check(0 <= self.min_area_um2 < np.inf, f"geojson.min_area_um2: {self.min_area_um2} is no area in um2")
+        check(0 <= self.tolerance_um < np.inf, f"geojson.tolerance_um: {self.tolerance_um} is not a length in um")
+        check(0 <= self.min_area_um2 < np.inf, f"geojson.min_area_um2: {self.min_area_um2} is not an area in um2")
 
 
 EXACT = GeoJsonOptions()
@@ -87,10 +86,9 @@ def _drawing(options: ExportConfig) -> GeoJsonOptions:
 def write_geojson(store: SlideStore, name: str, path: Path, options: GeoJsonOptions = EXACT) -> Path:
     """Write the classes of `labels/<name>` to `path`; returns it. Written aside, feature by feature, then renamed.
 
-    Memory is that of a band of the mask and of the outlines that are not closed yet. The same mask gives the same file,
-    ids included. Simplified outlines of neighbours may overlap or leave gaps, by the tolerance at most; holes stay
-    where a piece in them is left out. Raises StoreError if the mask holds values that its classes do not name, and
-    ConfigError if it has no such level.
+    Memory: a band of the mask and the outlines that are still open. The same mask gives the same file, ids included.
+    Simplified outlines of neighbours may overlap or leave gaps within the tolerance; a component that is left out
+    leaves its hole. Raises StoreError if the mask holds a value without a class, ConfigError if it has no such level.
     """
     classes = label_classes(store, name)
     levels = store.grid.levels
@@ -116,7 +114,7 @@ def write_geojson(store: SlideStore, name: str, path: Path, options: GeoJsonOpti
 
 
 class _Frame:
-    """Lattice points of a mask level in the frames of micrometres and of QuPath, as tables by x and by y."""
+    """Lattice points of a mask level in um and in QuPath's frame, as tables by x and by y."""
 
     def __init__(self, store: SlideStore, level: int, xy_px: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
         grid, corner = store.grid, store.shown_from_px0
@@ -126,11 +124,11 @@ class _Frame:
         self._um = tuple(xy * mpp for xy, mpp in zip(xy_px, grid.mpp, strict=True))
         px0 = [grid.to_px0((x, 0))[0] for x in xy_px[0].tolist()], [grid.to_px0((0, y))[1] for y in xy_px[1].tolist()]
         self._text = tuple([_number(v - low) for v in side] for side, low in zip(px0, corner, strict=True))
-        self._lines = tuple(np.array(side, np.float64) for side in self._text)  # as they stand in the file
+        self._lines = tuple(np.array(side, np.float64) for side in self._text)  # as written in the file
 
     @classmethod
     def of(cls, store: SlideStore, level: int) -> _Frame:
-        """The frame of a level; pixels that reach over the border of the slide end there."""
+        """The frame of a level; pixels beyond the border of the slide are cut there."""
         f, (height, width) = LEVEL_FACTOR**level, store.grid.level_shape(level)
         x, y = (
             np.minimum(np.arange(n + 1) * float(f), end)
@@ -139,11 +137,11 @@ class _Frame:
         return cls(store, level, (x, y))
 
     def area_um2(self, rings: Sequence[Ring]) -> float:
-        """What a polygon covers, less its holes."""
+        """The area of a polygon without its holes."""
         return sum(area(self._um[0][ring[:, 0]], self._um[1][ring[:, 1]]) for ring in rings)
 
     def texts(self, rings: Sequence[Ring]) -> Iterator[str]:
-        """The coordinates of a polygon as JSON, closed, piece by piece."""
+        """The coordinates of a polygon as JSON, closed, in pieces of text."""
         xs, ys = self._text
         begin = "["
         for ring in rings:
@@ -164,17 +162,17 @@ class _Frame:
             x, y = (_places(side, v) for side, v in zip(self._lines, np.asarray(ring, np.float64).T, strict=True))
             upright = x[1:] == x[:-1]
             if (x[0], y[0]) != (x[-1], y[-1]) or (upright == (y[1:] == y[:-1])).any():
-                raise ValueError(f"{feature['id']} has a ring that is open or does not follow the edges of pixels")
+                raise ValueError(f"{feature['id']} has a ring that is open or does not follow pixel edges")
             low, high = np.minimum(y[1:], y[:-1])[upright], np.maximum(y[1:], y[:-1])[upright]
             out.append(np.stack([x[1:][upright], low, high, np.full(len(low), value)], 1).astype(np.int32))
         return np.concatenate(out)
 
 
 def _places(lines: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Which of the lattice lines, ascending, have these coordinates; ValueError if none has one of them."""
+    """Indices of the lattice lines (ascending) at these coordinates; ValueError for a coordinate between lines."""
     at = np.minimum(np.searchsorted(lines, values), len(lines) - 1)
     if (lines[at] != values).any():
-        raise ValueError(f"coordinate {values[lines[at] != values][0]} lies on no edge of a pixel")
+        raise ValueError(f"coordinate {values[lines[at] != values][0]} is not on a pixel edge")
     return at
 
 
@@ -184,7 +182,7 @@ def _number(value: float) -> str:
 
 
 def _bands(array: ShardedArray) -> Iterator[NDArray[np.uint8]]:
-    """A mask from the top down, a row of chunks at a time, what says nothing as 0: uint8 [h, width]."""
+    """A mask from top to bottom, a row of chunks at a time, 255 as 0: uint8 [h, width]."""
     (height, width), rows = array.spec.shape, array.spec.chunk_px
     for y in range(0, height, rows):
         band = array.read(Window(0, y, width, min(rows, height - y))).astype(np.uint8, copy=False)
@@ -199,7 +197,7 @@ def _head(store: SlideStore, name: str, options: GeoJsonOptions) -> str:
 
 
 def _properties(what: LabelValue, area_um2: float) -> dict[str, Any]:
-    """All that QuPath reads of an annotation beside its id and geometry."""
+    """What QuPath reads of an annotation besides id and geometry."""
     return {
         "objectType": "annotation",
         "classification": {"name": what.name, "color": list(what.rgb)},
@@ -209,7 +207,7 @@ def _properties(what: LabelValue, area_um2: float) -> dict[str, Any]:
 
 
 def _write_feature(f: TextIO, key: str, coordinates: Iterator[str], properties: dict[str, Any]) -> None:
-    """One line; `key` names the piece, and its id is made of it."""
+    """Write one line; the id of the Feature is derived from `key`."""
     f.write(f'{{"type":"Feature","id":"{uuid.uuid5(uuid.NAMESPACE_URL, key)}",')
     f.write('"geometry":{"type":"Polygon","coordinates":[')
     f.writelines(coordinates)
@@ -219,17 +217,17 @@ def _write_feature(f: TextIO, key: str, coordinates: Iterator[str], properties: 
 def _nameless(store: SlideStore, name: str, outline: Outline) -> StoreError:
     x, y = outline.first_px
     return StoreError(
-        f"{store.path}: labels/{name} holds the value {outline.value} at {x}, {y}, which none of its classes has; "
-        "make it again"
+        f"{store.path}: labels/{name} holds the value {outline.value} at {x}, {y}, which has no class; "
+        "compute or import it again"
     )
 
 
 def verify_geojson(path: Path, store: SlideStore, name: str) -> None:
-    """Rasterise what `write_geojson` wrote to `path`, and compare it with `labels/<name>` pixel by pixel.
+    """Rasterise a file of `write_geojson` and compare it with `labels/<name>` pixel by pixel, at the level of the file.
 
-    At the level of the mask from which the file was made. Memory is that of a band of the mask and of the vertices in
-    the file. Raises StoreError with the first place, row by row, at which they differ, or if the file is not as
-    `write_geojson` lays it out; also where it was made with a tolerance or a least area, as only exact ones compare.
+    Memory: a band of the mask and the vertices in the file. Raises StoreError with the first difference, row by row, if
+    the file is not in the layout of `write_geojson`, or if it was written with a tolerance or a least area: only exact
+    files can be compared.
     """
     classes = label_classes(store, name)
     try:
@@ -240,7 +238,7 @@ def verify_geojson(path: Path, store: SlideStore, name: str) -> None:
     except FileNotFoundError:
         raise StoreError(f"{path}: no such file; export it first") from None
     except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise StoreError(f"{path}: not as wsipipe writes it ({error}); export it again") from None
+        raise StoreError(f"{path}: not in the layout of wsipipe ({error}); export it again") from None
     edges = np.concatenate(parts) if parts else np.zeros((0, 4), np.int32)
     edges = edges[np.argsort(edges[:, 1], kind="stable")]
     y = 0
@@ -250,34 +248,34 @@ def verify_geojson(path: Path, store: SlideStore, name: str) -> None:
 
 
 def _level_of(path: Path, root: dict[str, Any], store: SlideStore, name: str) -> int:
-    """The level from which the file was made; StoreError if it was not made of this mask, or not exactly."""
+    """The level of the file; StoreError if it was made from another mask, or not exactly."""
     of = root["wsipipe"]
     found = (of["slide_id"], of["name"], of["digest"])
     expected = (store.slide_id, name, store.attributes("labels", name).get("digest", ""))
     if found != expected:
         what = "labels/{1} of slide {0}, digest {2!r}"
-        raise StoreError(f"{path}: made of {what.format(*found)}; expected {what.format(*expected)}; export it again")
+        raise StoreError(f"{path}: made from {what.format(*found)}; expected {what.format(*expected)}; export it again")
     for limit in ("tolerance_um", "min_area_um2"):
         if of[limit]:
-            raise StoreError(f"{path}: made with {limit} {of[limit]}; only exact files can be verified: export with 0")
+            raise StoreError(f"{path}: made with {limit} {of[limit]}; only exact files can be verified; export with 0")
     return int(of["level"])
 
 
 def _features(lines: TextIO) -> Iterator[dict[str, Any]]:
-    """The features of the lines after the first; ValueError unless they end as they should."""
+    """The features of the lines after the first; ValueError if the end is missing."""
     for line in lines:
         if line == "]}\n":
             return
         if text := line.rstrip(",\n"):
             yield json.loads(text)
-    raise ValueError("it is cut off")
+    raise ValueError("it is truncated")
 
 
 def _compare(path: Path, edges: NDArray[np.int32], band: NDArray[np.uint8], top: int, names: dict[int, str]) -> None:
-    """StoreError at the first pixel of band uint8 [h, width], which begins at row `top`, that edges paint otherwise.
+    """Raise StoreError for the first pixel where the band, uint8 [h, width] from row `top`, differs from the polygons.
 
-    edges: rows x, upper end, lower end, value; by their upper ends. Each flips the pixels on its right: a bit a class,
-    eight classes at a time, so that polygons over one another are seen too.
+    edges: rows x, upper end, lower end, value; sorted by upper ends. Each edge flips the pixels to its right: a bit per
+    class, eight classes at a time, so that overlapping polygons are found too.
     """
     height, width = band.shape
     some = edges[: np.searchsorted(edges[:, 1], top + height)]

@@ -1,20 +1,20 @@
 """OME-TIFF: a pyramid with um, names and colours, for QuPath, napari, ImageJ and OpenSlide.
 
-Layout. One 8-bit plane of mask values in tiles, deflated (the one lossless codec that all readers of TIFF know); the
-coarser levels are the store's own, a quarter each, in SubIFDs, as the OME-TIFF specification asks; level 0 has
-resolution tags too, by which OpenSlide finds its um/px.
+Layout. One 8-bit plane of mask values in tiles, deflated (the one lossless codec of all TIFF readers). The coarser
+levels are those of the store, each 4 times smaller, in SubIFDs as the OME-TIFF specification requires. Level 0 also has
+resolution tags, from which OpenSlide reads um/px.
 
-Names and colours. OME-XML has no place for the meaning of pixel values, and viewers look in different ones:
+Names and colours. OME-XML has no element for the meaning of pixel values, so they are in three places:
 
-* the name of the channel, which QuPath, napari and bioio show, names the values as long as there is room;
+* the channel name, which QuPath, napari and bioio show, lists the values if they fit;
 * map annotations `wsipipe.label.names` and `wsipipe.label.colours` (value -> name, value -> #RRGGBB) are for programs,
-  the description of the image is for persons. Both say what 0 and 255 mean;
-* with `palette` the TIFF itself colours its values, for ImageJ, napari and image viewers. It is off by default: what
-  honours a palette may hand out colours for values without a word (OpenSlide, Pillow, wsipipe's own import of masks
-  refuses such a file), and QuPath and bioio take no notice of it. The grey file looks black until a viewer stretches
-  its contrast, but nobody can misread it: OpenSlide gives the value in each of R, G and B.
+  the description of the image is for people. Both include 0 and 255;
+* with `palette` the TIFF has a palette, for ImageJ, napari and image viewers. It is off by default: readers that apply
+  palettes may return colours in place of values without a warning (OpenSlide, Pillow; the import of masks refuses such
+  files), and QuPath and bioio ignore it. The grey file looks black until a viewer stretches its contrast, but cannot be
+  misread: OpenSlide returns the value in each of R, G and B.
 
-Place. Pixel (0, 0) begins at `Grid.origin_px0`, carried in um as PositionX and PositionY of the plane and in level-0
+Position. Pixel (0, 0) starts at `Grid.origin_px0`, given in um as PositionX and PositionY of the plane and in level-0
 pixels in the map annotation `wsipipe.slide`; PhysicalSizeX and PhysicalSizeY are the working um/px.
 """
 
@@ -50,13 +50,13 @@ NAMES, COLOURS, SLIDE = "wsipipe.label.names", "wsipipe.label.colours", "wsipipe
 """Namespaces of the map annotations."""
 
 _NAME_CHARACTERS = 120
-"""Room for the name of the channel; a longer one would hide what a viewer writes beside it."""
+"""Longest channel name; a longer one would hide what a viewer shows beside it."""
 
 _CLASSIC_BYTES = 2**32 - 2**26
-"""Size from which a file is BigTIFF, as its offsets might not fit in 32 bits: counted as if nothing were compressed."""
+"""Uncompressed size from which a file is BigTIFF, as its offsets may exceed 32 bits."""
 
 _BUFFER_BYTES = 2**23
-"""Tiles that wait to be deflated and written; tifffile would take half a gigabyte."""
+"""Buffer of tiles to be deflated and written; the default of tifffile is half a gigabyte."""
 
 _CM_UM = 10_000.0
 
@@ -74,13 +74,13 @@ def verify(store: SlideStore, path: Path, options: ExportConfig) -> None:
 def write_ome_tiff(
     store: SlideStore, name: str, path: Path, *, palette: bool = False, tile_px: int = TILE_PX, workers: int = 0
 ) -> Path:
-    """Write `labels/<name>` of a store, all its levels, to `path` (best called *.ome.tiff); returns `path`.
+    """Write `labels/<name>` of a store, all its levels, to `path` (*.ome.tif); returns `path`.
 
-    Tiles go from the store to the file one by one: memory does not grow with the slide. `palette` adds the colours of
-    the classes (see above for what they cost). `workers` threads deflate; 0: one a processor. Written aside, then
-    renamed. Raises StoreError if there is no such mask or it is damaged.
+    Tiles are streamed from the store: memory does not grow with the slide. `palette` adds the colours of the classes
+    (see above). `workers` threads deflate; 0: one per processor. Written aside, then renamed. Raises StoreError for a
+    missing or damaged mask.
     """
-    check(tile_px >= 16 and tile_px % 16 == 0, f"tiles of {tile_px} px: TIFF asks for multiples of 16")
+    check(tile_px >= 16 and tile_px % 16 == 0, f"tiles of {tile_px} px: TIFF requires multiples of 16")
     values, grid = label_values(store, name), store.grid
     pixels = sum(h * w for h, w in (_padded(grid.level_shape(k), tile_px) for k in range(grid.levels)))
     how: dict[str, Any] = {
@@ -106,15 +106,15 @@ def write_ome_tiff(
 
 
 def verify_ome_tiff(path: Path, store: SlideStore, name: str) -> None:
-    """Read every tile of every level back and compare it, the pixel size and the position with `labels/<name>`.
+    """Read every tile of every level back; compare them, the pixel size and the position with `labels/<name>`.
 
-    Raises StoreError that names what differs first, or the tile that cannot be decoded.
+    Raises StoreError with the first difference, or the tile that cannot be decoded.
     """
     labels = [store.labels(name, level) for level in range(store.grid.levels)]
     try:
         tiff = tifffile.TiffFile(path, _multifile=False)
     except (OSError, ValueError, LookupError, tifffile.TiffFileError) as error:
-        raise StoreError(f"{path}: it cannot be opened as TIFF ({error}); export it again") from None
+        raise StoreError(f"{path}: cannot be opened as TIFF ({error}); export it again") from None
     with tiff:
         pages = _pages(tiff, path)
         _verify_frame(tiff, path, store.grid)
@@ -127,13 +127,13 @@ def verify_ome_tiff(path: Path, store: SlideStore, name: str) -> None:
 
 
 def _padded(shape: tuple[int, int], tile_px: int) -> tuple[int, int]:
-    """A shape filled up to whole tiles."""
+    """A shape padded to whole tiles."""
     height, width = (ceil_div(n, tile_px) * tile_px for n in shape)
     return height, width
 
 
 def _tiles(array: ShardedArray, tile_px: int) -> Iterator[NDArray[np.uint8]]:
-    """The tiles of a mask in the order of TIFF, filled up with 255 at the right and lower border."""
+    """The tiles of a mask in TIFF order, padded with 255 at the right and lower border."""
     height, width = array.spec.shape
     for y in range(0, height, tile_px):
         for x in range(0, width, tile_px):
@@ -141,7 +141,7 @@ def _tiles(array: ShardedArray, tile_px: int) -> Iterator[NDArray[np.uint8]]:
 
 
 def _colour_map(values: tuple[LabelValue, ...]) -> NDArray[np.uint16]:
-    """TIFF's palette: uint16 [3, 256], the 8-bit colours times 257; black where a value has no meaning."""
+    """The TIFF palette: uint16 [3, 256], the 8-bit colours times 257; black for values without a name."""
     table = np.zeros((3, 256), np.uint16)
     for v in values:
         table[:, v.value] = np.array(v.rgb, np.uint16) * 257
@@ -149,7 +149,7 @@ def _colour_map(values: tuple[LabelValue, ...]) -> NDArray[np.uint16]:
 
 
 def _ome(store: SlideStore, name: str, values: tuple[LabelValue, ...]) -> dict[str, Any]:
-    """What the OME-XML says, as tifffile takes it. The UUID follows from the content: equal masks, equal files."""
+    """The OME-XML as tifffile expects it. The UUID is derived from the content: equal masks, equal files."""
     grid = store.grid
     (x_um, y_um), (x, y), (sx, sy) = grid.origin_um, grid.origin_px0, grid.scale
     meanings = "; ".join(f"{v.value} = {v.name}" for v in values)
@@ -193,7 +193,7 @@ def _pages(tiff: Any, path: Path) -> list[Any]:
         if not tiff.is_ome:
             raise ValueError("it has no OME-XML")
         return [level.pages[0].aspage() for level in tiff.series[0].levels]
-    except Exception as error:  # noqa: BLE001 - tifffile raises many kinds; all mean that the file is damaged
+    except Exception as error:  # noqa: BLE001 - tifffile raises many kinds; all mean a damaged file
         raise StoreError(f"{path}: not a readable OME-TIFF ({error}); export it again") from None
 
 
@@ -204,7 +204,7 @@ def _verify_frame(tiff: Any, path: Path, grid: Grid) -> None:
         plane = pixels["Plane"]
         found = [float(pixels[f"PhysicalSize{a}"]) for a in "XY"] + [float(plane[f"Position{a}"]) for a in "XY"]
         units = {pixels[f"PhysicalSize{a}Unit"] for a in "XY"} | {plane[f"Position{a}Unit"] for a in "XY"}
-    except Exception as error:  # noqa: BLE001 - from XML that anything may have happened to
+    except Exception as error:  # noqa: BLE001 - of arbitrary XML
         raise StoreError(f"{path}: its OME-XML lacks size or position ({error!r}); export it again") from None
     expected = [*grid.mpp, *grid.origin_um]
     if units != {"µm"} or not np.allclose(found, expected, rtol=1e-9, atol=1e-9):
@@ -215,7 +215,7 @@ def _verify_frame(tiff: Any, path: Path, grid: Grid) -> None:
 
 
 def _decoded(page: Any, path: Path, level: int) -> Iterator[tuple[Window, NDArray[Any]]]:
-    """Every tile of a page less its padding: its window and its pixels."""
+    """Every tile of a page without padding: its window and its pixels."""
     height, width = page.shape
     across = ceil_div(width, page.tilewidth)
     for i, (offset, size) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
