@@ -179,7 +179,7 @@ def test_a_mistake_in_any_stage_stops_the_chain_before_the_first_slide(here: Pat
     [
         ("ghost,tumour\n", "line 4: no store for slide ghost"),
         ("pos,\n", "lines 2 and 4: slide pos has two rows"),
-        (",tumour\n", "line 4: no slide_id"),
+        (",tumour\n", "line 4: slide_id is empty"),
     ],
 )
 def test_a_bad_row_of_labels_stops_the_chain_before_the_first_slide(here: Path, row: str, message: str) -> None:
@@ -212,7 +212,7 @@ def test_one_bad_slide_within_what_is_allowed_is_left_out_with_its_labels(
     assert report.exit_code == 0
     assert [r["item"] for r in report.of("failed")] == ["broken"]
     assert [p.stem for p in stores] == sorted(SLIDES)
-    assert "1 of 3 rows left out: their slides could not be tiled" in caplog.text
+    assert "skipped 1 of 3 rows: their slides could not be tiled" in caplog.text
     assert (here / "runs/camel/labels.csv").read_text() == (here / "labels.csv").read_text()
     assert (here / "labels.csv").read_text().endswith("broken,tumour\n")
     again, same = run_all(allowed)
@@ -282,7 +282,7 @@ def test_labels_of_which_too_little_is_left_are_refused(here: Path) -> None:
     add_broken_slide(here)
     (here / "slides" / "pos.svs").write_bytes(b"no slide")
     (here / "labels.csv").write_text("slide_id,label\npos,tumour\nneg,\n")
-    with pytest.raises(LabelsError, match="say the same"):
+    with pytest.raises(LabelsError, match="have the same label"):
         run_all(settings(run={"max_failed": "2"}))
 
 
