@@ -154,7 +154,7 @@ def test_patterns_are_expanded_in_order_and_a_name_with_brackets_is_taken_as_it_
         ({"pseudolabel": {"camel": {"lattice": 5}}}, "a patch of 128 px does not split into 5"),
         ({"pseudolabel": {"camel": {"uncertain": 0.5}}}, "camel.uncertain: 0.5 is outside"),
         ({"pseudolabel": {"name": "../x"}}, "name '../x': use letters"),
-        ({"pseudolabel": {"name": "tissue"}}, "it belongs to wsipipe itself"),
+        ({"pseudolabel": {"name": "tissue"}}, "reserved by wsipipe"),
         ({"pseudolabel": {"name": "other"}}, "segment.masks: 'camel', but pseudolabel makes 'other'"),
         ({"segment": {"masks": "drs"}}, "segment.masks: 'drs', but pseudolabel makes 'camel'"),
         ({"segment": {"name": "camel"}}, "segment.name: 'camel' is also the name of the pseudo-masks"),

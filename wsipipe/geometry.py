@@ -9,8 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, overload
 
 from wsipipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 NATIVE_TOLERANCE = 0.01
 """A slide level whose mpp is within 1 % of the asked one is taken as it is (and the grid keeps the true mpp)."""
@@ -22,8 +27,12 @@ COARSEST_PX = 1024
 """Levels are added until the longer side is at most this."""
 
 
-def ceil_div(a: int, b: int) -> int:
-    """A / b rounded up."""
+@overload
+def ceil_div(a: int, b: int) -> int: ...
+@overload
+def ceil_div(a: NDArray[np.int64], b: int) -> NDArray[np.int64]: ...
+def ceil_div(a: int | NDArray[np.int64], b: int) -> int | NDArray[np.int64]:
+    """The quotient `a / b` rounded up; for arrays, per element."""
     return -(-a // b)
 
 

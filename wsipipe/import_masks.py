@@ -85,7 +85,7 @@ def _import(store: SlideStore, path: Path, value_map: ValueMap, options: ImportO
     with path.open("rb") as f:
         sha256 = hashlib.file_digest(f, "sha256").hexdigest()
     key = digest(sha256, value_map.pairs, value_map.names, options.classes, store.pixel_digest)
-    if store.current("labels", options.name, key, overwrite):
+    if store.can_reuse("labels", options.name, key, overwrite):
         return False
     read = open_truth(path, store.grid, value_map, store.shown_from_px0)
     values = Classes(options.classes).mask_values()

@@ -154,7 +154,7 @@ def test_an_encoder_pretrained_by_itself_is_given_to_pseudolabel(here: Path):
 
 def test_stages_before_tile_say_what_to_run_first(empty: Path):
     for command in (("pretrain",), ("pseudolabel",), ("segment", "--stitch"), ("evaluate", "--truth", "truth")):
-        assert_refused(wsipipe(*command), 2, "stores: no stores here; make them with: wsipipe tile")
+        assert_refused(wsipipe(*command), 2, "stores: contains no stores; make some with: wsipipe tile")
     assert_refused(wsipipe("info", "none.zarr"), 1, "none.zarr: not a store (no zarr.json)")
 
 
@@ -212,7 +212,7 @@ def test_an_unknown_method(here: Path):
 def test_a_folder_of_another_kind_is_no_store(empty: Path):
     zarr.open_group(str(empty / "other.zarr"), mode="w")
     for command in (("info",), ("segment", "--stitch"), ("pseudolabel",)):
-        assert_refused(wsipipe(*command, "other.zarr"), 1, "other.zarr: a Zarr group, but not a store of wsipipe")
+        assert_refused(wsipipe(*command, "other.zarr"), 1, "other.zarr: a Zarr group, but not a wsipipe store")
 
 
 def test_segment_says_what_it_lacks(here: Path, tmp_path: Path):

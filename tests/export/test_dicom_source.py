@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_slide_that_is_no_dicom_needs_a_source(folder: Path) -> None:
     mask = draw(200, 300)
     store = make_store(folder, mask)
-    store.note(slide={**store.meta["slide"], "vendor": "aperio", "path": "gone.svs"})
+    store.update_meta(slide={**store.meta["slide"], "vendor": "aperio", "path": "gone.svs"})
     with pytest.raises(ConfigError, match=r"not DICOM \(aperio\).*convert.*name the folder with --dicom-source"):
         write_dicom_seg(store, "net", folder / "s.dcm")
     make_source(folder / "wsi", (75, 50), name="level-1")
@@ -79,7 +79,7 @@ def test_an_mpp_of_the_users_own_does_not_move_the_mask(folder: Path) -> None:
     import pydicom
 
     store = make_store(folder, draw(200, 300))
-    store.note(slide={**store.meta["slide"], "mpp0": [0.5, 0.5], "mpp_source": "override"})
+    store.update_meta(slide={**store.meta["slide"], "mpp0": [0.5, 0.5], "mpp_source": "override"})
     seg = pydicom.dcmread(write_dicom_seg(store, "net", folder / "s.dcm"))
     spacing = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
     assert [float(mm) for mm in spacing] == [MPP0[1] / 1000, MPP0[0] / 1000]

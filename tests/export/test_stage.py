@@ -67,7 +67,7 @@ def test_what_is_done_is_skipped_and_another_mask_is_not_written_over_it(
     assert {r["status"] for r in report.rows if r["item"] != "areas.csv"} == {"skipped"}
     assert [p.stat().st_mtime_ns for p in made[:-1]] == times
     write_mask(SlideStore(stores[0]), "map", np.roll(mask, 16, 1), digest="other")
-    with pytest.raises(ConfigError, match=r"a\.geojson: holds another mask, .*--folder.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"a\.geojson was made from other inputs; .*--folder.*--overwrite"):
         export_stores(stores, config, RunContext(run))
     report, _ = export_stores(stores, config, RunContext(run, overwrite=True))
     assert [r["status"] for r in report.rows[:-1]] == ["done"] * 3 + ["skipped"] * 3

@@ -104,7 +104,7 @@ def test_the_same_inputs_are_not_trained_twice_and_others_need_another_name(stag
     assert stage() == path
     assert path.stat().st_mtime_ns == stamp
     for other in ({"steps": 5}, {"seed": 1}, {"stores": ("big",)}, {"method": "simclr"}):
-        with pytest.raises(CheckpointError, match="holds a model of other inputs; choose another --name"):
+        with pytest.raises(CheckpointError, match="was made from other inputs; choose another --name"):
             stage(**other)
     before = sha(path)
     assert sha(stage(seed=1, overwrite=True)) != before

@@ -333,7 +333,7 @@ def test_a_map_that_another_process_makes_is_not_touched(
     with ResumableMapWriter(store, "unet", "other", 1, 8):
         report, done = predict_stores([store], checkpoint_of(RedNet()), SMALL, RunContext(run))
     assert (report.exit_code, done) == (1, [])
-    assert "labels/unet is held by process" in report.rows[0]["reason"]
+    assert "labels/unet is locked by process" in report.rows[0]["reason"]
 
 
 def test_a_slide_smaller_than_a_window_is_mapped_whole(
@@ -404,7 +404,7 @@ def test_a_store_at_another_resolution_fails_alone(
     report, done = predict_stores([stores["left"]], checkpoint_of(SureNet(), mpp=1.0), SMALL, RunContext(run))
     assert (report.exit_code, done) == (1, [])
     assert report.rows[0]["status"] == "failed"
-    assert "is at 0.5 um/px, the network at 1; tile it with --mpp 1" in report.rows[0]["reason"]
+    assert "has 0.5 um/px, the network was trained at 1; tile with --mpp 1" in report.rows[0]["reason"]
     close = predict_stores([stores["left"]], checkpoint_of(SureNet(), mpp=0.51), SMALL, RunContext(run))[0]
     assert close.exit_code == 0
     assert (Path(run.runs) / "unet" / "segment.csv").read_text().splitlines()[1].startswith("left,done")
@@ -418,7 +418,7 @@ def test_a_store_whose_stain_is_read_otherwise_fails_alone(
     assert [r["status"] for r in report.rows] == [
         "failed" if s.slide_id == "left" else "done" for s in list(stores.values())[:2]
     ]
-    assert "the network saw stain as scanned" in report.of("failed")[0]["reason"]
+    assert "the network was trained without normalised stain" in report.of("failed")[0]["reason"]
 
 
 def test_a_slide_without_tissue_gets_an_empty_map(

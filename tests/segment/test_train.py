@@ -163,7 +163,7 @@ def test_given_weights_start_the_encoder_name_it_and_belong_to_the_key(
     Checkpoint("encoder", "resnet18_quarter", (), 0.5, 64, "d", own.mean, own.std, {}).save(
         tmp_path, create_encoder("resnet18_quarter")
     )
-    with pytest.raises(CheckpointError, match="trained on other masks or settings"):
+    with pytest.raises(CheckpointError, match="was made from other inputs"):
         train(both, still, RunContext(run, silent, False))
     with pytest.raises(CheckpointError, match="weights of encoder 'resnet18_quarter', but --encoder is 'resnet18'"):
         train(both, dataclasses.replace(still, encoder="resnet18"), RunContext(run, silent, True))

@@ -75,13 +75,13 @@ def test_levels_of_uneven_size_have_whole_downsamples_and_read_where_they_are(
 
 
 def test_several_threads_may_read_one_slide(svs_path: Path) -> None:
-    from wsipipe.runtime.executor import map_threads
+    from wsipipe.runtime.executor import map_in_threads
 
     slide = open_slide(svs_path, "blob")
     places = [(x, y) for x in range(0, 1100, 200) for y in range(0, 800, 200)]
     alone = {p: slide.read(p, 0, (150, 150)) for p in places}
     together: dict[tuple[int, int], np.ndarray] = {}
-    map_threads(lambda p: slide.read(p, 0, (150, 150)), places, 4, together.__setitem__)
+    map_in_threads(lambda p: slide.read(p, 0, (150, 150)), places, 4, together.__setitem__)
     assert all((alone[p] == together[p]).all() for p in places)
     slide.close()
 

@@ -128,7 +128,7 @@ def test_a_lost_scheduler_is_told_and_the_run_goes_on_later(
             scheduler.kill()
 
     slides = {n: SlideFile(wide_path) for n in "abc"}
-    with pytest.raises(WsipipeError, match=r"--dask tcp://127.*: the scheduler was lost; what is written stays"):
+    with pytest.raises(WsipipeError, match=r"--dask tcp://127.*: lost the connection to the scheduler; finished"):
         tile_slides(slides, CONFIG, RunContext(replace(run, dask=address), kill_it))
     report, _ = tile_slides(slides, CONFIG, RunContext(run))
     assert [r["status"] for r in report.rows] == ["done"] * 3

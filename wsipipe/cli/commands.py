@@ -320,7 +320,7 @@ def verify(store: tuple[Path, ...], decode: bool, **call: Any) -> None:
 
     settings = settings_of(call)
     with working(settings, call) as context:
-        report, stores = checking.run(_stores(store, settings), decode, context)
+        report, stores = checking.run(_stores(store, settings), checking.VerifyOptions(decode), context)
     finish(report, stores)
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from wsipipe.config.options import ExportConfig
-from wsipipe.errors import check
+from wsipipe.errors import check, other_inputs
 from wsipipe.export.formats import Checked, FileFormat, TableFormat, Verifiable, load
 from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.digest import digest
@@ -68,8 +68,7 @@ def _write(
     if not path.exists() or before.get("digest") != key:
         check(
             overwrite or not path.exists() or before.get("status") == "failed",
-            f"{path}: holds another mask, or was written with other options; choose another --folder, or replace it "
-            "with --overwrite",
+            other_inputs(path, choose="--folder"),
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         how.write(store, path, options)

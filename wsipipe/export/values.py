@@ -1,12 +1,8 @@
-"""Shared by the formats: mask values with name and colour, atomic writing, and the comparison of pixels."""
+"""Shared by the formats: mask values with name and colour, and the comparison of pixels."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,19 +50,6 @@ def compare(found: NDArray[Any], expected: NDArray[Any], window: Window, where: 
             f"{where}, pixel x {window.x_px + col}, y {window.y_px + row}: found value {found[row, col]}, "
             f"the store has {expected[row, col]}; export it again"
         )
-
-
-@contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """A file beside `path` that replaces it when the block succeeds, and is deleted when it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def label_classes(store: SlideStore, name: str) -> dict[int, LabelValue]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wsipipe.errors import CheckpointError
-from wsipipe.runtime.atomic import write_json
+from wsipipe.runtime.atomic import replacing, write_json
 
 SCHEMA = 1
 
@@ -52,10 +51,8 @@ class Checkpoint:
 
 def save_weights(path: Path, model: nn.Module) -> None:
     """Write weights and buffers of a model as safetensors, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, aside)
-    os.replace(aside, path)
+    with replacing(path) as partial:
+        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, partial)
 
 
 def digest_of(model: nn.Module) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from wsipipe.runtime.atomic import replacing
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +73,9 @@ class TrainingState:
         """Save the state after `step` steps, atomically, if the interval is over (or `now`)."""
         if not self.writes or (not now and time.monotonic() - self._written < self.every_s):
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.with_name(f".{self.path.name}.partial")
         states = {name: part.state_dict() for name, part in parts.items()}
-        torch.save({"key": self.key, "step": step, "losses": losses, **states}, aside)
-        os.replace(aside, self.path)
+        with replacing(self.path) as partial:
+            torch.save({"key": self.key, "step": step, "losses": losses, **states}, partial)
         self._written = time.monotonic()
 
     def clear(self) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wsipipe.config.options import PretrainConfig, RunConfig
-from wsipipe.errors import CheckpointError, ConfigError, check
+from wsipipe.errors import CheckpointError, ConfigError, check, other_inputs
 from wsipipe.labels import match_slide_id, read_labels
 from wsipipe.nn.checkpoint import Checkpoint, maker_of
 from wsipipe.nn.encoders import create_encoder, normalise, statistics_of, width_of
@@ -61,9 +61,7 @@ def run(store_paths: Sequence[Path], config: PretrainConfig, context: RunContext
     view_of = Input(config.input_px, config.shrink)
     key = key_of(stores, config, view_of, context.run)
     if not context.overwrite and (folder / "model.json").exists() and not is_made(folder, key):
-        raise CheckpointError(
-            f"{folder}: holds a model of other inputs; choose another --name, or replace it with --overwrite"
-        )
+        raise CheckpointError(other_inputs(folder))
     path = encoder_of(stores, config, view_of, folder, context)
     report = context.report()
     report.add(str(path), "done")

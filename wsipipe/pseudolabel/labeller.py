@@ -46,14 +46,14 @@ class SlideLabeller:
         """StoreError if a store holds masks or scores of other inputs under this name."""
         for store in self.inputs.slides.targets:
             for kind in ("labels", "scores"):
-                store.current(kind, self.inputs.name, self._key(store), overwrite=False)
+                store.can_reuse(kind, self.inputs.name, self._key(store), overwrite=False)
 
     def label(self, model: nn.Module, store: SlideStore) -> str:
         """Score a slide and paint its mask; returns done, or skipped where both are there from the same inputs."""
         inputs, key = self.inputs, self._key(store)
         if self._is_labelled(store, key):
             return "skipped"
-        store.check_like(inputs.tiling.mpp, inputs.tiling.normalise_stain, "the fit")
+        store.check_compatible(inputs.tiling.mpp, inputs.tiling.normalise_stain, "the fit")
         constraints = inputs.slides.constraints(store.slide_id)
         scores = self._scores(model, store, constraints)
         refined = self._refined(scores, store, constraints)
@@ -78,7 +78,7 @@ class SlideLabeller:
 
     def _is_labelled(self, store: SlideStore, key: str) -> bool:
         """Whether masks, scores and objects are there; StoreError if they are of other inputs, unless `overwrite`."""
-        there = (store.current(kind, self.inputs.name, key, self.overwrite) for kind in ("labels", "scores"))
+        there = (store.can_reuse(kind, self.inputs.name, key, self.overwrite) for kind in ("labels", "scores"))
         return all(there) and self.objects.current(store, key, self.overwrite)
 
     def _key(self, store: SlideStore) -> str:

@@ -22,14 +22,14 @@ from wsipipe.nn.encoders import normalise
 from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.device import autocast
 from wsipipe.runtime.digest import digest
-from wsipipe.runtime.executor import threads
+from wsipipe.runtime.executor import thread_count
 from wsipipe.runtime.ledger import Report
 from wsipipe.segment.model import check_side, load_model
 from wsipipe.segment.prefetch import PrefetchPipeline, Throughput
 from wsipipe.segment.stitch import Stitching, StripPlan, fit_to_budget, stitcher
 from wsipipe.segment.tta import VIEWS, mean_over_views
 from wsipipe.store import SlideStore
-from wsipipe.store.map_writer import ResumableMapWriter, forget
+from wsipipe.store.map_writer import ResumableMapWriter, remove_finished
 from wsipipe.store.shards import SHARD_PX, Cell
 from wsipipe.windows import BLENDS, WindowLattice
 
@@ -157,10 +157,10 @@ class _Job:
     def run(self, model: nn.Module, context: RunContext) -> Throughput | None:
         """Map the slide, or go on with it; None if it is mapped already."""
         store, classes = self.store, list(self.checkpoint.classes)
-        if all([store.current(kind, self.name, self.key, context.overwrite) for kind in ("labels", "scores")]):
-            forget(store, self.name)
+        if all([store.can_reuse(kind, self.name, self.key, context.overwrite) for kind in ("labels", "scores")]):
+            remove_finished(store, self.name)
             return None
-        store.check_like(self.checkpoint.mpp, self.checkpoint.normalise_stain, "the network")
+        store.check_compatible(self.checkpoint.mpp, self.checkpoint.normalise_stain, "the network")
         meta = {"digest": self.key, "classes": classes, "checkpoint": self.checkpoint.digest}
         values = Classes(self.checkpoint.classes).mask_values("not predicted")
         with ResumableMapWriter(store, self.name, self.key, len(classes), self.how.cell_px, SHARD_PX) as maps:
@@ -194,7 +194,7 @@ class _Job:
             network=network,
             take=stitch.add,
             end=stitch.end,
-            readers=min(MOST_READERS, threads(context.run.workers)),
+            readers=min(MOST_READERS, thread_count(context.run.workers)),
         )
         return flow.run(stitch.windows(), batch, lambda n: context.progress(f"stitch {store.slide_id}", n, total))
 

@@ -36,7 +36,7 @@ def training_stores(stores: Sequence[SlideStore], config: TrainConfig) -> list[S
         raise ConfigError(f"no training slide has labels/{config.masks} and tissue; check the splits")
     if len({s.grid.patch_px for s in having}) > 1:
         raise ConfigError("the training stores have patches of different sizes; tile them alike")
-    stain.alike(s.is_normalised for s in having)
+    stain.common_setting(s.is_normalised for s in having)
     return having
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from wsipipe.config.options import TrainConfig, fitted_with
-from wsipipe.errors import CheckpointError, ConfigError
+from wsipipe.errors import CheckpointError, ConfigError, other_inputs
 from wsipipe.nn.checkpoint import Checkpoint, maker_of, read_checkpoint, weights_digest, weights_file
 from wsipipe.nn.distributed import join_group
 from wsipipe.nn.encoders import Statistics, chosen_encoder, expect, load_weights
@@ -52,9 +52,7 @@ def train(stores: Sequence[SlideStore], config: TrainConfig, context: RunContext
             log.info("%s: trained before on the same masks", path)
             return path
         if not context.overwrite:
-            raise CheckpointError(
-                f"{path}: trained on other masks or settings; choose another --name, or replace it with --overwrite"
-            )
+            raise CheckpointError(other_inputs(path))
     compute = context.compute()
     group = join_group(compute.device)
     model = seeded_init(lambda: create_segmenter(config.architecture, encoder, len(classes) + 1), compute.seed)

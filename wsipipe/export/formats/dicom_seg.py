@@ -33,9 +33,10 @@ from wsipipe.errors import ConfigError, SlideError, StoreError, check
 from wsipipe.export.dicom_codes import KNOWN_CODES, UNDETERMINED, SegmentCode, parse_codes
 from wsipipe.export.dicom_frames import TILE_PX, cells, inside, write_bits, write_bytes, write_frame_items
 from wsipipe.export.dicom_source import Source, find_source
-from wsipipe.export.values import LabelValue, aside, compare, label_values
+from wsipipe.export.values import LabelValue, compare, label_values
 from wsipipe.geometry import ceil_div
 from wsipipe.labels import IGNORE
+from wsipipe.runtime.atomic import replacing
 from wsipipe.runtime.digest import digest
 from wsipipe.store import SlideStore
 from wsipipe.store.shards import Cell, ShardedArray
@@ -102,7 +103,7 @@ def write_dicom_seg(
     frames = _frames(present, segments) if binary else [(cell, 0) for cell in np.ndindex(present.shape[:2])]
     header.NumberOfFrames = len(frames)
     header.TotalPixelMatrixRows, header.TotalPixelMatrixColumns = array.spec.shape
-    with aside(path) as partial, partial.open("wb") as f:
+    with replacing(path) as partial, partial.open("wb") as f:
         import pydicom
 
         template = header.PerFrameFunctionalGroupsSequence[0] if binary else None

@@ -23,9 +23,10 @@ from wsipipe.errors import StoreError, check
 from wsipipe.export.outlines import Outline, trace
 from wsipipe.export.rings import Ring, area
 from wsipipe.export.simplify import simplified
-from wsipipe.export.values import LabelValue, aside, label_classes
+from wsipipe.export.values import LabelValue, label_classes
 from wsipipe.geometry import LEVEL_FACTOR, Window
 from wsipipe.labels import IGNORE
+from wsipipe.runtime.atomic import replacing
 from wsipipe.store import SlideStore
 from wsipipe.store.shards import ShardedArray
 
@@ -93,7 +94,7 @@ def write_geojson(store: SlideStore, name: str, path: Path, options: GeoJsonOpti
     levels = store.grid.levels
     check(options.level < levels, f"geojson.level: {options.level} is beyond the {levels} levels of {store.path}")
     frame = _Frame.of(store, options.level)
-    with aside(path) as partial, partial.open("w", encoding="ascii", newline="\n") as f:
+    with replacing(path) as partial, partial.open("w", encoding="ascii", newline="\n") as f:
         f.write(_head(store, name, options))
         begin = "\n"
         for outline in trace(_bands(store.labels(name, options.level)), frame.width):

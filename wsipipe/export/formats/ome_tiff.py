@@ -32,10 +32,11 @@ from numpy.typing import NDArray
 import wsipipe
 from wsipipe.config.options import ExportConfig
 from wsipipe.errors import StoreError, check
-from wsipipe.export.values import LabelValue, aside, compare, label_values
+from wsipipe.export.values import LabelValue, compare, label_values
 from wsipipe.geometry import Grid, Window, ceil_div
+from wsipipe.runtime.atomic import replacing
 from wsipipe.runtime.digest import digest
-from wsipipe.runtime.executor import threads
+from wsipipe.runtime.executor import thread_count
 from wsipipe.store import SlideStore
 from wsipipe.store.shards import ShardedArray
 
@@ -88,12 +89,12 @@ def write_ome_tiff(
         "compression": "adobe_deflate",
         "photometric": "minisblack",
         "software": f"wsipipe {wsipipe.__version__}",
-        "maxworkers": threads(workers),
+        "maxworkers": thread_count(workers),
         "buffersize": _BUFFER_BYTES,
     }
     if palette:
         how |= {"photometric": "palette", "colormap": _colour_map(values)}
-    with aside(path) as partial, tifffile.TiffWriter(partial, bigtiff=pixels > _CLASSIC_BYTES, ome=True) as tiff:
+    with replacing(path) as partial, tifffile.TiffWriter(partial, bigtiff=pixels > _CLASSIC_BYTES, ome=True) as tiff:
         for level in range(grid.levels):
             more: dict[str, Any] = {"subfiletype": 1}
             if level == 0:
