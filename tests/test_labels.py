@@ -79,7 +79,7 @@ def test_a_joined_label_is_quoted_where_the_separator_is_a_semicolon(table: Any)
 
 
 def test_an_unquoted_separator_in_a_label_is_an_error_not_a_lost_class(table: Any) -> None:
-    with pytest.raises(LabelsError, match=r"line 2: 3 cells in a table of 2 columns; quote cells that contain"):
+    with pytest.raises(LabelsError, match=r"line 2: 3 cells, but the header has 2; quote cells"):
         table("slide_id;label\na;x;y\nb;x\n")
 
 

@@ -160,7 +160,7 @@ def read_table(text: str, known: Collection[str]) -> tuple[list[str], list[tuple
             continue
         if any(values[len(header) :]):
             problems.append(
-                f"line {lines.line_num}: {len(values)} cells in a table of {len(header)} columns; "
+                f"line {lines.line_num}: {len(values)} cells, but the header has {len(header)}; "
                 "quote cells that contain the separator"
             )
         values += [""] * (len(header) - len(values))

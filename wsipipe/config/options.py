@@ -30,56 +30,57 @@ __all__ = [
 class TileConfig:
     """Slides to stores."""
 
-    mpp: float = option(0.5, "working resolution in um/px; a slide level within 1 % is used as it is", group="Patches")
-    patch_px: int = option(256, "side of a patch in px at the working resolution", group="Patches")
-    stride_px: int = option(0, "step between patches in px; 0: the patch size (no overlap)", group="Patches")
-    min_tissue: float = option(
-        0.25, "least share of tissue (0..1) in a patch that is kept", group="Patches", metavar="0..1"
+    mpp: float = option(
+        0.5, "working resolution in um/px; a slide level within 1 % of it is used unchanged", group="Patches"
     )
+    patch_px: int = option(256, "side of a patch at the working resolution", group="Patches")
+    stride_px: int = option(0, "step between patches; 0: the patch size (no overlap)", group="Patches")
+    min_tissue: float = option(0.25, "minimum tissue share of a patch (0..1)", group="Patches", metavar="0..1")
     codec: str = option("jpeg", "pixel codec: jpeg (small) or zstd (lossless)", group="Pixels", metavar="jpeg|zstd")
-    quality: int = option(90, "JPEG quality, 1..100", group="Pixels", metavar="1..100")
+    quality: int = option(90, "JPEG quality", group="Pixels", metavar="1..100")
     mpp_override: float = option(
         0.0,
-        "um/px of level 0 for slides that do not say it (or say it wrong); 0: trust the slide",
+        "um/px of level 0 if the slide file lacks it or has it wrong; 0: read it from the file",
         group="What goes in",
     )
-    tissue_mpp: float = option(8.0, "um/px at which tissue is told from glass", group="Tissue")
-    min_area_um2: float = option(
-        10_000.0, "tissue pieces and holes smaller than this (um2) are ignored", group="Tissue"
-    )
-    qc: bool = option(True, "leave out pen marks and what is out of focus", group="Tissue")
+    tissue_mpp: float = option(8.0, "um/px at which tissue is detected", group="Tissue")
+    min_area_um2: float = option(10_000.0, "minimum area of tissue pieces and holes", group="Tissue")
+    qc: bool = option(True, "exclude pen marks and out-of-focus areas", group="Tissue")
     tissue: str = option(
         "",
-        "masks that replace the tissue finder: folder with <slide_id>.png, .tif or .geojson, or a pattern",
+        "your own tissue masks, instead of detection: folder with <slide_id>.png, .tif or .geojson, or a pattern",
         group="What goes in",
         metavar="FOLDER",
     )
     max_corrupt: float = option(
         0.05,
-        "share (0..1) of a slide's tiles that may be unreadable before the slide fails",
+        "maximum unreadable share of a slide; above it the slide fails",
         group="Pixels",
         metavar="0..1",
     )
     fast_resample: bool = option(
-        False, "let libjpeg shrink tiles while it decodes them: faster, not the exact mean", group="Pixels"
+        False, "downsample while decoding JPEG: faster, but not the exact area mean", group="Pixels"
     )
     qc_image: bool = option(
-        False, "write the picture that a person checks the tissue by: runs/tile/<slide_id>.png", group="Tissue"
+        False, "write an image for checking the tissue by eye: runs/tile/<slide_id>.png", group="Tissue"
     )
     normalise_stain: bool = option(
         False,
-        "read every slide with its mean optical density over tissue brought to one reference; pixels stay",
+        "normalise mean optical density to a reference when reading; stored pixels are unchanged",
         group="Pixels",
     )
 
     def __post_init__(self) -> None:
-        check(0 <= self.max_corrupt <= 1, f"tile.max_corrupt: {self.max_corrupt} is not a share between 0 and 1")
+        check(0 <= self.max_corrupt <= 1, f"tile.max_corrupt: {self.max_corrupt} is outside 0..1")
         check(0.05 <= self.mpp <= 20, f"tile.mpp: {self.mpp} um/px is outside 0.05..20")
-        check(self.patch_px >= 16, f"tile.patch_px: {self.patch_px} is too small; 16 at least")
+        check(self.patch_px >= 16, f"tile.patch_px: {self.patch_px} is below 16")
         check(self.stride_px >= 0, f"tile.stride_px: {self.stride_px} is negative; 0 means the patch size")
-        check(0 <= self.min_tissue <= 1, f"tile.min_tissue: {self.min_tissue} is not a share between 0 and 1")
-        check(self.codec in ("jpeg", "zstd"), f"tile.codec: {self.codec!r} is not jpeg or zstd")
-        check(self.stride_px <= self.patch_px, f"tile.stride_px: {self.stride_px} leaves gaps between patches")
+        check(0 <= self.min_tissue <= 1, f"tile.min_tissue: {self.min_tissue} is outside 0..1")
+        check(self.codec in ("jpeg", "zstd"), f"tile.codec: {self.codec!r} is neither jpeg nor zstd")
+        check(
+            self.stride_px <= self.patch_px,
+            f"tile.stride_px: {self.stride_px} is above the patch size",
+        )
         check(0 < self.tissue_mpp <= 64, f"tile.tissue_mpp: {self.tissue_mpp} um/px is outside 0..64")
         check(self.min_area_um2 >= 0, f"tile.min_area_um2: {self.min_area_um2} is negative")
         check(1 <= self.quality <= 100, f"tile.quality: {self.quality} is outside 1..100")
@@ -216,7 +217,7 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What all stages share."""
+    """Options that all stages share."""
 
     slides: tuple[str, ...] = option(
         (), "slides, folders of slides or patterns, for `wsipipe run`", group="Run", metavar="SLIDE"
@@ -224,14 +225,14 @@ class RunConfig:
     stores: str = option("stores", "folder of the stores", group="Run", metavar="FOLDER")
     runs: str = option("runs", "folder of fits, checkpoints, ledgers and figures", group="Run", metavar="FOLDER")
     device: str = option("auto", "auto, cpu or cuda:N", group="Run", metavar="NAME")
-    workers: int = option(0, "threads that read and write pixels; 0: one a processor", group="Run")
-    seed: int = option(0, "seed of everything random", group="Run")
+    workers: int = option(0, "threads that read and write pixels; 0: one per processor", group="Run")
+    seed: int = option(0, "seed of all random numbers", group="Run")
     max_failed: str = option(
-        "0", "slides that may fail before the exit code is 1: N or P%", group="Run", metavar="N|P%"
+        "0", "failed slides allowed with exit code 0: number or percentage", group="Run", metavar="N|P%"
     )
     dask: str = option(
         "",
-        "dask scheduler that tiling runs on, tcp://host:port, or a number of local processes",
+        "dask scheduler for tiling, tcp://host:port, or a number of local processes",
         group="Run",
         metavar="ADDRESS|N",
     )
@@ -241,7 +242,7 @@ class RunConfig:
         check(
             number.isdecimal(), f"run.max_failed: {self.max_failed!r} is neither a number nor a percentage such as 5%"
         )
-        check(self.workers >= 0, f"run.workers: {self.workers} is negative; 0 means one a processor")
+        check(self.workers >= 0, f"run.workers: {self.workers} is negative; 0 means one per processor")
 
 
 SECTIONS: dict[str, type] = {
