@@ -17,7 +17,7 @@ from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.store import SlideStore
 
 Box = tuple[float, float, float, float]
-LATTICE = InstanceGrid(16, 32, 2)
+GRID = InstanceGrid(16, 32, 2)
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +41,11 @@ def bags_of(stores: dict[str, SlideStore]) -> Maker:
     """`bags_of(("half", box, present), ..)`: lines count from 2, as in a file."""
 
     def make(
-        *rows: tuple[str, Box | None, tuple[int, ...]], min_tissue: float = 0.5, lattice: InstanceGrid = LATTICE
+        *rows: tuple[str, Box | None, tuple[int, ...]], min_tissue: float = 0.5, instance_grid: InstanceGrid = GRID
     ) -> tuple[list[Bag], list[str]]:
         labels = tuple(WeakLabel(i + 2, s, p, box, f"of {s}") for i, (s, box, p) in enumerate(rows))
         table = LabelTable(Path("labels.csv"), Classes(("a", "b")), labels)
-        return make_bags(table, labels, stores, lattice, min_tissue)
+        return make_bags(table, labels, stores, instance_grid, min_tissue)
 
     return make
 
@@ -122,7 +122,7 @@ def test_instances_without_enough_tissue_are_left_out_of_their_bag(
 def test_bags_without_tissue_become_notes_with_their_line(bags_of: Maker):
     bags, notes = bags_of(("bare", None, (0, 0)), ("half", None, (1, 0)), ("half", (256, 0, 64, 64), (0, 0)))
     assert [b.id for b in bags] == ["half"]
-    assert notes == ["line 2 (bare): no tissue, left out", "line 4 (half@256,0): no tissue, left out"]
+    assert notes == ["line 2 (bare): no tissue, skipped", "line 4 (half@256,0): no tissue, skipped"]
 
 
 def test_a_region_may_reach_over_the_border_beyond_which_there_is_no_tissue(bags_of: Maker):

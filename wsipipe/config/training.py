@@ -12,7 +12,7 @@ PATIENCE = "early-stopping patience in checks (20 per run), active in the second
 
 @dataclass(frozen=True)
 class PseudolabelConfig:
-    """Weak labels to patch-level masks. Parameters of a method have their own section, e.g. `camel:`."""
+    """Weak labels to patch-level masks. Parameters of a method have their own section, such as `camel:`."""
 
     labels: str = option(
         "labels.csv",
@@ -23,12 +23,12 @@ class PseudolabelConfig:
     method: str = option("camel", "how instances are scored; several as a,b, or all", group="Method", metavar="NAME")
     refine: str = option(
         "",
-        "what sharpens the scores by the slide's pixels, or none; default: the method's own",
+        "refinement of the scores by the slide's pixels, or none; default: the method's own",
         group="Method",
         metavar="NAME",
     )
     refine_stride_px: int = option(
-        8, "side of the cells, in working px, that a refinement works on at most", group="Method"
+        8, "largest side, in working px, of the cells that a refinement works on", group="Method"
     )
     name: str = option(
         "",
@@ -37,7 +37,7 @@ class PseudolabelConfig:
         metavar="NAME",
     )
     classes: tuple[str, ...] = option(
-        (), "class names in mask order; default: those that the labels use", group="What goes in", metavar="NAME"
+        (), "class names in mask order; default: those in the labels", group="What goes in", metavar="NAME"
     )
     encoder: str = option(
         "",
@@ -47,16 +47,18 @@ class PseudolabelConfig:
     )
     weights: str = option(
         "",
-        "encoder weights: what `wsipipe pretrain` made, safetensors, or a state dict of torch",
+        "encoder weights: a checkpoint of `wsipipe pretrain`, safetensors, or a PyTorch state dict",
         group="Encoder",
         metavar="PATH",
     )
     pretrain: bool = option(
         True,
-        "pretrain the encoder by self-supervision on the slides' own patches, unless it comes with weights",
+        "pretrain the encoder by self-supervision on the slides' own patches, unless it has weights",
         group="Encoder",
     )
-    self_train: bool = option(True, "one round of self-training on the method's own confident answers", group="Method")
+    self_train: bool = option(
+        True, "add one round of self-training on confident predictions of the method", group="Method"
+    )
 
     def __post_init__(self) -> None:
         check(self.refine_stride_px >= 1, f"pseudolabel.refine_stride_px: {self.refine_stride_px} is below 1")
