@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from skimage.io import imsave
 
 from wsipipe.demo.drawing import GLASS, TUMOUR, draw_slide
-from wsipipe.runtime.executor import threads
+from wsipipe.runtime.executor import thread_count
 
 CLASSES = ("tumour",)
 COLUMNS = ("slide_id", "label", "x", "y", "width", "height", "patient_id", "split")
@@ -122,7 +122,7 @@ def make_cohort(
         return _label_rows(slide_id, split, patient, truth, config.patch_px0)
 
     rows: list[list[str]] = []
-    with ThreadPoolExecutor(min(threads(0), DRAWN_AT_ONCE)) as pool:
+    with ThreadPoolExecutor(min(thread_count(0), DRAWN_AT_ONCE)) as pool:
         for k, own in enumerate(pool.map(write, range(len(plan)))):
             rows += own
             if on_done:
