@@ -40,11 +40,9 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix wsipipe tests benchmarks
 	$(BIN)/ruff format wsipipe tests benchmarks
 
-$(STAMP): pyproject.toml $(CONSTRAINTS)
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[dev]'
-	$(BIN)/python -c "import torchvision.ops"  # a torch and torchvision that do not match fail here, not later
-	touch $(STAMP)
+$(STAMP): pyproject.toml $(CONSTRAINTS) tools/install.sh
+	@tools/install.sh $(PYTHON) $(VENV) $(CONSTRAINTS)
+	@touch $(STAMP)
 
 clean:
 	rm -rf .venv .venv-* demo

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import imagecodecs
@@ -14,6 +13,7 @@ import tifffile
 from numpy.typing import NDArray
 from scipy import ndimage
 from support import examples
+from support.types import Drawing, DrawTissue, WriteSvs
 
 from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.runtime.context import RunContext
@@ -130,25 +130,25 @@ def array_slide() -> type[ArraySlide]:
 
 
 @pytest.fixture(scope="session")
-def svs_writer() -> Callable[..., None]:
+def svs_writer() -> WriteSvs:
     """`write_svs(path, rgb, mpp="0.5", factors=(4, 16))`."""
     return write_svs
 
 
 @pytest.fixture(scope="session")
-def tissue_drawer() -> Callable[..., tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+def tissue_drawer() -> DrawTissue:
     """`draw_tissue(size_px0, seed=0)` -> rgb, mask."""
     return draw_tissue
 
 
 @pytest.fixture(scope="session")
-def tissue_rgb() -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def tissue_rgb() -> Drawing:
     """Level 0 of the generated slide, 1200 x 900 px, and its tissue mask."""
     return draw_tissue((1200, 900))
 
 
 @pytest.fixture(scope="session")
-def slide_folder(tmp_path_factory: pytest.TempPathFactory, tissue_rgb: tuple[NDArray[np.uint8], object]) -> Path:
+def slide_folder(tmp_path_factory: pytest.TempPathFactory, tissue_rgb: Drawing) -> Path:
     """Folder with one generated slide, `blob.svs`."""
     folder = tmp_path_factory.mktemp("slides")
     write_svs(folder / "blob.svs", tissue_rgb[0])
@@ -162,7 +162,7 @@ def svs_path(slide_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def png_path(tmp_path_factory: pytest.TempPathFactory, tissue_rgb: tuple[NDArray[np.uint8], object]) -> Path:
+def png_path(tmp_path_factory: pytest.TempPathFactory, tissue_rgb: Drawing) -> Path:
     """A plain image, 400 x 300 px, that does not say its resolution."""
     path = tmp_path_factory.mktemp("plain") / "image.png"
     path.write_bytes(imagecodecs.png_encode(np.ascontiguousarray(tissue_rgb[0][300:600, 400:800])))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.tiny_chain import SLIDES, make_folder
+from support.types import DrawTissue, WriteSvs
 
 import wsipipe
 from wsipipe import api
@@ -40,11 +41,11 @@ def signature(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
-def test_signatures_do_not_change_unseen(name: str):
+def test_signatures_do_not_change_unseen(name: str) -> None:
     assert signature(name) == SIGNATURES[name]
 
 
-def test_the_public_names_do_not_change_unseen():
+def test_the_public_names_do_not_change_unseen() -> None:
     assert sorted(wsipipe.__all__) == sorted([*SIGNATURES, "Settings", "StageResult", "WsipipeError", "__version__"])
     assert wsipipe.StageResult._fields == ("report", "paths")
     assert set(dir(wsipipe)) >= set(wsipipe.__all__)
@@ -53,7 +54,7 @@ def test_the_public_names_do_not_change_unseen():
         _ = wsipipe.nothing
 
 
-def test_type_checkers_see_the_same_names():
+def test_type_checkers_see_the_same_names() -> None:
     stub = Path(wsipipe.__file__).with_suffix(".pyi").read_text()
     listed: dict[str, list[str]] = {}
     exec(stub[stub.index("__all__") :], listed)
@@ -64,7 +65,7 @@ def test_type_checkers_see_the_same_names():
     assert (Path(wsipipe.__file__).parent / "py.typed").exists()
 
 
-def test_import_is_light_and_a_name_loads_only_its_home():
+def test_import_is_light_and_a_name_loads_only_its_home() -> None:
     code = (
         "import sys, wsipipe; heavy = ('torch', 'zarr', 'numpy', 'click', 'yaml', 'scipy')\n"
         "assert not [m for m in heavy if m in sys.modules]\n"
@@ -75,7 +76,9 @@ def test_import_is_light_and_a_name_loads_only_its_home():
 
 
 @pytest.fixture(scope="module")
-def chain(tmp_path_factory, svs_writer, tissue_drawer) -> Iterator[tuple[wsipipe.StageResult, wsipipe.Settings]]:
+def chain(
+    tmp_path_factory: pytest.TempPathFactory, svs_writer: WriteSvs, tissue_drawer: DrawTissue
+) -> Iterator[tuple[wsipipe.StageResult, wsipipe.Settings]]:
     """A folder of tiny slides, as the current folder, in which the chain has run from Python."""
     folder = make_folder(tmp_path_factory.mktemp("api") / "work", svs_writer, tissue_drawer)
     with contextlib.chdir(folder):
@@ -83,7 +86,7 @@ def chain(tmp_path_factory, svs_writer, tissue_drawer) -> Iterator[tuple[wsipipe
         yield wsipipe.run_stage("run", ["slides"], settings), settings
 
 
-def test_the_chain_runs_from_python(chain):
+def test_the_chain_runs_from_python(chain: tuple[wsipipe.StageResult, wsipipe.Settings]) -> None:
     result, settings = chain
     assert result.report.exit_code == 0
     assert [p.stem for p in result.paths] == sorted(SLIDES)
@@ -94,7 +97,9 @@ def test_the_chain_runs_from_python(chain):
         assert [row["status"] for row in again.report.rows] == ["skipped"] * 3
 
 
-def test_a_network_maps_a_new_slide_and_maps_are_evaluated_and_exported(chain):
+def test_a_network_maps_a_new_slide_and_maps_are_evaluated_and_exported(
+    chain: tuple[wsipipe.StageResult, wsipipe.Settings],
+) -> None:
     result, settings = chain
     again = wsipipe.predict(["slides/neg.svs"], "runs/unet/model.json", settings)
     assert [p.stem for p in again.paths] == ["neg"]
@@ -104,7 +109,7 @@ def test_a_network_maps_a_new_slide_and_maps_are_evaluated_and_exported(chain):
     assert Path("export/unet/extra.geojson") in exported.paths
 
 
-def test_pixels_masks_and_scores_are_arrays(chain):
+def test_pixels_masks_and_scores_are_arrays(chain: tuple[wsipipe.StageResult, wsipipe.Settings]) -> None:
     store = wsipipe.open_store(chain[0].paths[0])
     window = wsipipe.Window(0, 0, 64, 32)
     assert store.read(window).shape == (32, 64, 3)
@@ -112,7 +117,7 @@ def test_pixels_masks_and_scores_are_arrays(chain):
     assert store.scores("unet").read(wsipipe.Window(0, 0, 8, 4)).shape == (1, 4, 8)
 
 
-def test_mistakes_raise(chain):
+def test_mistakes_raise(chain: tuple[wsipipe.StageResult, wsipipe.Settings]) -> None:
     with pytest.raises(wsipipe.WsipipeError, match="stage 'magic' is not known; choose one of tile"):
         wsipipe.run_stage("magic")
     with pytest.raises(wsipipe.WsipipeError, match=r"tile\.patch_px: 3 is too small"):

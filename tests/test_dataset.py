@@ -39,7 +39,7 @@ def labels_csv(folder: Path, text: str) -> Path:
     return path
 
 
-def test_every_patch_is_what_the_store_holds_at_its_place(painted: SlideStore):
+def test_every_patch_is_what_the_store_holds_at_its_place(painted: SlideStore) -> None:
     patches = Patches([painted.path], masks="m", scores="m")
     windows = painted.patches().windows
     assert len(patches) == len(windows) > 5
@@ -55,7 +55,7 @@ def test_every_patch_is_what_the_store_holds_at_its_place(painted: SlideStore):
         assert "label" not in patch
 
 
-def test_patches_of_several_stores_follow_one_another(tiled: Path, store: SlideStore):
+def test_patches_of_several_stores_follow_one_another(tiled: Path, store: SlideStore) -> None:
     one = len(Patches([tiled]))
     both = Patches([tiled, store.path])
     assert len(both) == 2 * one
@@ -67,13 +67,15 @@ def test_patches_of_several_stores_follow_one_another(tiled: Path, store: SlideS
             both[outside]
 
 
-def test_another_lattice_of_patches(store: SlideStore):
+def test_another_lattice_of_patches(store: SlideStore) -> None:
     assert Patches([store.path], patch_px=128, stride_px=128)[0]["image"].shape == (3, 128, 128)
     with pytest.raises(StoreError, match="no patches of 64 px every 64 px"):
         Patches([store.path], patch_px=64, stride_px=64)
 
 
-def test_a_row_with_a_box_wins_over_that_of_the_slide_and_where_there_is_none_the_label_is_nan(tiled, tmp_path):
+def test_a_row_with_a_box_wins_over_that_of_the_slide_and_where_there_is_none_the_label_is_nan(
+    tiled: Path, tmp_path: Path
+) -> None:
     path = labels_csv(tmp_path, "slide_id,label,x,y,width,height\nblob.svs,stroma,,,,\nblob,tumour,0,0,600,900\n")
     patches = Patches([tiled], labels=path)
     assert patches.classes == ("stroma", "tumour")
@@ -85,7 +87,7 @@ def test_a_row_with_a_box_wins_over_that_of_the_slide_and_where_there_is_none_th
     assert any(p["label"].tolist() == [1] for p in boxes_only)
 
 
-def test_a_split_keeps_its_slides_alone(tiled: Path, tmp_path: Path):
+def test_a_split_keeps_its_slides_alone(tiled: Path, tmp_path: Path) -> None:
     path = labels_csv(tmp_path, "slide_id,label,split\nblob,a,test\nother,,train\n")
     assert len(Patches([tiled], labels=path, split="test")) == len(Patches([tiled]))
     with pytest.raises(ConfigError, match="none of 1 stores is in split 'train'"):
@@ -96,7 +98,7 @@ def test_a_split_keeps_its_slides_alone(tiled: Path, tmp_path: Path):
         Patches([])
 
 
-def test_what_a_store_lacks_is_named(painted: SlideStore, tiled: Path, tmp_path: Path):
+def test_what_a_store_lacks_is_named(painted: SlideStore, tiled: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no labels/unet; found"):
         Patches([tiled], masks="unet")
     path = labels_csv(tmp_path, "slide_id,label\nblob,other\n")
@@ -105,7 +107,7 @@ def test_what_a_store_lacks_is_named(painted: SlideStore, tiled: Path, tmp_path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_data_loader_makes_batches_in_processes_too(painted: SlideStore, tmp_path: Path, workers: int):
+def test_a_data_loader_makes_batches_in_processes_too(painted: SlideStore, tmp_path: Path, workers: int) -> None:
     path = labels_csv(tmp_path, "slide_id,tumour,stroma\nblob,1,0\n")
     patches = Patches([painted.path], masks="m", scores="m", labels=path)
     _ = patches[0]  # opens the store in this process

@@ -138,7 +138,7 @@ def test_values_without_a_meaning(stores: list[Path], context: RunContext) -> No
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"name": "tissue"}, "name 'tissue': it belongs to wsipipe itself; choose another --name"),
+        ({"name": "tissue"}, "name 'tissue': reserved by wsipipe; choose another --name"),
         ({"name": "../x"}, r"name '\.\./x': use letters"),
         ({"classes": ()}, "no classes; name them in mask order, e.g. --class"),
         ({"classes": ("a", "a")}, "classes a, a: a name appears twice"),

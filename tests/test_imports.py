@@ -28,7 +28,7 @@ def users_of(module: str) -> list[str]:
     return sorted(set(users))
 
 
-def test_the_command_line_loads_no_giant():
+def test_the_command_line_loads_no_giant() -> None:
     code = f"import sys, wsipipe.cli; print(*[g for g in {GIANTS!r} if g in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
@@ -39,21 +39,21 @@ def test_the_command_line_loads_no_giant():
     ("module", "only"),
     [("openslide", "slides/readers/openslide.py"), ("yaml", "config/yaml.py")],
 )
-def test_a_giant_is_imported_in_one_file(module: str, only: str):
+def test_a_giant_is_imported_in_one_file(module: str, only: str) -> None:
     assert users_of(module) == [only]
 
 
-def test_click_is_imported_only_by_the_command_line():
+def test_click_is_imported_only_by_the_command_line() -> None:
     assert users_of("click")
     assert [u for u in users_of("click") if not u.startswith("cli/")] == []
 
 
-def test_zarr_is_imported_only_by_the_store():
+def test_zarr_is_imported_only_by_the_store() -> None:
     assert users_of("zarr")
     assert [u for u in users_of("zarr") if not u.startswith("store/")] == []
 
 
-def test_segmentation_models_are_imported_in_one_file_of_nn():
+def test_segmentation_models_are_imported_in_one_file_of_nn() -> None:
     users = users_of("segmentation_models_pytorch")
     assert len(users) == 1
     assert users[0].startswith("nn/")

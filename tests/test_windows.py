@@ -13,7 +13,7 @@ from wsipipe.windows import WindowLattice, blend_weight, hann, starts
 
 
 @given(st.integers(1, 2000), st.integers(1, 300), st.data())
-def test_starts_cover_stay_inside_and_end_at_the_border(length: int, window: int, data: st.DataObject):
+def test_starts_cover_stay_inside_and_end_at_the_border(length: int, window: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(max(1, window // 10), window))
     found = starts(length, window, stride)
     seen = np.zeros(length, int)
@@ -29,7 +29,7 @@ def test_starts_cover_stay_inside_and_end_at_the_border(length: int, window: int
         assert found == [0]
 
 
-def test_starts_step_by_the_stride_but_for_the_last():
+def test_starts_step_by_the_stride_but_for_the_last() -> None:
     assert starts(100, 40, 20) == [0, 20, 40, 60]
     assert starts(105, 40, 20) == [0, 20, 40, 60, 65]
     assert starts(40, 40, 20) == [0]
@@ -37,7 +37,7 @@ def test_starts_step_by_the_stride_but_for_the_last():
 
 
 @given(st.integers(1, 1024))
-def test_hann_is_positive_symmetric_and_its_formula(n: int):
+def test_hann_is_positive_symmetric_and_its_formula(n: int) -> None:
     w = hann(n)
     assert w.dtype == np.float32
     assert (w > 0).all()
@@ -47,7 +47,7 @@ def test_hann_is_positive_symmetric_and_its_formula(n: int):
 
 
 @pytest.mark.parametrize("parts", [2, 3, 4])
-def test_hann_windows_sum_to_a_constant_inside(parts: int):
+def test_hann_windows_sum_to_a_constant_inside(parts: int) -> None:
     window, stride = 24 * parts, 24
     total = np.zeros(window * 6)
     for s in range(0, len(total) - window + 1, stride):
@@ -57,7 +57,7 @@ def test_hann_windows_sum_to_a_constant_inside(parts: int):
 
 @pytest.mark.parametrize("share", [100, 75, 50, 33, 25])
 @pytest.mark.parametrize("size", [(300, 217), (64, 64), (65, 128), (40, 90)])
-def test_normalised_weights_are_a_partition_of_unity(share: int, size: tuple[int, int]):
+def test_normalised_weights_are_a_partition_of_unity(share: int, size: tuple[int, int]) -> None:
     window = 64
     stride = max(1, window * share // 100)
     weight = blend_weight(window)
@@ -78,7 +78,7 @@ def test_normalised_weights_are_a_partition_of_unity(share: int, size: tuple[int
     np.testing.assert_allclose(blended[: size[0], : size[1]], truth[: size[0], : size[1]], atol=1e-5)
 
 
-def test_blend_weight_is_separable():
+def test_blend_weight_is_separable() -> None:
     w = blend_weight(16)
     assert w.shape == (16, 16)
     assert w.dtype == np.float32
@@ -86,7 +86,7 @@ def test_blend_weight_is_separable():
     np.testing.assert_allclose(w[3, 5], hann(16)[3] * hann(16)[5])
 
 
-def test_constant_weights_are_1_and_other_blends_are_refused():
+def test_constant_weights_are_1_and_other_blends_are_refused() -> None:
     np.testing.assert_array_equal(blend_weight(5, "constant"), np.ones((5, 5), np.float32))
     with pytest.raises(ValueError, match="blend 'gauss' is not one of hann, constant"):
         blend_weight(8, "gauss")
@@ -104,7 +104,7 @@ def squares_met(a: Window, b: Window) -> bool:
 
 @given(st.data())
 @examples(60)
-def test_windows_are_wanted_where_patches_are_and_found_where_an_area_is(data: st.DataObject):
+def test_windows_are_wanted_where_patches_are_and_found_where_an_area_is(data: st.DataObject) -> None:
     size = data.draw(st.tuples(st.integers(1, 500), st.integers(1, 500)))
     side, stride = data.draw(st.integers(16, 150)), data.draw(st.integers(20, 200))
     place = st.tuples(st.integers(0, 499), st.integers(0, 499))

@@ -15,7 +15,7 @@ from wsipipe.runtime.progress import Progress, silent
 from wsipipe.store import SlideStore, find_stores
 
 if TYPE_CHECKING:
-    from wsipipe.evaluate.result import Evaluation
+    from wsipipe.evaluate.evaluation import Evaluation
 
 Stage = Literal["tile", "pretrain", "pseudolabel", "segment", "export", "run"]
 """The stages that write something."""

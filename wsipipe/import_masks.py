@@ -11,7 +11,7 @@ from pathlib import Path
 from wsipipe.annotations.mask_image import ValueMap, find_masks
 from wsipipe.annotations.open import SUFFIXES, open_truth
 from wsipipe.errors import check
-from wsipipe.labels import IGNORE, Classes
+from wsipipe.labels import Classes
 from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.digest import digest
 from wsipipe.runtime.ledger import Report
@@ -85,10 +85,10 @@ def _import(store: SlideStore, path: Path, value_map: ValueMap, options: ImportO
     with path.open("rb") as f:
         sha256 = hashlib.file_digest(f, "sha256").hexdigest()
     key = digest(sha256, value_map.pairs, value_map.names, options.classes, store.pixel_digest)
-    if store.current("labels", options.name, key, overwrite):
+    if store.can_reuse("labels", options.name, key, overwrite):
         return False
     read = open_truth(path, store.grid, value_map, store.shown_from_px0)
-    values = {0: "none", **dict(enumerate(options.classes, start=1)), IGNORE: "ignore"}
+    values = Classes(options.classes).mask_values()
     meta = {"classes": list(options.classes), "source": str(path.resolve()), "digest": key}
     shards = ((shard, read(window)) for shard, window in shard_windows(store.mask_spec))
     store.write_labels(options.name, values, meta, shards)

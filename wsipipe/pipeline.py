@@ -149,7 +149,7 @@ def map_slides(
     if report.exit_code or not stores:
         return report, stores
     mapped, stores = segment.run(stores, segment.SegmentOptions(settings.segment, settings.stitch, checkpoint), context)
-    report.take(mapped)
+    report.merge(mapped)
     return report, stores
 
 
@@ -263,8 +263,8 @@ def run_chain(settings: Settings, context: RunContext) -> tuple[Report, list[Pat
     if stores and not report.exit_code:
         options = pseudolabel.PseudolabelOptions(settings.pseudolabel, settings.sections, settings.pretrain)
         labelled, stores = pseudolabel.run(stores, options, context)
-        report.take(labelled)
+        report.merge(labelled)
     if stores and not report.exit_code:
         mapped, stores = segment.run(stores, segment.SegmentOptions(settings.segment, settings.stitch), context)
-        report.take(mapped)
+        report.merge(mapped)
     return report, stores

@@ -88,14 +88,14 @@ def job(kind: str, step: str, folder: Path) -> dict[str, float]:
     target = folder / ("large.ome.tiff" if kind == "ome_tiff" else f"large.{kind}.dcm")
     began = time.perf_counter()
     if kind == "ome_tiff":
-        from wsipipe.export import ome_tiff
+        from wsipipe.export.formats import ome_tiff
 
         if step == "write":
             ome_tiff.write_ome_tiff(store, "net", target)
         else:
             ome_tiff.verify_ome_tiff(target, store, "net")
     elif kind != "open":
-        from wsipipe.export import dicom_seg
+        from wsipipe.export.formats import dicom_seg
 
         if step == "write":
             dicom_seg.write_dicom_seg(store, "net", target, kind=kind, source=folder / "dicom")

@@ -33,7 +33,7 @@ CASES = ((8_192, 1.0, 16.0), (16_384, 1.0, 12.0), (100_000, 0.02, 16.0))
 EXPORT = """
 import sys, time
 from pathlib import Path
-from wsipipe.export.geojson import GeoJsonOptions, verify_geojson, write_geojson
+from wsipipe.export.formats.geojson import GeoJsonOptions, verify_geojson, write_geojson
 from wsipipe.store import SlideStore
 store, path = SlideStore(Path(sys.argv[1])), Path(sys.argv[2])
 begun, cpu = time.perf_counter(), time.process_time()

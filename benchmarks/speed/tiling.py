@@ -32,7 +32,7 @@ LONGEST_S = 3600
 OWN_PACKAGES = ("wsipipe", "numpy", "zarr", "imagecodecs", "pillow", "tifffile", "google-crc32c")
 COMMAND = (
     "python -m benchmarks.speed.tiling --peers-python PEERS/bin/python --slides SLIDES --make-slides --rounds {rounds} "
-    "--out benchmarks/TILING.md"
+    "--out docs/results/tiling.md"
 )
 NOTES = (
     "Every contestant is a process of its own; imports, opening the slide, starting worker processes and checking the "

@@ -160,7 +160,7 @@ def test_a_damaged_file_is_a_slide_error(tmp_path: Path) -> None:
             read(tmp_path / name)
 
 
-def test_qupath_coordinates_start_at_the_scanner_bounds_not_at_the_frame(tmp_path: Path):
+def test_qupath_coordinates_start_at_the_scanner_bounds_not_at_the_frame(tmp_path: Path) -> None:
     """The frame may start a few level-0 px before the bounds, where every level has a pixel corner."""
     grid = Grid((64, 64), (0.5, 0.5), (1.0, 1.0), 16, 16, (96, 32))
     ring = [[0, 0], [8, 0], [8, 8], [0, 8], [0, 0]]

@@ -67,14 +67,14 @@ class Colours(nn.Module):
         return torch.randn(features.shape, generator=g) if self.blind else features
 
 
-def test_shares_are_those_of_the_truth(bags: list[Bag], args: Namespace):
+def test_shares_are_those_of_the_truth(bags: list[Bag], args: Namespace) -> None:
     assert not encoders.class_share(bags[0], args).any()
     expected = [float(x < 256 and y < 256) for y in range(0, SIDE, 64) for x in range(0, SIDE, 64)]
     assert encoders.class_share(bags[1], args).tolist() == expected
 
 
 @pytest.mark.parametrize("head", encoders.HEADS)
-def test_good_features_rank_the_instances_and_blind_ones_do_not(bags: list[Bag], args: Namespace, head: str):
+def test_good_features_rank_the_instances_and_blind_ones_do_not(bags: list[Bag], args: Namespace, head: str) -> None:
     split = {r.slide_id: r.split for r in ROWS}
     truth = [encoders.class_share(b, args) for b in bags]
     aucs = []
@@ -85,7 +85,7 @@ def test_good_features_rank_the_instances_and_blind_ones_do_not(bags: list[Bag],
     assert 0.2 < aucs[1] < 0.8
 
 
-def test_a_head_is_fitted_on_what_it_is_named_after(bags: list[Bag], args: Namespace):
+def test_a_head_is_fitted_on_what_it_is_named_after(bags: list[Bag], args: Namespace) -> None:
     """Features that are the truth of other instances than the labels speak of: only the head by truth can use them."""
     split = {r.slide_id: r.split for r in ROWS}
     truth = [encoders.class_share(b, args) for b in bags]
@@ -95,7 +95,7 @@ def test_a_head_is_fitted_on_what_it_is_named_after(bags: list[Bag], args: Names
     assert encoders.instance_auc("slide labels", features, bags, split, denied, 0) > 0.95
 
 
-def test_the_page_says_by_how_much_the_mean_error_is_cut(args: Namespace):
+def test_the_page_says_by_how_much_the_mean_error_is_cut(args: Namespace) -> None:
     columns = [(head, name) for head in encoders.HEADS for name in encoders.ENCODERS]
     errors = dict(zip(columns, ([0.5, 0.3], [0.2, 0.3], [0.1, 0.1], [0.05, 0.1]), strict=True))
     lines = encoders.page(args, ROWS, errors)

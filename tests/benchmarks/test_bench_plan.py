@@ -27,7 +27,7 @@ def every(plan: Plan) -> list[Step]:
     return [*plan.make(), *plan.weak(), *plan.supervised(), *plan.judge()]
 
 
-def test_the_fold_is_laid_out_without_truth(small: Path):
+def test_the_fold_is_laid_out_without_truth(small: Path) -> None:
     plan = plan_of(small)
     weak = plan.place.weak
     assert sorted(p.name for p in (weak / "slides").iterdir()) == ["a.png", "b.png", "c.png"]
@@ -41,7 +41,7 @@ def test_the_fold_is_laid_out_without_truth(small: Path):
     assert yaml.safe_load((weak / "segment.yaml").read_text()) == {"segment": {"steps": 5}}
 
 
-def test_laying_out_again_drops_slides_that_are_gone(small: Path):
+def test_laying_out_again_drops_slides_that_are_gone(small: Path) -> None:
     plan = plan_of(small)
     (small / "data" / "images" / "c.png").unlink()
     plan.lay_out()
@@ -49,7 +49,7 @@ def test_laying_out_again_drops_slides_that_are_gone(small: Path):
 
 
 @pytest.mark.parametrize("budget", ["quick", "full"])
-def test_weak_steps_pass_the_guard_and_names_are_their_own(small: Path, budget: str):
+def test_weak_steps_pass_the_guard_and_names_are_their_own(small: Path, budget: str) -> None:
     plan = plan_of(small, budget)
     guard = Guard(plan.data.truth_files(plan.place.made))
     steps = every(plan)
@@ -64,14 +64,14 @@ def test_weak_steps_pass_the_guard_and_names_are_their_own(small: Path, budget: 
     assert {s.track for s in steps} == {"weak", "supervised", "judge"}
 
 
-def test_every_step_needs_only_steps_before_it(small: Path):
+def test_every_step_needs_only_steps_before_it(small: Path) -> None:
     seen: set[str] = set()
     for step in every(plan_of(small, "full")):
         assert set(step.needs) <= seen, step.name
         seen.add(step.name)
 
 
-def test_one_pretrained_encoder_serves_all_methods_but_those_that_want_none(small: Path):
+def test_one_pretrained_encoder_serves_all_methods_but_those_that_want_none(small: Path) -> None:
     text = (small / "small.yaml").read_text().replace("self_train: false", "pretrain: false")
     (small / "small.yaml").write_text(text)
     steps = {s.name: s for s in plan_of(small, "full").weak()}
@@ -80,7 +80,7 @@ def test_one_pretrained_encoder_serves_all_methods_but_those_that_want_none(smal
     assert "--weights" not in steps["small/fold1/other-s1/fit"].argv
 
 
-def test_network_budget_and_start_of_the_bound_are_those_of_the_last_method(small: Path):
+def test_network_budget_and_start_of_the_bound_are_those_of_the_last_method(small: Path) -> None:
     plan = plan_of(small)
     trained = {s.name: s.argv for s in every(plan) if s.name.endswith("/train")}
     weak, bound = (trained[f"small/fold1/{n}/train"] for n in ("other-s0-segmenter", "supervised-s0"))
@@ -90,7 +90,7 @@ def test_network_budget_and_start_of_the_bound_are_those_of_the_last_method(smal
     assert (plan.place.weak / "segment.yaml").read_bytes() == (plan.place.supervised / "segment.yaml").read_bytes()
 
 
-def test_only_test_slides_are_mapped(small: Path):
+def test_only_test_slides_are_mapped(small: Path) -> None:
     plan = plan_of(small)
     maps = [s for s in every(plan) if s.name.endswith("/map")]
     assert maps
@@ -112,7 +112,7 @@ def judged(plan: Plan, split: str, labels: str, confusion: list[list[int]]) -> N
     records.path(plan.name("judge", split, labels)).write_text(json.dumps({"key": "x"}))
 
 
-def test_rows_pool_compare_with_the_bound_and_count_the_cost(small: Path):
+def test_rows_pool_compare_with_the_bound_and_count_the_cost(small: Path) -> None:
     plan = plan_of(small)
     judged(plan, "test", "cam-s0", [[60, 0], [20, 20]])
     judged(plan, "test", "supervised-s0", [[60, 0], [10, 30]])  # Dice 0.857, above the trivial 0.8
@@ -137,7 +137,7 @@ def test_rows_pool_compare_with_the_bound_and_count_the_cost(small: Path):
     assert "| cam: segmenter | test | not run" in text
 
 
-def test_a_bound_that_has_learnt_nothing_gives_no_ratio_and_says_so(small: Path):
+def test_a_bound_that_has_learnt_nothing_gives_no_ratio_and_says_so(small: Path) -> None:
     plan = plan_of(small)
     judged(plan, "test", "cam-s0", [[60, 0], [20, 20]])
     judged(plan, "test", "supervised-s0", [[60, 0], [39, 1]])
@@ -146,7 +146,7 @@ def test_a_bound_that_has_learnt_nothing_gives_no_ratio_and_says_so(small: Path)
     assert "trained too briefly to be a bound" in "\n".join(section(plan.data, [plan]))
 
 
-def test_seeds_give_a_mean_and_a_spread_and_ratios_are_paired(small: Path):
+def test_seeds_give_a_mean_and_a_spread_and_ratios_are_paired(small: Path) -> None:
     plan = plan_of(small, "full")
     for seed, hit in enumerate((30, 35)):
         judged(plan, "test", f"cam-s{seed}", [[60, 0], [40 - hit, hit]])

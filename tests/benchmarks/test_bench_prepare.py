@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,12 +52,12 @@ def store(tmp_path: Path) -> SlideStore:
     return SlideStore(made.path)
 
 
-def _shards(store: SlideStore, mask: np.ndarray):
+def _shards(store: SlideStore, mask: np.ndarray) -> Iterator[Any]:
     for shard, w in shard_windows(store.mask_spec):
         yield shard, mask[w.y_px : w.y_px + w.height_px, w.x_px : w.x_px + w.width_px]
 
 
-def test_raw_masks_hold_the_likeliest_class_from_a_half_on_and_nothing_on_glass(store: SlideStore):
+def test_raw_masks_hold_the_likeliest_class_from_a_half_on_and_nothing_on_glass(store: SlideStore) -> None:
     expected = np.zeros((30, 50), np.uint8)
     expected[:, 8:32] = 1
     expected[8:16, 16:40] = 2
@@ -65,12 +67,12 @@ def test_raw_masks_hold_the_likeliest_class_from_a_half_on_and_nothing_on_glass(
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 12).map(str)), min_size=1, max_size=40))
 @example([("a", "0"), ("a", "2"), ("b", "1"), ("b", "2"), ("c", "0"), ("c", "1")])  # cases of several classes
-def test_cases_are_never_split_and_each_class_keeps_a_case_to_train_on(images: list[tuple[str, str]]):
+def test_cases_are_never_split_and_each_class_keeps_a_case_to_train_on(images: list[tuple[str, str]]) -> None:
     test = divide(images, 0.33)
     for name in {c for c, _ in images}:
         assert any(case not in test for c, case in images if c == name)
 
 
-def test_a_third_of_equal_cases_is_tested_on():
+def test_a_third_of_equal_cases_is_tested_on() -> None:
     images = [(c, f"{c}{i}") for c in "ab" for i in range(9)]
     assert len(divide(images, 0.33)) == 6

@@ -15,7 +15,7 @@ from benchmarks.quality.methods_bench.score import mean_scores, pooled, read_jud
 
 
 @given(st.integers(2, 5), st.integers(0, 10_000), st.booleans())
-def test_scores_are_those_of_the_pixels_one_by_one(size: int, seed: int, one: bool):
+def test_scores_are_those_of_the_pixels_one_by_one(size: int, seed: int, one: bool) -> None:
     rng = np.random.default_rng(seed)
     truth, answer = rng.integers(0, size, (2, 60))
     counts = np.zeros((size, size), np.int64)
@@ -34,23 +34,23 @@ def test_scores_are_those_of_the_pixels_one_by_one(size: int, seed: int, one: bo
     assert got["accuracy"] == pytest.approx((truth == answer).mean())
 
 
-def test_an_empty_mask_has_no_precision_and_a_dice_of_zero():
+def test_an_empty_mask_has_no_precision_and_a_dice_of_zero() -> None:
     got = scores(np.array([[80, 0], [20, 0]]))
     assert got["dice"] == got["recall"] == 0
     assert math.isnan(got["precision"])
     assert got["miou"] == pytest.approx(0.4)
 
 
-def test_folds_are_pooled_by_pixels_not_by_their_scores():
+def test_folds_are_pooled_by_pixels_not_by_their_scores() -> None:
     a, b = np.array([[10, 0], [0, 90]]), np.array([[10, 0], [10, 0]])
     assert scores(pooled([a, b]))["dice"] == pytest.approx(180 / 190)
 
 
-def test_means_skip_what_is_not_defined():
+def test_means_skip_what_is_not_defined() -> None:
     assert mean_scores([{"a": 1.0}, {"a": math.nan}, {"a": 2.0}]) == {"a": 1.5}
 
 
-def test_a_judgement_of_the_product_is_read(tmp_path: Path):
+def test_a_judgement_of_the_product_is_read(tmp_path: Path) -> None:
     answer = {"confusion": [[5, 1], [2, 3]], "intervals": {"dice": {"none": [0, 1], "bad": [0.2, 0.6]}}}
     empty = {"confusion": [[6, 0], [5, 0]], "intervals": {}}
     data = {"classes": ["bad"], "answer_names": ["m", "empty"], "answers": {"empty": empty, "m": answer}}

@@ -67,7 +67,7 @@ def bench(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_every_row_is_there_and_a_second_run_does_nothing(tiny: Path):
+def test_every_row_is_there_and_a_second_run_does_nothing(tiny: Path) -> None:
     first = bench(tiny, "--out", "page.md")
     assert first.returncode == 0, first.stderr
     page = (tiny / "page.md").read_text()
@@ -84,7 +84,7 @@ def test_every_row_is_there_and_a_second_run_does_nothing(tiny: Path):
 
 
 @pytest.mark.slow
-def test_truth_in_the_folder_of_the_weak_methods_stops_the_benchmark(tiny: Path):
+def test_truth_in_the_folder_of_the_weak_methods_stops_the_benchmark(tiny: Path) -> None:
     weak = tiny / "methods-work" / "tiny-quick" / "fold1" / "weak"
     weak.mkdir(parents=True)
     shutil.copy(tiny / "data" / "truth" / "s1.png", weak / "harmless.png")

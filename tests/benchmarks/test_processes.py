@@ -31,19 +31,19 @@ def waited(code: str, every_s: float = 0.02) -> tuple[float, int]:
     return float(mib), int(returncode)
 
 
-def test_what_children_hold_counts_and_the_exit_code_is_there():
+def test_what_children_hold_counts_and_the_exit_code_is_there() -> None:
     child = f"import time; held = bytearray(b'x') * {80 * 2**20}; time.sleep(0.3)"
     mib, returncode = waited(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}]); sys.exit(3)")
     assert 80 < mib < 160
     assert returncode == 3
 
 
-def test_a_short_peak_between_two_looks_is_seen():
+def test_a_short_peak_between_two_looks_is_seen() -> None:
     mib, _ = waited("held = b'x' * (90 * 2**20); del held", every_s=0.7)
     assert 90 < mib < 160
 
 
-def test_interrupted_it_is_killed(monkeypatch: pytest.MonkeyPatch):
+def test_interrupted_it_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 
     def ctrl_c(pid: int) -> int:
@@ -55,6 +55,6 @@ def test_interrupted_it_is_killed(monkeypatch: pytest.MonkeyPatch):
     assert process.wait(timeout=10) == -9
 
 
-def test_memory_of_this_process_is_seen_and_of_none_is_nothing():
+def test_memory_of_this_process_is_seen_and_of_none_is_nothing() -> None:
     assert _resident_kib(os.getpid()) > 10_000
     assert _resident_kib(2**22 + 1) == 0

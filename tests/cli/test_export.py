@@ -44,12 +44,12 @@ def test_a_slide_without_a_network_is_refused(here: Path):
 def test_export_writes_what_other_programs_open_and_reads_it_back(here: Path):
     result = wsipipe("export", "--verify", "stores/pos.zarr")
     assert result.exit_code == 0, result.stderr
-    names = ["pos.ome.tif", "pos.geojson", "pos.png", "areas.csv"]
+    names = ["pos.geojson", "pos.ome.tif", "pos.png", "areas.csv"]
     assert result.stdout.split() == [f"export/unet/{n}" for n in names]
     store = SlideStore(here / "stores" / "pos.zarr")
     mask = store.labels("unet").read(Window(0, 0, *store.grid.size_px))
     np.testing.assert_array_equal(tifffile.imread(here / "export" / "unet" / "pos.ome.tif"), mask)
     collection = json.loads((here / "export" / "unet" / "pos.geojson").read_text())
     assert {f["properties"]["classification"]["name"] for f in collection["features"]} <= {"tumour"}
-    assert_refused(wsipipe("export", "--format", "pdf"), 2, "'pdf' is not known; choose of ome-tiff")
+    assert_refused(wsipipe("export", "--format", "pdf"), 2, "'pdf' is not known; choose from areas")
     assert wsipipe("export", "--format", "areas", "--masks", "camel").stdout.split() == ["export/camel/areas.csv"]

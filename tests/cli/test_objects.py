@@ -97,12 +97,12 @@ def test_objects_are_not_taken_for_a_mask(objects: Path):
     result = wsipipe("compare", "--quiet")
     assert result.exit_code == 0, result.stderr
     assert "-objects" not in result.stdout
-    said = "labels/irnet-objects numbers objects, it is no mask of classes"
+    said = "labels/irnet-objects is an image of objects, not a class mask"
     truth = ("--truth", "truth", "--truth-map", "0=0,1=tumour")
     assert_refused(wsipipe("compare", "--masks", "irnet-objects,camel"), 1, said)
     assert_refused(wsipipe("evaluate", "--masks", "irnet-objects", *truth), 1, said)
     assert_refused(wsipipe("segment", "--masks", "irnet-objects", "--name", "net"), 1, "labels/irnet-objects")
-    assert_refused(wsipipe("pseudolabel", "--name", "x-objects"), 2, "names that end in -objects are those of objects")
+    assert_refused(wsipipe("pseudolabel", "--name", "x-objects"), 2, "the ending -objects is reserved for objects")
     for form in ("ome-tiff", "geojson", "overlay", "areas"):
         result = wsipipe("export", "--masks", "irnet-objects", "--format", form)
         assert result.exit_code == 1

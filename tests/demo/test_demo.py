@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     tasks: set[str] = set()
     real = demo.run_chain
 
-    def watched(*args, **kwargs):
+    def watched(*args: Any, **kwargs: Any) -> Any:
         def look() -> None:
             found = [p for p in folder.rglob("*") if "pictures" not in p.parts and p.name != "training.png"]
             seen.extend(p for p in found if p.suffix == ".png" or "truth" in p.name)
@@ -75,12 +76,12 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
     return Shown(folder, text, seen, tasks)
 
 
-def test_no_truth_lies_in_the_folder_while_the_chain_runs_not_even_of_an_earlier_run(shown: Shown):
+def test_no_truth_lies_in_the_folder_while_the_chain_runs_not_even_of_an_earlier_run(shown: Shown) -> None:
     assert shown.truth_seen == []
     assert sorted(p.name for p in (shown.folder / "truth").iterdir()) == ["test_00.png", "train_00.png", "train_01.png"]
 
 
-def test_the_table_has_masks_and_maps_and_both_trivial_answers(shown: Shown):
+def test_the_table_has_masks_and_maps_and_both_trivial_answers(shown: Shown) -> None:
     for fragment in (
         "\npseudo-masks, training slides  ",
         "\npseudo-masks, test slides  ",
@@ -96,7 +97,7 @@ def test_the_table_has_masks_and_maps_and_both_trivial_answers(shown: Shown):
     assert len({len(line) for line in shown.text.splitlines()[:12]}) == 1  # one table, its columns aligned
 
 
-def test_there_is_a_picture_of_every_slide(shown: Shown):
+def test_there_is_a_picture_of_every_slide(shown: Shown) -> None:
     stores = sorted((shown.folder / "stores").glob("*.zarr"))
     pictures = sorted((shown.folder / "pictures").glob("*.png"))
     assert [p.stem for p in pictures] == [p.stem for p in stores]
@@ -104,17 +105,17 @@ def test_there_is_a_picture_of_every_slide(shown: Shown):
     assert all("unet" in SlideStore(p).names("labels") for p in stores)
 
 
-def test_progress_names_every_part(shown: Shown):
+def test_progress_names_every_part(shown: Shown) -> None:
     assert {"draw", "tile", "pretrain", "select", "retrain", "score", "train", "stitch", "draw maps"} <= shown.tasks
 
 
-def test_the_folder_repeats_the_run_from_its_own_pipeline_yaml(shown: Shown):
+def test_the_folder_repeats_the_run_from_its_own_pipeline_yaml(shown: Shown) -> None:
     assert (shown.folder / "pipeline.yaml").read_text() == QUICK
     ledger = (shown.folder / "runs" / "unet" / "segment.csv").read_text()
     assert ledger.count("skipped") == 3  # the second run found all of the first
 
 
-def test_a_chain_that_fails_is_an_error_and_shows_no_truth(tmp_path: Path):
+def test_a_chain_that_fails_is_an_error_and_shows_no_truth(tmp_path: Path) -> None:
     report = Report()
     report.failed("train_00", WsipipeError("no luck"))
     with small() as patch:
@@ -124,7 +125,7 @@ def test_a_chain_that_fails_is_an_error_and_shows_no_truth(tmp_path: Path):
     assert not (tmp_path / "demo" / "truth").exists()
 
 
-def test_the_real_settings_are_valid_and_say_where_the_labels_are(tmp_path: Path):
+def test_the_real_settings_are_valid_and_say_where_the_labels_are(tmp_path: Path) -> None:
     settings = demo._settings(tmp_path / "demo")
     assert settings.run.stores == str(tmp_path / "demo" / "stores")
     assert settings.run.slides == (str(tmp_path / "demo" / "slides"),)

@@ -9,6 +9,7 @@ import imagecodecs
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.types import MakePath
 
 from wsipipe.geometry import Grid
 from wsipipe.labels import LabelTable, read_labels
@@ -20,7 +21,7 @@ Masks = dict[str, NDArray[np.uint8]]
 
 
 @pytest.fixture
-def make_store(tmp_path: Path) -> Callable[..., Path]:
+def make_store(tmp_path: Path) -> MakePath:
     """`make_store(slide_id, tissue, classes, name=mask, ..)` -> path; masks uint8 [h, w] at level 0."""
 
     def make(

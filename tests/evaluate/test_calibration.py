@@ -20,9 +20,9 @@ def slow_error(pairs: list[tuple[float, bool]]) -> float:
     error = 0.0
     for members in bins:
         if members:
-            said = sum(s for s, _ in members) / len(members)
-            found = sum(h for _, h in members) / len(members)
-            error += len(members) / len(pairs) * abs(found - said)
+            mean_score = sum(s for s, _ in members) / len(members)
+            observed = sum(h for _, h in members) / len(members)
+            error += len(members) / len(pairs) * abs(observed - mean_score)
     return error if pairs else math.nan
 
 

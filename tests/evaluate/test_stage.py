@@ -1,4 +1,4 @@
-"""Judging stores: pooled counts against whole-mask numpy, trivial answers, splits, and failures that cost one store."""
+"""Evaluating stores: pooled counts against whole masks, trivial answers, splits, and failures that cost one store."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from wsipipe.config.options import EvaluateConfig, RunConfig
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.evaluate.cohort import EvaluateInputs
-from wsipipe.evaluate.result import Evaluation
-from wsipipe.evaluate.stage import run as judge
+from wsipipe.evaluate.evaluation import Evaluation
+from wsipipe.evaluate.metrics.overlap import accuracy_of, dice_of
+from wsipipe.evaluate.stage import run as evaluate_stores
 from wsipipe.labels import LabelTable, read_labels
 from wsipipe.runtime.context import RunContext
 
@@ -48,7 +49,7 @@ def test_pools_all_slides_and_adds_trivial_answers(make_store: Maker, make_truth
         paths.append(make_store(f"s{i}", tissue, ("a", "b"), net=answer))
         folder = make_truth(f"s{i}", truth)
     seen: list[tuple[str, int, int]] = []
-    evaluation = judge(
+    evaluation = evaluate_stores(
         EvaluateInputs(paths),
         EvaluateConfig(masks="net", truth=str(folder), glass="scored"),
         RunContext(run, lambda task, done, total, note="": seen.append((task, done, total))),
@@ -65,7 +66,7 @@ def test_pools_all_slides_and_adds_trivial_answers(make_store: Maker, make_truth
         "all tissue of slides with b",
     ]
     for k in (1, 2):
-        assert evaluation.answers["net"].dice[k] == pytest.approx(dice(truth, answer == k, k))
+        assert dice_of(evaluation.answers["net"].matrix)[k] == pytest.approx(dice(truth, answer == k, k))
     only_s0 = (tissue == 1) & (np.arange(len(tissue)) < 30)[:, None]
     expected = {
         "all tissue is a": dice(truth, tissue == 1, 1),
@@ -74,11 +75,11 @@ def test_pools_all_slides_and_adds_trivial_answers(make_store: Maker, make_truth
         "all tissue of slides with b": dice(truth, only_s0, 2),
     }
     for name, value in expected.items():
-        assert evaluation.answers[name].dice[1 if name.endswith("a") else 2] == pytest.approx(value)
+        assert dice_of(evaluation.answers[name].matrix)[1 if name.endswith("a") else 2] == pytest.approx(value)
         assert evaluation.answers[name].pixels == evaluation.answers["net"].pixels
     assert not evaluation.answers["empty"].matrix[:, 1:].any()
     scored = int((truth != 255).sum())
-    assert evaluation.note.startswith(f"scored: {scored:,} px of 2 slides where the truth is not ignore; ")
+    assert evaluation.coverage.note.startswith(f"scored: {scored:,} px of 2 slides, where the truth is not ignore; ")
     assert seen[-1] == ("evaluate", 2, 2)
     assert evaluation.report.exit_code == 0
     rows = list(csv.DictReader((Path(run.runs) / "net" / "evaluate.csv").read_text().splitlines()))
@@ -88,13 +89,13 @@ def test_pools_all_slides_and_adds_trivial_answers(make_store: Maker, make_truth
 def test_masks_over_several_shards(make_store: Maker, make_truth: Maker, run: RunConfig) -> None:
     truth, tissue, answer = random_masks(2, (20, 4200))
     path = make_store("wide", tissue, ("a", "b"), net=answer)
-    evaluation = judge(
+    evaluation = evaluate_stores(
         EvaluateInputs([path]),
         EvaluateConfig(masks="net", truth=str(make_truth("wide", truth)), glass="scored"),
         RunContext(run),
     )
     assert evaluation.answers["net"].pixels == (truth != 255).sum()
-    assert evaluation.answers["net"].dice[2] == pytest.approx(dice(truth, answer == 2, 2))
+    assert dice_of(evaluation.answers["net"].matrix)[2] == pytest.approx(dice(truth, answer == 2, 2))
 
 
 def test_truth_map_says_what_values_mean(make_store: Maker, make_truth: Maker, run: RunConfig) -> None:
@@ -103,7 +104,7 @@ def test_truth_map_says_what_values_mean(make_store: Maker, make_truth: Maker, r
     answer = np.array([[0, 0, 1, 255]] * 4, np.uint8)
     path = make_store("s", tissue, ("malignant",), net=answer)
     config = EvaluateConfig(masks="net", truth=str(make_truth("s", truth)), truth_map="0=ignore,1=0,2=malignant")
-    confusion = judge(EvaluateInputs([path]), config, RunContext(run)).answers["net"]
+    confusion = evaluate_stores(EvaluateInputs([path]), config, RunContext(run)).answers["net"]
     assert confusion.matrix.tolist() == [[4, 0], [4, 4]]
     assert confusion.unpredicted == 4
 
@@ -113,7 +114,7 @@ def test_value_without_a_meaning_is_an_error_of_usage(make_store: Maker, make_tr
     path = make_store("s", tissue, ("a",), net=tissue)
     folder = make_truth("s", tissue * 7)
     with pytest.raises(ConfigError, match=r"s\.truth\.png: holds values 7 that have no meaning.*give --truth-map"):
-        judge(EvaluateInputs([path]), EvaluateConfig(masks="net", truth=str(folder)), RunContext(run))
+        evaluate_stores(EvaluateInputs([path]), EvaluateConfig(masks="net", truth=str(folder)), RunContext(run))
 
 
 @pytest.fixture
@@ -125,24 +126,23 @@ def three(make_store: Maker, make_truth: Maker) -> tuple[list[Path], Path]:
     return [make_store(f"s{i}", tissue, net=tissue) for i in range(3)], folder
 
 
-def evaluate(three: tuple[list[Path], Path], run: RunConfig, **more: object) -> Evaluation:
+def evaluate(three: tuple[list[Path], Path], run: RunConfig, split: str = "") -> Evaluation:
     (three[1] / "labels.csv").write_text("slide_id,label,split\ns0,a,train\ns1.svs,a,test\n")
     labels = read_labels(three[1] / "labels.csv", to_fit=False)
-    return judge(
-        EvaluateInputs(three[0], labels), EvaluateConfig(masks="net", truth=str(three[1]), **more), RunContext(run)
-    )  # type: ignore[arg-type]
+    config = EvaluateConfig(masks="net", truth=str(three[1]), split=split)
+    return evaluate_stores(EvaluateInputs(three[0], labels), config, RunContext(run))
 
 
 def test_stores_without_truth_are_counted_in_the_note(three: tuple[list[Path], Path], run: RunConfig) -> None:
     evaluation = evaluate(three, run)
     assert evaluation.slides == ("s0", "s1")
-    assert evaluation.note.endswith("; stores without truth, left out: 1")
+    assert evaluation.coverage.note.endswith("; stores without truth, left out: 1")
 
 
-def test_only_the_asked_split_is_judged(three: tuple[list[Path], Path], run: RunConfig) -> None:
+def test_only_the_slides_of_the_split_are_evaluated(three: tuple[list[Path], Path], run: RunConfig) -> None:
     evaluation = evaluate(three, run, split="test")
     assert evaluation.slides == ("s1",)
-    assert evaluation.note.endswith("; stores outside split test, left out: 2")
+    assert evaluation.coverage.note.endswith("; stores outside split test, left out: 2")
 
 
 @pytest.mark.parametrize(("max_failed", "exit_code"), [("0", 1), ("1", 0)])
@@ -162,7 +162,7 @@ def test_store_without_the_labels_costs_only_itself(
     assert evaluation.slides == ("s0", "s1")
     assert evaluation.report.exit_code == exit_code
     assert "no labels/net; found tissue" in evaluation.report.of("failed")[0]["reason"]
-    assert "; stores that failed: 1" in evaluation.note
+    assert "; stores that failed: 1" in evaluation.coverage.note
 
 
 def test_failures_of_single_stores(
@@ -186,25 +186,29 @@ def test_failures_of_single_stores(
     assert evaluation.answers["net"].pixels == 72
     reasons = {r["item"]: r["reason"] for r in evaluation.report.of("failed")}
     assert "labels/net has the classes b, other stores have a; compute it again for all stores" in reasons["other"]
-    assert "labels/net does not say its classes; compute or import it again" in reasons["mute"]
-    assert "labels/net: the prediction holds the values 9; expected 0..1 or 255" in reasons["strange"]
+    assert "labels/net does not record its classes; compute or import it again" in reasons["mute"]
+    assert "labels/net: the mask holds the values 9; expected 0..1 or 255" in reasons["strange"]
     assert "found 90 x 60 px; expected 6 x 6 px" in reasons["large"]
     assert "not a store" in reasons["gone"]
 
 
-def test_nothing_to_judge(three: tuple[list[Path], Path], run: RunConfig, make_store: Maker, make_truth: Maker) -> None:
+def test_nothing_to_evaluate(
+    three: tuple[list[Path], Path], run: RunConfig, make_store: Maker, make_truth: Maker
+) -> None:
     with pytest.raises(ConfigError, match="no truth given; name a folder of masks with --truth"):
-        judge(EvaluateInputs(three[0]), EvaluateConfig(masks="net"), RunContext(run))
+        evaluate_stores(EvaluateInputs(three[0]), EvaluateConfig(masks="net"), RunContext(run))
     with pytest.raises(ConfigError, match="'test' needs a labels file with splits"):
-        judge(EvaluateInputs(three[0]), EvaluateConfig(masks="net", truth=str(three[1]), split="test"), RunContext(run))
+        evaluate_stores(
+            EvaluateInputs(three[0]), EvaluateConfig(masks="net", truth=str(three[1]), split="test"), RunContext(run)
+        )
     with pytest.raises(ConfigError, match="none of the 3 stores is in split 'val'"):
         evaluate(three, run, split="val")
     with pytest.raises(ConfigError, match=r"no mask for any of the 1 slides \(s2\)"):
-        judge(EvaluateInputs(three[0][2:]), EvaluateConfig(masks="net", truth=str(three[1])), RunContext(run))
+        evaluate_stores(EvaluateInputs(three[0][2:]), EvaluateConfig(masks="net", truth=str(three[1])), RunContext(run))
     make_truth("bare", np.ones((6, 6), np.uint8))
     bare = make_store("bare", np.ones((6, 6), np.uint8))
-    with pytest.raises(StoreError, match=r"none of 1 stores could be judged; the first: .*no labels/net"):
-        judge(EvaluateInputs([bare]), EvaluateConfig(masks="net", truth=str(three[1])), RunContext(run))
+    with pytest.raises(StoreError, match=r"none of 1 stores could be evaluated; the first: .*no labels/net"):
+        evaluate_stores(EvaluateInputs([bare]), EvaluateConfig(masks="net", truth=str(three[1])), RunContext(run))
 
 
 # --- glass -------------------------------------------------------------------------------------------------------
@@ -217,33 +221,35 @@ def test_what_glass_is_taken_for(make_store: Maker, make_truth: Maker, run: RunC
     answer = np.array([[0, 1, 1, 1, 0, 255]], np.uint8).repeat(2, 0)
     path, folder = make_store("s", tissue, net=answer), make_truth("s", truth)
 
-    def judged(glass: str) -> Evaluation:
-        return judge(
+    def evaluated(glass: str) -> Evaluation:
+        return evaluate_stores(
             EvaluateInputs([path]), EvaluateConfig(masks="net", truth=str(folder), glass=glass), RunContext(run)
         )
 
-    given, scored, ignored = (judged(g) for g in ("given", "scored", "ignored"))
+    given, scored, ignored = (evaluated(g) for g in ("given", "scored", "ignored"))
     assert given.answers["net"].counts.tolist() == [[6, 0, 0], [0, 2, 2]]
     assert scored.answers["net"].counts.tolist() == [[2, 2, 0], [2, 2, 2]]
     assert ignored.answers["net"].counts.tolist() == [[2, 0, 0], [0, 2, 2]]
     for e in (given, scored, ignored):
         assert all(a.pixels == e.answers["net"].pixels for a in e.answers.values())
-        assert (e.scored.glass_px, e.scored.drawn_on_glass_px, e.scored.answered_on_glass_px) == (4, 2, 2)
-        assert e.scored.ignored_px == 2
-    assert given.scored.glass_share == pytest.approx(4 / 10)
-    assert given.note == (
-        "scored: 10 px of 1 slides where the truth is not ignore; 40.0 % of them glass, given: class 0 in truth and "
-        "answer, by the tissue mask (not counted there: 2 px of named classes in the truth (33.3 % of them) and 2 px "
-        "in the answer); 20.0 % of the scored px not predicted (taken for class 0)"
+        assert (e.coverage.glass_px, e.coverage.drawn_on_glass_px, e.coverage.answered_on_glass_px) == (4, 2, 2)
+        assert e.coverage.ignored_px == 2
+    assert given.coverage.glass_share == pytest.approx(4 / 10)
+    assert given.coverage.note == (
+        "scored: 10 px of 1 slides, where the truth is not ignore; "
+        "glass (tissue mask), background in truth and answer: 40.0 % of the scored px; "
+        "classes drawn on glass, not scored: 2 px (33.3 % of those drawn); "
+        "classes predicted on glass, not scored: 2 px; "
+        "ignore (255) in the masks, scored as background: 20.0 % of the scored px"
     )
-    assert "40.0 % of them glass, scored like tissue; " in scored.note
-    assert "; 4 px of glass, as the tissue mask says, not scored (not counted there" in ignored.note
+    assert "glass (tissue mask), scored like tissue: 40.0 % of the scored px; ignore (255)" in scored.coverage.note
+    assert "; glass (tissue mask), not scored: 4 px; classes drawn on glass, not scored: 2 px" in ignored.coverage.note
 
 
 def test_pixels_without_a_picture_are_not_glass(make_store: Maker, make_truth: Maker, run: RunConfig) -> None:
     invalid = np.full((4, 4), 255, np.uint8)
     path = make_store("s", invalid, net=np.full((4, 4), 255, np.uint8))
-    confusion = judge(
+    confusion = evaluate_stores(
         EvaluateInputs([path]),
         EvaluateConfig(masks="net", truth=str(make_truth("s", invalid // 255))),
         RunContext(run),
@@ -258,12 +264,12 @@ def test_a_negative_slide_needs_no_truth_file(
     three: tuple[list[Path], Path], run: RunConfig, table: Callable[[str], LabelTable]
 ) -> None:
     labels = table("slide_id,label\ns0,a\ns1,a\ns2,\n")
-    evaluation = judge(
+    evaluation = evaluate_stores(
         EvaluateInputs(three[0], labels), EvaluateConfig(masks="net", truth=str(three[1])), RunContext(run)
     )
     assert evaluation.slides == ("s0", "s1", "s2")
     assert evaluation.answers["net"].matrix.tolist() == [[0, 36], [0, 72]]
-    assert evaluation.note.endswith("; slides without a truth file, taken for empty as their label is: 1")
+    assert evaluation.coverage.note.endswith("; slides without a truth file, evaluated as negative, as labelled: 1")
     assert evaluation.answers["all tissue of slides with a"].matrix.tolist() == [[36, 0], [0, 72]]
 
 
@@ -281,123 +287,20 @@ def test_few_patients_are_listed_and_many_give_intervals(
 ) -> None:
     paths, folder = cohort(make_store, make_truth, 9)
     config = EvaluateConfig(masks="net", truth=str(folder))
-    many = judge(EvaluateInputs(paths), config, RunContext(run))
+    many = evaluate_stores(EvaluateInputs(paths), config, RunContext(run))
     assert many.groups == many.slides
     for answer, confusion in many.answers.items():
         spread = many.spread[answer]
         assert not spread.by_group
         low, high = spread.intervals["accuracy"]
-        assert low < confusion.accuracy < high
+        assert low < accuracy_of(confusion.matrix) < high
     rows = "".join(f"s{i},a,p{i // 2}\n" for i in range(9))
-    few = judge(EvaluateInputs(paths, table("slide_id,label,patient_id\n" + rows)), config, RunContext(run))
+    few = evaluate_stores(EvaluateInputs(paths, table("slide_id,label,patient_id\n" + rows)), config, RunContext(run))
     spread = few.spread["net"]
     assert not spread.intervals
     assert list(spread.by_group) == ["p0", "p1", "p2", "p3", "p4"]
-    two = judge(EvaluateInputs(paths[2:4]), config, RunContext(run)).answers["net"]
-    np.testing.assert_array_equal(spread.by_group["p1"]["dice"], two.dice)
-    assert judge(EvaluateInputs(paths), config, RunContext(run)).spread["net"].intervals["dice"][0].tolist() == (
-        many.spread["net"].intervals["dice"][0].tolist()
-    )
-
-
-# --- scores -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def scored(make_store: Maker, make_truth: Maker, add_scores: Callable[..., None]) -> tuple[list[Path], Path]:
-    """Four slides at 0.5 um/px of 640 x 640 px; a lesion of 320 um in s0 and s1, scored 200 and 100; noise in s2."""
-    paths = []
-    for i, score in enumerate((200, 100, 50, 0)):
-        truth = np.zeros((640, 640), np.uint8)
-        truth[:160, :640] = int(i < 2)
-        paths.append(make_store(f"s{i}", np.ones_like(truth), net=truth))
-        values = np.zeros((1, 80, 80), np.uint8)
-        values[0, 10, 40] = score
-        add_scores(paths[-1], "net", values, 8, ("a",))
-        folder = make_truth(f"s{i}", truth)
-    return paths, folder
-
-
-def test_slides_lesions_and_calibration_from_scores(scored: tuple[list[Path], Path], run: RunConfig) -> None:
-    config = EvaluateConfig(masks="net", truth=str(scored[1]), slide_top=0)
-    evaluation = judge(EvaluateInputs(scored[0]), config, RunContext(run))
-    level = evaluation.slide_level
-    assert level is not None
-    np.testing.assert_allclose(level.scores[:, 0], np.array([200, 100, 50, 0]) / 255)
-    assert level.truth[:, 0].tolist() == [True, True, False, False]
-    assert (level.auc[0], level.source, level.intervals) == (1.0, "truth masks", None)
-    assert evaluation.froc is not None
-    curve = evaluation.froc["a"]
-    assert (curve.lesions, curve.itc, curve.slides) == (2, 0, 4)
-    assert curve.at == {0.25: 1.0, 0.5: 1.0, 1.0: 1.0, 2.0: 1.0, 4.0: 1.0, 8.0: 1.0}
-    assert evaluation.detections is not None
-    assert evaluation.detections["s0"]["a"].xy_px0.tolist() == [[40.5 * 8, 10.5 * 8]] or (
-        evaluation.detections["s0"]["a"].xy_px0.tolist() == [[20.5 * 16, 5.5 * 16]]
-    )
-    assert evaluation.pixel_calibration is not None
-    px = 64
-    said = np.array([200, 100, 50]) / 255 * px
-    zero, of_class = 4 * 640**2 - 3 * px, 2 * 160 * 640 - 2 * px
-    bins = [(px - said[0]), (px - said[1]), said[2], of_class]  # each score is in a bin of its own
-    assert evaluation.pixel_calibration[0].error == pytest.approx(sum(bins) / (zero + 3 * px))
-    ledger = list(csv.DictReader((Path(run.runs) / "net" / "evaluate.csv").read_text().splitlines()))
-    assert [(r["score a"], r["holds a"]) for r in ledger[:2]] == [("0.7843", "1"), ("0.3922", "1")]
-
-
-def test_labels_say_what_a_slide_holds(
-    scored: tuple[list[Path], Path], run: RunConfig, table: Callable[[str], LabelTable]
-) -> None:
-    labels = table("slide_id,label,x,y,width,height\ns0,a,,,,\ns1,,,,,\ns2,a,1,1,9,9\n")
-    config = EvaluateConfig(masks="net", truth=str(scored[1]))
-    level = judge(EvaluateInputs(scored[0], labels), config, RunContext(run)).slide_level
-    assert level is not None
-    assert level.truth[:, 0].tolist() == [True, False, False, False]  # that of a region says nothing of the slide
-    assert level.source == "labels, else truth masks"
-
-
-def test_detections_from_elsewhere(scored: tuple[list[Path], Path], run: RunConfig, tmp_path: Path) -> None:
-    file = tmp_path / "d.csv"
-    file.write_text("slide,x_px0,y_px0,p\ns0,320,80,0.9\ns3.svs,1,1,0.95\n")
-    config = EvaluateConfig(masks="net", truth=str(scored[1]), detections=str(file))
-    file.write_text(file.read_text().replace("s3.svs", "s3"))
-    froc = judge(EvaluateInputs(scored[0]), config, RunContext(run)).froc
-    assert froc is not None
-    assert froc["a"].at[0.25] == 0.5
-    assert froc["a"].sensitivity.tolist() == [0, 0, 0.5]
-
-
-def test_the_score_of_froc_has_an_interval_where_there_are_groups_enough(
-    scored: tuple[list[Path], Path], run: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = EvaluateConfig(masks="net", truth=str(scored[1]))
-    for least, has in ((5, False), (4, True)):
-        monkeypatch.setattr("wsipipe.evaluate.stage.LEAST_GROUPS", least)
-        froc = judge(EvaluateInputs(scored[0]), config, RunContext(run)).froc
-        assert froc is not None
-        assert (froc["a"].interval is not None) == has
-    low, high = froc["a"].interval
-    assert low <= froc["a"].score <= high
-
-
-def test_scores_of_other_classes_are_refused(
-    make_store: Maker, make_truth: Maker, add_scores: Callable[..., None], run: RunConfig
-) -> None:
-    tissue = np.ones((16, 16), np.uint8)
-    path = make_store("s", tissue, net=tissue)
-    add_scores(path, "net", np.zeros((1, 2, 2), np.uint8), 8, ("b",))
-    with pytest.raises(StoreError, match="scores and labels/net have other classes"):
-        judge(EvaluateInputs([path]), EvaluateConfig(masks="net", truth=str(make_truth("s", tissue))), RunContext(run))
-
-
-def test_a_slide_without_scores_is_counted(
-    scored: tuple[list[Path], Path], run: RunConfig, make_store: Maker, make_truth: Maker
-) -> None:
-    tissue = np.ones((16, 16), np.uint8)
-    make_truth("s4", tissue)
-    paths = [*scored[0], make_store("s4", tissue, net=tissue)]
-    evaluation = judge(EvaluateInputs(paths), EvaluateConfig(masks="net", truth=str(scored[1])), RunContext(run))
-    assert evaluation.note.endswith("; slides without scores, left out of slide AUC and calibration: 1")
-    assert evaluation.slide_level is not None
-    assert np.isnan(evaluation.slide_level.scores[:, 0]).tolist() == [False] * 4 + [True]
-    assert evaluation.slide_level.auc[0] == 1
-    assert evaluation.froc is None
+    two = evaluate_stores(EvaluateInputs(paths[2:4]), config, RunContext(run)).answers["net"]
+    np.testing.assert_array_equal(spread.by_group["p1"]["dice"], dice_of(two.matrix))
+    assert evaluate_stores(EvaluateInputs(paths), config, RunContext(run)).spread["net"].intervals["dice"][
+        0
+    ].tolist() == (many.spread["net"].intervals["dice"][0].tolist())

@@ -10,7 +10,7 @@ import pytest
 from support.dicom_slides import MPP0, Changes, draw, make_source, make_store, needs_highdicom, rebuilt
 
 from wsipipe.errors import ConfigError, SlideError
-from wsipipe.export.dicom_seg import verify_dicom_seg, write_dicom_seg
+from wsipipe.export.formats.dicom_seg import verify_dicom_seg, write_dicom_seg
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def folder(tmp_path: Path) -> Path:
 def test_a_slide_that_is_no_dicom_needs_a_source(folder: Path) -> None:
     mask = draw(200, 300)
     store = make_store(folder, mask)
-    store.note(slide={**store.meta["slide"], "vendor": "aperio", "path": "gone.svs"})
-    with pytest.raises(ConfigError, match=r"no DICOM \(aperio\).*convert.*give the folder as source"):
+    store.update_meta(slide={**store.meta["slide"], "vendor": "aperio", "path": "gone.svs"})
+    with pytest.raises(ConfigError, match=r"not DICOM \(aperio\).*convert.*name the folder with --dicom-source"):
         write_dicom_seg(store, "net", folder / "s.dcm")
     make_source(folder / "wsi", (75, 50), name="level-1")
     (folder / "wsi" / "notes.dcm").write_text("not DICOM")
@@ -48,8 +48,8 @@ def _label(d: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (_no_orientation, SlideError, r"lacks what places a mask on it \(ImageOrientationSlide\)"),
-        (_other_spacing, ConfigError, "pixels of 0.3 x 0.3 um, those of s have 0.25 x 0.2; is it the same slide"),
+        (_no_orientation, SlideError, r"place a mask on it are missing \(ImageOrientationSlide\)"),
+        (_other_spacing, ConfigError, "pixels of 0.3 x 0.3 um, those of s have 0.25 x 0.2; name the folder"),
         (_label, ConfigError, "0 whole-slide images of 300 x 200 px"),
     ],
 )
@@ -79,7 +79,7 @@ def test_an_mpp_of_the_users_own_does_not_move_the_mask(folder: Path) -> None:
     import pydicom
 
     store = make_store(folder, draw(200, 300))
-    store.note(slide={**store.meta["slide"], "mpp0": [0.5, 0.5], "mpp_source": "override"})
+    store.update_meta(slide={**store.meta["slide"], "mpp0": [0.5, 0.5], "mpp_source": "override"})
     seg = pydicom.dcmread(write_dicom_seg(store, "net", folder / "s.dcm"))
     spacing = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
     assert [float(mm) for mm in spacing] == [MPP0[1] / 1000, MPP0[0] / 1000]

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
@@ -96,11 +96,17 @@ def check_simplified(rings: Sequence[Ring], um: tuple[float, float], tolerance_u
     return found
 
 
+HOLES_TOUCH = np.ones((7, 8), bool)
+HOLES_TOUCH[[0, 1, 1, 2], [6, 4, 7, 3]] = False
+"""Both holes lie in the half that a tolerance of 4 cuts off."""
+
+
 @given(
     arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, max_side=9)),
     st.sampled_from([(1.0, 1.0), (0.5, 0.25)]),
     st.sampled_from([0.3, 0.75, 1.5, 4.0]),
 )
+@example(HOLES_TOUCH, (1.0, 1.0), 4.0)
 def test_within_the_tolerance_and_valid(mask: Mask, um: tuple[float, float], tolerance_um: float) -> None:
     for outline in trace([mask.astype(np.uint8)], mask.shape[1]):
         assert is_valid(outline.rings)
@@ -188,6 +194,7 @@ SQUARE = ring((0, 0), (9, 0), (9, 9), (0, 9))
         ([SQUARE, ring((1, 1), (1, 10), (2, 2))], False),  # crosses the outside
         ([SQUARE, ring((0, 3), (1, 4), (1, 3))], False),  # touches an edge
         ([SQUARE, ring((11, 1), (11, 2), (12, 2))], False),  # outside
+        ([SQUARE, ring((11, 1), (11, 2), (12, 2)), ring((12, 2), (12, 3), (13, 3))], False),  # two outside that touch
         ([SQUARE, ring((1, 1), (1, 8), (8, 8), (8, 1)), ring((2, 2), (2, 3), (3, 3))], False),  # hole in a hole
         ([ring((0, 0), (4, 4), (4, 0), (0, 4))], False),  # a bow
         ([ring((0, 0), (4, 0), (2, 0), (2, 2))], False),  # back on itself

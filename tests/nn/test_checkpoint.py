@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("given", ["", "model.json", "model.safetensors"])
-def test_a_checkpoint_comes_back_from_its_folder_or_either_file(folder: Path, given: str):
+def test_a_checkpoint_comes_back_from_its_folder_or_either_file(folder: Path, given: str) -> None:
     path = folder / given
     assert read_checkpoint(path) == CHECKPOINT
     model = network(seed=1)
@@ -46,12 +46,12 @@ def test_a_checkpoint_comes_back_from_its_folder_or_either_file(folder: Path, gi
         assert torch.equal(model.state_dict()[key], value), key
 
 
-def test_saving_returns_the_json_and_leaves_nothing_beside_the_two_files(folder: Path):
+def test_saving_returns_the_json_and_leaves_nothing_beside_the_two_files(folder: Path) -> None:
     assert CHECKPOINT.save(folder, network()) == folder / "model.json"
     assert sorted(p.name for p in folder.iterdir()) == ["model.json", "model.safetensors"]
 
 
-def test_a_checkpoint_may_have_a_name_of_its_own(folder: Path):
+def test_a_checkpoint_may_have_a_name_of_its_own(folder: Path) -> None:
     path = CHECKPOINT.save(folder, network(seed=2), name="last")
     assert read_checkpoint(path) == CHECKPOINT
     model = network(seed=1)
@@ -60,7 +60,7 @@ def test_a_checkpoint_may_have_a_name_of_its_own(folder: Path):
     assert not torch.equal(model[0].weight, network()[0].weight)
 
 
-def test_buffers_are_saved_too(folder: Path):
+def test_buffers_are_saved_too(folder: Path) -> None:
     model = network()
     model[1].running_mean.fill_(3)
     CHECKPOINT.save(folder, model)
@@ -70,7 +70,7 @@ def test_buffers_are_saved_too(folder: Path):
 
 
 @pytest.mark.parametrize("change", [{"kind": "fit"}, {"schema": SCHEMA + 1}, {"kind": None}, {"surprise": 1}])
-def test_json_of_another_kind_or_schema_is_refused(folder: Path, change: dict[str, object]):
+def test_json_of_another_kind_or_schema_is_refused(folder: Path, change: dict[str, object]) -> None:
     path = folder / "model.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=r"model\.json: not a checkpoint of this version of wsipipe"):
@@ -78,39 +78,39 @@ def test_json_of_another_kind_or_schema_is_refused(folder: Path, change: dict[st
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"kind": "checkpoint"}'])
-def test_json_that_is_no_checkpoint_is_refused(folder: Path, text: str):
+def test_json_that_is_no_checkpoint_is_refused(folder: Path, text: str) -> None:
     (folder / "model.json").write_text(text)
     with pytest.raises(CheckpointError, match="not a checkpoint of this version of wsipipe"):
         read_checkpoint(folder)
 
 
-def test_a_missing_checkpoint_tells_how_to_make_one(tmp_path: Path):
+def test_a_missing_checkpoint_tells_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model\.json: no checkpoint here; train one with: wsipipe segment"):
         read_checkpoint(tmp_path)
 
 
-def test_missing_weights_are_named(folder: Path):
+def test_missing_weights_are_named(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors: the weights are missing beside their JSON"):
         load_weights_of(folder, network())
 
 
 @pytest.mark.parametrize("keep", [0, 5, 40, -8])
-def test_truncated_weights_are_called_damaged(folder: Path, keep: int):
+def test_truncated_weights_are_called_damaged(folder: Path, keep: int) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
         load_weights_of(folder, network())
 
 
-def test_weights_of_another_network_do_not_fit(folder: Path):
+def test_weights_of_another_network_do_not_fit(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model\.safetensors: the weights do not fit \("):
         load_weights_of(folder, network(8))
     with pytest.raises(CheckpointError, match="the weights do not fit"):
         load_weights_of(folder, nn.Linear(2, 2))
 
 
-def test_a_save_that_is_cut_off_leaves_the_old_weights(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_save_that_is_cut_off_leaves_the_old_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut_off(state: object, path: Path) -> None:
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt

@@ -14,7 +14,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
 
 
-def test_it_is_the_exponential_average_of_all_that_came():
+def test_it_is_the_exponential_average_of_all_that_came() -> None:
     model = network()
     average = WeightEMA(model)
     expected = model[0].weight.detach().double().clone()
@@ -28,7 +28,7 @@ def test_it_is_the_exponential_average_of_all_that_came():
     assert not torch.equal(average.model[0].weight, model[0].weight)
 
 
-def test_statistics_of_normalisation_are_averaged_and_counts_are_taken_over():
+def test_statistics_of_normalisation_are_averaged_and_counts_are_taken_over() -> None:
     model = network().train()
     average = WeightEMA(model)
     model(torch.randn(4, 1, 8, 8) + 5)
@@ -38,7 +38,7 @@ def test_statistics_of_normalisation_are_averaged_and_counts_are_taken_over():
     assert not average.model.training
 
 
-def test_the_model_is_left_alone_and_the_average_wants_no_gradient():
+def test_the_model_is_left_alone_and_the_average_wants_no_gradient() -> None:
     model = network().train()
     average = WeightEMA(model)
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -49,7 +49,7 @@ def test_the_model_is_left_alone_and_the_average_wants_no_gradient():
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 3, 4])
-def test_a_teacher_is_frozen_after_its_step_and_all_goes_on_from_its_state(stop: int):
+def test_a_teacher_is_frozen_after_its_step_and_all_goes_on_from_its_state(stop: int) -> None:
     def moved(model: nn.Module, step: int) -> None:
         with torch.no_grad():
             model[0].weight += step + 1

@@ -43,25 +43,25 @@ def scrambled(name: str, seed: int = 7) -> nn.Module:
     ("name", "width"),
     [("resnet18_quarter", 128), ("resnet18_half", 256), ("resnet10t", 512), ("resnet10t.c3_in1k", 512)],
 )
-def test_a_known_encoder_gives_one_feature_vector_an_image(name: str, width: int):
+def test_a_known_encoder_gives_one_feature_vector_an_image(name: str, width: int) -> None:
     encoder = create_encoder(name).eval()
     with torch.inference_mode():
         assert encoder(torch.zeros(2, 3, 32, 32)).shape == (2, width)
 
 
 @pytest.mark.parametrize(("name", "millions"), [("resnet18_half", 2.8), ("resnet18_quarter", 0.7)])
-def test_the_narrow_encoders_have_the_size_that_they_claim(name: str, millions: float):
+def test_the_narrow_encoders_have_the_size_that_they_claim(name: str, millions: float) -> None:
     assert sum(p.numel() for p in create_encoder(name).parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
-def test_the_narrow_encoders_are_timm_models_like_any_other():
+def test_the_narrow_encoders_are_timm_models_like_any_other() -> None:
     assert timm.is_model("resnet18_half")
     assert timm.is_model("resnet18_quarter")
     features = timm.create_model("resnet18_quarter", features_only=True)
     assert [c["num_chs"] for c in features.feature_info] == [16, 16, 32, 64, 128]
 
 
-def test_the_seed_decides_the_weights_from_scratch():
+def test_the_seed_decides_the_weights_from_scratch() -> None:
     states = []
     for seed in (1, 1, 2):
         with torch.random.fork_rng(devices=[]):
@@ -72,23 +72,23 @@ def test_the_seed_decides_the_weights_from_scratch():
 
 
 @pytest.mark.parametrize(("wrong", "right"), [("resnet18_hlf", "resnet18_half"), ("resnt50", "resnet50")])
-def test_an_unknown_encoder_is_answered_with_the_nearest_names(wrong: str, right: str):
+def test_an_unknown_encoder_is_answered_with_the_nearest_names(wrong: str, right: str) -> None:
     with pytest.raises(ConfigError, match=f"encoder '{wrong}' is not known to timm; similar: .*{right}"):
         check_encoder(wrong)
 
 
-def test_an_encoder_like_no_other_is_an_error_too():
+def test_an_encoder_like_no_other_is_an_error_too() -> None:
     with pytest.raises(ConfigError, match="similar: none"):
         create_encoder("§§§§§§§§")
 
 
-def test_an_encoder_of_the_hub_is_not_looked_up_among_timms_own():
+def test_an_encoder_of_the_hub_is_not_looked_up_among_timms_own() -> None:
     check_encoder("hf-hub:some/encoder")
     with pytest.raises(ConfigError, match="encoder 'some/encoder' is not known to timm"):
         check_encoder("some/encoder")
 
 
-def test_an_encoder_that_cannot_be_fetched_is_an_error_in_one_line(monkeypatch: pytest.MonkeyPatch):
+def test_an_encoder_that_cannot_be_fetched_is_an_error_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: object, **kwargs: object) -> None:
         raise ConnectionError("no route\n to the hub")
 
@@ -97,7 +97,7 @@ def test_an_encoder_that_cannot_be_fetched_is_an_error_in_one_line(monkeypatch: 
         create_encoder("hf-hub:some/encoder")
 
 
-def test_weights_survive_the_round_trip_through_a_file(tmp_path: Path):
+def test_weights_survive_the_round_trip_through_a_file(tmp_path: Path) -> None:
     saved = scrambled("resnet18_quarter")
     save_weights(tmp_path / "deep" / "encoder.safetensors", saved)
     loaded = create_encoder("resnet18_quarter", tmp_path / "deep" / "encoder.safetensors")
@@ -106,7 +106,7 @@ def test_weights_survive_the_round_trip_through_a_file(tmp_path: Path):
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["encoder.safetensors"]
 
 
-def test_a_classification_head_in_the_file_is_left_out(tmp_path: Path):
+def test_a_classification_head_in_the_file_is_left_out(tmp_path: Path) -> None:
     whole = timm.create_model("resnet18_quarter", num_classes=5)
     save_weights(tmp_path / "whole.safetensors", whole)
     encoder = create_encoder("resnet18_quarter", tmp_path / "whole.safetensors")
@@ -114,7 +114,7 @@ def test_a_classification_head_in_the_file_is_left_out(tmp_path: Path):
     assert not [k for k in encoder.state_dict() if k.startswith("fc")]
 
 
-def test_weights_of_another_width_are_refused_with_their_number(tmp_path: Path):
+def test_weights_of_another_width_are_refused_with_their_number(tmp_path: Path) -> None:
     save_weights(tmp_path / "w.safetensors", create_encoder("resnet18_half"))
     encoder = create_encoder("resnet18_quarter")
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
@@ -126,7 +126,7 @@ def test_weights_of_another_width_are_refused_with_their_number(tmp_path: Path):
     assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
 
 
-def test_weights_with_a_hole_are_refused_with_the_name_of_the_hole(tmp_path: Path):
+def test_weights_with_a_hole_are_refused_with_the_name_of_the_hole(tmp_path: Path) -> None:
     state = {k: v.contiguous() for k, v in create_encoder("resnet18_quarter").state_dict().items()}
     del state["layer2.0.conv1.weight"]
     save_file(state, tmp_path / "w.safetensors")
@@ -134,7 +134,7 @@ def test_weights_with_a_hole_are_refused_with_the_name_of_the_hole(tmp_path: Pat
         create_encoder("resnet18_quarter", tmp_path / "w.safetensors")
 
 
-def test_a_weights_file_that_is_absent_or_of_another_kind_is_named(tmp_path: Path):
+def test_a_weights_file_that_is_absent_or_of_another_kind_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none\.safetensors: no such weights file"):
         create_encoder("resnet18_quarter", tmp_path / "none.safetensors")
     (tmp_path / "text.pth").write_text("these are not weights, and long enough to hold a header length")
@@ -142,7 +142,7 @@ def test_a_weights_file_that_is_absent_or_of_another_kind_is_named(tmp_path: Pat
         create_encoder("resnet18_quarter", tmp_path / "text.pth")
 
 
-def test_normalise_takes_out_mean_and_deviation_of_each_channel():
+def test_normalise_takes_out_mean_and_deviation_of_each_channel() -> None:
     rgb = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     x = normalise(rgb)
     assert x.dtype == torch.float32
@@ -151,7 +151,7 @@ def test_normalise_takes_out_mean_and_deviation_of_each_channel():
         torch.testing.assert_close(x[:, c], (rgb[:, c].float() / 255 - MEAN[c]) / STD[c])
 
 
-def test_normalise_treats_bytes_and_shares_alike():
+def test_normalise_treats_bytes_and_shares_alike() -> None:
     rgb = torch.randint(0, 256, (1, 3, 4, 4), dtype=torch.uint8)
     torch.testing.assert_close(normalise(rgb), normalise(rgb.float() / 255))
 
@@ -163,7 +163,7 @@ def small(name: str) -> nn.Module:
 
 @pytest.mark.parametrize("name", ["resnet18_quarter", "test_convnext", "test_vit", "test_vit2"])
 @pytest.mark.parametrize("side", [64, 96])
-def test_an_encoder_gives_one_vector_of_an_image_or_a_grid_of_features(name: str, side: int):
+def test_an_encoder_gives_one_vector_of_an_image_or_a_grid_of_features(name: str, side: int) -> None:
     encoder = small(name)
     x = torch.randn(2, 3, side, side)
     with torch.inference_mode():
@@ -173,7 +173,7 @@ def test_an_encoder_gives_one_vector_of_an_image_or_a_grid_of_features(name: str
     assert width_of(encoder, side) == vector.shape[1]
 
 
-def test_the_grid_of_a_convolutional_network_is_the_map_that_its_vector_is_the_mean_of():
+def test_the_grid_of_a_convolutional_network_is_the_map_that_its_vector_is_the_mean_of() -> None:
     encoder = small("resnet18_quarter")
     x = torch.randn(2, 3, 96, 64)
     with torch.inference_mode():
@@ -181,7 +181,7 @@ def test_the_grid_of_a_convolutional_network_is_the_map_that_its_vector_is_the_m
         assert tokens(encoder, x).shape[1:3] == (3, 2)
 
 
-def test_the_grid_of_a_transformer_is_its_normalised_patch_tokens_row_by_row_without_the_class_token():
+def test_the_grid_of_a_transformer_is_its_normalised_patch_tokens_row_by_row_without_the_class_token() -> None:
     encoder = small("test_vit")
     x = torch.randn(2, 3, 96, 64)
     with torch.inference_mode():
@@ -191,13 +191,13 @@ def test_the_grid_of_a_transformer_is_its_normalised_patch_tokens_row_by_row_wit
     torch.testing.assert_close(got.reshape(2, 24, 64), every[:, encoder.num_prefix_tokens :])
 
 
-def test_a_transformer_takes_images_that_do_not_divide_into_its_patches():
+def test_a_transformer_takes_images_that_do_not_divide_into_its_patches() -> None:
     encoder = small("test_vit")
     with torch.inference_mode():
         assert tokens(encoder, torch.randn(1, 3, 70, 64)).shape == (1, 5, 4, 64)
 
 
-def test_an_encoder_without_a_grid_says_so():
+def test_an_encoder_without_a_grid_says_so() -> None:
     with pytest.raises(ConfigError, match="encoder Flatten gives no grid of features"):
         tokens(nn.Flatten(), torch.zeros(1, 3, 4, 4))
 
@@ -206,7 +206,7 @@ OTHER = Statistics((0.5, 0.5, 0.5), (0.5, 0.4, 0.3))
 
 
 @pytest.mark.parametrize("name", ["resnet18_quarter", "test_vit"])
-def test_an_encoder_of_other_statistics_sees_images_as_its_weights_expect_them(name: str):
+def test_an_encoder_of_other_statistics_sees_images_as_its_weights_expect_them(name: str) -> None:
     house = small(name)
     torch.manual_seed(0)
     own = create_encoder(name, statistics=OTHER).eval()
@@ -220,14 +220,14 @@ def test_an_encoder_of_other_statistics_sees_images_as_its_weights_expect_them(n
     assert own.state_dict().keys() == house.state_dict().keys()
 
 
-def test_bare_weights_of_a_known_model_expect_what_timm_says_of_it(tmp_path: Path):
+def test_bare_weights_of_a_known_model_expect_what_timm_says_of_it(tmp_path: Path) -> None:
     save_weights(tmp_path / "w.safetensors", small("vit_tiny_patch16_224"))
     encoder = create_encoder("vit_tiny_patch16_224", tmp_path / "w.safetensors")
     assert statistics_of(encoder) == Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert statistics_of(small("vit_tiny_patch16_224")) == Statistics()
 
 
-def test_weights_in_the_layout_of_a_hub_expect_what_its_configuration_says(tmp_path: Path):
+def test_weights_in_the_layout_of_a_hub_expect_what_its_configuration_says(tmp_path: Path) -> None:
     save_weights(tmp_path / "model.safetensors", small("test_vit"))
     config = {"architecture": "test_vit", "pretrained_cfg": {"mean": [0.7, 0.6, 0.5], "std": [0.1, 0.2, 0.3]}}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -236,7 +236,7 @@ def test_weights_in_the_layout_of_a_hub_expect_what_its_configuration_says(tmp_p
         assert statistics_of(create_encoder("test_vit", weights)) == wanted
 
 
-def test_a_folder_in_the_layout_of_a_hub_is_an_encoder_by_its_name(tmp_path: Path):
+def test_a_folder_in_the_layout_of_a_hub_is_an_encoder_by_its_name(tmp_path: Path) -> None:
     whole = small("test_vit")
     save_weights(tmp_path / "model.safetensors", whole)
     published = {"mean": [0.7, 0.6, 0.5], "std": [0.1, 0.2, 0.3], "input_size": [3, 160, 160], "num_classes": 0}
@@ -254,7 +254,7 @@ def checkpoint(folder: Path, encoder: str = "resnet18_quarter", statistics: Stat
     return Checkpoint("encoder", encoder, (), 0.5, 256, "d", own.mean, own.std, {}).save(folder, small(encoder))
 
 
-def test_a_checkpoint_names_its_encoder_and_what_it_expects(tmp_path: Path):
+def test_a_checkpoint_names_its_encoder_and_what_it_expects(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "run")
     for weights in (path, path.parent, path.with_suffix(".safetensors")):
         name, file = chosen_encoder("", str(weights))
@@ -267,7 +267,7 @@ def test_a_checkpoint_names_its_encoder_and_what_it_expects(tmp_path: Path):
             chosen_encoder("resnet18", str(weights))
 
 
-def test_without_a_checkpoint_the_name_is_the_given_or_the_usual_one(tmp_path: Path):
+def test_without_a_checkpoint_the_name_is_the_given_or_the_usual_one(tmp_path: Path) -> None:
     assert chosen_encoder("", "") == ("resnet18_half", None)
     assert chosen_encoder("test_vit", "") == ("test_vit", None)
     assert chosen_encoder("", str(tmp_path / "w.pth")) == ("resnet18_half", tmp_path / "w.pth")
@@ -287,7 +287,9 @@ def test_without_a_checkpoint_the_name_is_the_given_or_the_usual_one(tmp_path: P
     ],
     ids=["bare", "encoder", "nested", "teacher and student", "beside another"],
 )
-def test_weights_are_found_under_any_beginning_in_a_state_dict_of_torch(tmp_path: Path, wrap: Callable[[dict], dict]):
+def test_weights_are_found_under_any_beginning_in_a_state_dict_of_torch(
+    tmp_path: Path, wrap: Callable[[dict], dict]
+) -> None:
     saved = small("resnet18_quarter")
     torch.save(wrap(dict(saved.state_dict())), tmp_path / "w.pth")
     torch.manual_seed(5)
@@ -296,14 +298,14 @@ def test_weights_are_found_under_any_beginning_in_a_state_dict_of_torch(tmp_path
     torch.testing.assert_close(loaded(x), saved(x))
 
 
-def test_two_encoders_in_one_file_are_not_guessed_between(tmp_path: Path):
+def test_two_encoders_in_one_file_are_not_guessed_between(tmp_path: Path) -> None:
     state = small("resnet18_quarter").state_dict()
     torch.save({"a": dict(state), "b": dict(state)}, tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match=r"w\.pt: holds several encoders \(a\., b\.\)"):
         create_encoder("resnet18_quarter", tmp_path / "w.pt")
 
 
-def test_what_is_missing_under_a_beginning_is_named(tmp_path: Path):
+def test_what_is_missing_under_a_beginning_is_named(tmp_path: Path) -> None:
     state = {f"net.{k}": v for k, v in small("resnet18_quarter").state_dict().items()}
     del state["net.layer1.0.conv1.weight"]
     torch.save(state, tmp_path / "w.pth")
@@ -311,7 +313,7 @@ def test_what_is_missing_under_a_beginning_is_named(tmp_path: Path):
         create_encoder("resnet18_quarter", tmp_path / "w.pth")
 
 
-def test_a_file_that_would_run_code_is_refused(tmp_path: Path):
+def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple:
             return print, ("gotcha",)
@@ -321,7 +323,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path):
         create_encoder("resnet18_quarter", tmp_path / "w.pth")
 
 
-def test_width_is_the_length_of_the_features_and_asking_changes_nothing():
+def test_width_is_the_length_of_the_features_and_asking_changes_nothing() -> None:
     encoder = create_encoder("resnet18_quarter").train()
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     assert width_of(encoder, 16) == 128

@@ -37,7 +37,7 @@ def trained(seed: int, steps: int = 60) -> tuple[nn.Linear, list[float]]:
     return model, fit(model, line, loss, Schedule(steps, 0.1), "toy", CPU)
 
 
-def test_training_lowers_the_loss_and_finds_the_line():
+def test_training_lowers_the_loss_and_finds_the_line() -> None:
     model, losses = trained(0, 150)
     assert len(losses) == 150
     assert sum(losses[-10:]) < 0.05 * sum(losses[:10])
@@ -45,7 +45,7 @@ def test_training_lowers_the_loss_and_finds_the_line():
     assert float(model.bias.detach()) == pytest.approx(1, abs=0.2)
 
 
-def test_the_same_seed_gives_the_same_weights_to_the_bit():
+def test_the_same_seed_gives_the_same_weights_to_the_bit() -> None:
     (first, losses), (again, losses_again), (other, _) = trained(3), trained(3), trained(4)
     assert losses == losses_again
     assert torch.equal(first.weight, again.weight)
@@ -53,7 +53,7 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit():
     assert not torch.equal(first.weight, other.weight)
 
 
-def test_the_model_trains_in_training_mode_and_comes_back_in_evaluation_mode():
+def test_the_model_trains_in_training_mode_and_comes_back_in_evaluation_mode() -> None:
     model = nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.5)).eval()
     seen = []
 
@@ -66,7 +66,7 @@ def test_the_model_trains_in_training_mode_and_comes_back_in_evaluation_mode():
     assert not model.training
 
 
-def test_each_batch_is_made_once_and_in_order_and_reaches_the_loss_in_order():
+def test_each_batch_is_made_once_and_in_order_and_reaches_the_loss_in_order() -> None:
     model = nn.Linear(1, 1)
     made, used, threads = [], [], set()
 
@@ -87,7 +87,7 @@ def test_each_batch_is_made_once_and_in_order_and_reaches_the_loss_in_order():
     assert threading.get_ident() not in threads
 
 
-def test_no_step_means_no_batch_and_no_change():
+def test_no_step_means_no_batch_and_no_change() -> None:
     model = nn.Linear(1, 1)
     before = model.weight.clone()
     assert fit(model, lambda step: 1 / 0, lambda b: torch.zeros(()), Schedule(0, 0.1), "toy", CPU) == []
@@ -95,7 +95,7 @@ def test_no_step_means_no_batch_and_no_change():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_with_task_and_step_and_changes_no_weight(bad: float):
+def test_a_loss_that_is_not_finite_stops_with_task_and_step_and_changes_no_weight(bad: float) -> None:
     model = nn.Linear(1, 1)
     history = []
 
@@ -108,7 +108,7 @@ def test_a_loss_that_is_not_finite_stops_with_task_and_step_and_changes_no_weigh
     assert torch.equal(model.weight, history[-1])
 
 
-def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights():
+def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights() -> None:
     model = nn.Linear(1, 1)
     before = model.weight.detach().clone()
 
@@ -120,7 +120,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_spoils_the_weights():
     assert torch.equal(model.weight, before)
 
 
-def test_an_error_in_a_batch_reaches_the_caller():
+def test_an_error_in_a_batch_reaches_the_caller() -> None:
     def batch(step: int) -> Tensor:
         if step == 3:
             raise OSError("disk gone")
@@ -131,7 +131,7 @@ def test_an_error_in_a_batch_reaches_the_caller():
         fit(model, batch, lambda x: model(x).square().mean(), Schedule(9, 0.1), "toy", CPU)
 
 
-def test_parameters_that_want_no_gradient_stay_as_they_are():
+def test_parameters_that_want_no_gradient_stay_as_they_are() -> None:
     model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
     model[0].requires_grad_(False)
     frozen, free = model[0].weight.clone(), model[1].weight.clone()
@@ -140,14 +140,14 @@ def test_parameters_that_want_no_gradient_stay_as_they_are():
     assert not torch.equal(model[1].weight, free)
 
 
-def test_a_huge_gradient_is_clipped_so_that_the_step_stays_small():
+def test_a_huge_gradient_is_clipped_so_that_the_step_stays_small() -> None:
     model = nn.Linear(1, 1, bias=False)
     start = float(model.weight.detach())
     fit(model, lambda s: s, lambda s: 1e12 * model(torch.ones(1, 1)).mean(), Schedule(1, 0.01, 0.0), "toy", CPU)
     assert abs(float(model.weight.detach()) - start) < 0.011
 
 
-def test_progress_is_told_after_every_step():
+def test_progress_is_told_after_every_step() -> None:
     heard: list[tuple[str, int, int, str]] = []
     compute = ComputeContext(torch.device("cpu"), 0, lambda *a: heard.append(a))
     model = nn.Linear(1, 1)
@@ -156,7 +156,7 @@ def test_progress_is_told_after_every_step():
     assert all(h[3].startswith("loss ") for h in heard)
 
 
-def test_the_rate_of_every_step_reaches_the_optimiser():
+def test_the_rate_of_every_step_reaches_the_optimiser() -> None:
     """Adam's first moments are constant for a constant gradient, so each step moves by its rate."""
     model = nn.Linear(1, 1, bias=False)
     places = []
@@ -172,7 +172,7 @@ def test_the_rate_of_every_step_reaches_the_optimiser():
     assert moves == pytest.approx([schedule.rate(s) for s in range(20)], rel=1e-3, abs=1e-6)
 
 
-def test_the_rate_rises_in_a_line_then_falls_as_a_cosine_towards_zero():
+def test_the_rate_rises_in_a_line_then_falls_as_a_cosine_towards_zero() -> None:
     s = Schedule(100, 1.0, warmup=0.1)
     assert [s.rate(i) for i in range(10)] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert s.rate(10) == 1.0
@@ -183,7 +183,7 @@ def test_the_rate_rises_in_a_line_then_falls_as_a_cosine_towards_zero():
 
 
 @given(st.integers(1, 400), st.floats(0, 1), st.floats(1e-6, 1))
-def test_the_rate_stays_between_zero_and_its_peak_and_has_one_peak(steps: int, warmup: float, lr: float):
+def test_the_rate_stays_between_zero_and_its_peak_and_has_one_peak(steps: int, warmup: float, lr: float) -> None:
     rates = [Schedule(steps, lr, warmup=warmup).rate(i) for i in range(steps)]
     assert all(0 < r <= lr * (1 + 1e-12) for r in rates)
     peak = rates.index(max(rates))
@@ -197,7 +197,7 @@ PARTS = st.lists(st.integers(0, 6) | st.integers(999_995, 1_000_000), min_size=1
 
 
 @given(PARTS, PARTS)
-def test_generators_are_alike_only_for_the_same_integers(a: list[int], b: list[int]):
+def test_generators_are_alike_only_for_the_same_integers(a: list[int], b: list[int]) -> None:
     def first(parts: list[int]) -> list[float]:
         return torch.rand(4, generator=generator(*parts)).tolist()
 
@@ -205,7 +205,7 @@ def test_generators_are_alike_only_for_the_same_integers(a: list[int], b: list[i
 
 
 @pytest.mark.parametrize(("fits", "parts"), [(8, 1), (4, 2), (3, 4), (1, 8)])
-def test_a_batch_that_does_not_fit_into_memory_is_taken_in_parts_with_the_same_gradient(fits: int, parts: int):
+def test_a_batch_that_does_not_fit_into_memory_is_taken_in_parts_with_the_same_gradient(fits: int, parts: int) -> None:
     sizes = []
 
     def loss(batch: Tensor) -> Tensor:
@@ -231,20 +231,22 @@ def test_a_batch_that_does_not_fit_into_memory_is_taken_in_parts_with_the_same_g
     torch.testing.assert_close(small.weight, model.weight)
 
 
-def test_where_not_even_one_image_fits_the_error_says_so():
+def test_where_not_even_one_image_fits_the_error_says_so() -> None:
     def loss(batch: Tensor) -> Tensor:
         raise torch.OutOfMemoryError("too much")
 
     def split(whole: Tensor, n: int) -> list[Tensor]:
         return list(whole.split(-(-len(whole) // n)))
 
-    with pytest.raises(CheckpointError, match="toy: not even one image fits into the memory of cpu; choose a smaller"):
+    with pytest.raises(
+        CheckpointError, match="toy: a single image does not fit into the memory of cpu; choose a smaller"
+    ):
         fit(
             nn.Linear(1, 1), lambda step: torch.zeros(4, 1), loss, Schedule(1, 0.1), "toy", CPU, TrainHooks(split=split)
         )
 
 
-def test_the_progress_says_loss_rate_and_speed():
+def test_the_progress_says_loss_rate_and_speed() -> None:
     notes = []
     compute = ComputeContext(torch.device("cpu"), 0, lambda task, done, total, note="": notes.append(note))
     model = nn.Linear(1, 1)

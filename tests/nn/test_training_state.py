@@ -60,7 +60,9 @@ def assert_alike(a: nn.Module, b: nn.Module) -> None:
 
 @pytest.mark.parametrize("every_s", [0.0, 1e9])
 @pytest.mark.parametrize("step", [1, 4, 8])
-def test_a_stopped_training_goes_on_to_the_same_bits_whatever_was_kept(tmp_path: Path, step: int, every_s: float):
+def test_a_stopped_training_goes_on_to_the_same_bits_whatever_was_kept(
+    tmp_path: Path, step: int, every_s: float
+) -> None:
     whole, losses = train(None)
     keep = TrainingState(tmp_path / "deep" / "state", "k", every_s)
     with pytest.raises(KeyboardInterrupt):
@@ -73,7 +75,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits_whatever_was_kept(tmp_path:
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["state"]
 
 
-def test_steps_that_are_kept_are_not_made_again(tmp_path: Path):
+def test_steps_that_are_kept_are_not_made_again(tmp_path: Path) -> None:
     keep = TrainingState(tmp_path / "state", "k", 0.0)
     with pytest.raises(KeyboardInterrupt):
         train(keep, stopped_after(5))
@@ -82,7 +84,7 @@ def test_steps_that_are_kept_are_not_made_again(tmp_path: Path):
     assert seen == [6, 7, 8]
 
 
-def test_a_finished_training_is_not_repeated_until_its_state_is_cleared(tmp_path: Path):
+def test_a_finished_training_is_not_repeated_until_its_state_is_cleared(tmp_path: Path) -> None:
     keep = TrainingState(tmp_path / "state", "k")
     first, losses = train(keep)
     again, losses_again = train(keep, stopped_after(1))
@@ -94,7 +96,7 @@ def test_a_finished_training_is_not_repeated_until_its_state_is_cleared(tmp_path
         train(keep, stopped_after(1))
 
 
-def test_the_state_of_another_key_is_left_aside(tmp_path: Path):
+def test_the_state_of_another_key_is_left_aside(tmp_path: Path) -> None:
     train(TrainingState(tmp_path / "state", "other"), steps=3)
     whole, _ = train(None)
     other, _ = train(TrainingState(tmp_path / "state", "k"))
@@ -104,7 +106,7 @@ def test_the_state_of_another_key_is_left_aside(tmp_path: Path):
 @pytest.mark.parametrize("damage", [b"", b"not a state", None])
 def test_a_damaged_state_costs_time_but_not_the_training(
     tmp_path: Path, damage: bytes | None, caplog: pytest.LogCaptureFixture
-):
+) -> None:
     path = tmp_path / "state"
     keep = TrainingState(path, "k", 0.0)
     train(keep)
@@ -112,7 +114,7 @@ def test_a_damaged_state_costs_time_but_not_the_training(
     again, _ = train(keep)
     assert_alike(again, train(None)[0])
     assert "cannot be read" in caplog.text
-    assert "training starts anew" in caplog.text
+    assert "training starts from the first step" in caplog.text
 
 
 class Counter:
@@ -132,7 +134,7 @@ class Counter:
         self.looks = state_dict["looks"]
 
 
-def test_a_watcher_may_end_the_training_and_remembers_over_a_stop(tmp_path: Path):
+def test_a_watcher_may_end_the_training_and_remembers_over_a_stop(tmp_path: Path) -> None:
     told: list[int] = []
     whole, losses = train(None, lambda task, done, total, note="": told.append(done), Counter(5))
     assert len(losses) == 5
@@ -145,7 +147,7 @@ def test_a_watcher_may_end_the_training_and_remembers_over_a_stop(tmp_path: Path
     assert_alike(again, whole)
 
 
-def test_a_training_ended_by_its_watcher_is_kept_as_ended(tmp_path: Path):
+def test_a_training_ended_by_its_watcher_is_kept_as_ended(tmp_path: Path) -> None:
     keep = TrainingState(tmp_path / "state", "k")
     _, losses = train(keep, watch=Counter(3))
     assert keep.path.exists()
@@ -153,7 +155,7 @@ def test_a_training_ended_by_its_watcher_is_kept_as_ended(tmp_path: Path):
     assert len(train(keep, watch=Counter(3))[1]) == 3
 
 
-def test_nonsense_leaves_the_last_good_state(tmp_path: Path):
+def test_nonsense_leaves_the_last_good_state(tmp_path: Path) -> None:
     keep = TrainingState(tmp_path / "state", "k", 0.0)
     model = network()
 

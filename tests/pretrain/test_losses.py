@@ -41,30 +41,30 @@ def slow_vicreg(z1: Tensor, z2: Tensor) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize(("n", "d"), [(12, 5), (3, 5), (40, 5)])
-def test_vicreg_equals_the_paper_in_plain_loops(n: int, d: int):
+def test_vicreg_equals_the_paper_in_plain_loops(n: int, d: int) -> None:
     a, b = embeddings(n, d, seed=n)
     s, v, c = slow_vicreg(a, b)
     assert min(s, v, c) > 0.01
     assert float(vicreg_loss(a, b)) == pytest.approx(25 * s + 25 * v + c, rel=1e-9)
 
 
-def test_identical_embeddings_have_no_invariance_term():
+def test_identical_embeddings_have_no_invariance_term() -> None:
     a, _ = embeddings()
     _, v, c = slow_vicreg(a, a)
     assert float(vicreg_loss(a, a)) == pytest.approx(25 * v + c, rel=1e-9)
 
 
-def test_collapsed_embeddings_cost_the_whole_hinge_of_both_branches():
+def test_collapsed_embeddings_cost_the_whole_hinge_of_both_branches() -> None:
     a = torch.ones(8, 4, dtype=torch.float64)
     assert float(vicreg_loss(a, a)) == pytest.approx(50 * (1 - 0.01), rel=1e-9)
 
 
-def test_spread_and_uncorrelated_embeddings_cost_nothing():
+def test_spread_and_uncorrelated_embeddings_cost_nothing() -> None:
     a = torch.tensor([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64) * 2
     assert float(vicreg_loss(a, a)) == pytest.approx(0, abs=1e-12)
 
 
-def test_permuting_samples_or_swapping_branches_changes_nothing():
+def test_permuting_samples_or_swapping_branches_changes_nothing() -> None:
     a, b = embeddings()
     order = torch.randperm(len(a), generator=generator(1))
     assert float(vicreg_loss(a[order], b[order])) == pytest.approx(float(vicreg_loss(a, b)), rel=1e-12)
@@ -91,25 +91,25 @@ def slow_simclr(z1: Tensor, z2: Tensor, t: float) -> float:
 
 @pytest.mark.parametrize("temperature", [0.1, 0.2, 1.0])
 @pytest.mark.parametrize("n", [2, 9])
-def test_simclr_equals_the_paper_in_plain_loops(n: int, temperature: float):
+def test_simclr_equals_the_paper_in_plain_loops(n: int, temperature: float) -> None:
     a, b = embeddings(n, 5, seed=n)
     assert float(simclr_loss(a, b, temperature)) == pytest.approx(slow_simclr(a, b, temperature), rel=1e-9)
 
 
 @given(st.integers(0, 1000), st.floats(0.1, 10))
-def test_simclr_knows_directions_not_lengths_and_prefers_partners(seed: int, scale: float):
+def test_simclr_knows_directions_not_lengths_and_prefers_partners(seed: int, scale: float) -> None:
     a = torch.eye(6, 8, dtype=torch.float64)
     b = a + 0.1 * torch.randn(6, 8, generator=generator(seed), dtype=torch.float64)
     assert float(simclr_loss(a * scale, b)) == pytest.approx(float(simclr_loss(a, b)), rel=1e-9)
     assert float(simclr_loss(a, b)) < float(simclr_loss(a, b.roll(1, 0))) - 1
 
 
-def test_simclr_of_embeddings_that_are_all_alike_is_the_logarithm_of_the_others():
+def test_simclr_of_embeddings_that_are_all_alike_is_the_logarithm_of_the_others() -> None:
     a = torch.ones(5, 3, dtype=torch.float64)
     assert float(simclr_loss(a, a)) == pytest.approx(math.log(9), rel=1e-9)
 
 
-def test_byol_equals_the_paper_in_plain_loops_and_gives_the_target_no_gradient():
+def test_byol_equals_the_paper_in_plain_loops_and_gives_the_target_no_gradient() -> None:
     a, b = embeddings(7, 5, seed=3)
     a.requires_grad_()
     b.requires_grad_()
@@ -121,7 +121,7 @@ def test_byol_equals_the_paper_in_plain_loops_and_gives_the_target_no_gradient()
     assert b.grad is None
 
 
-def test_byol_runs_from_nought_for_the_same_direction_to_four_for_the_opposite():
+def test_byol_runs_from_nought_for_the_same_direction_to_four_for_the_opposite() -> None:
     a, _ = embeddings()
     assert float(byol_loss(a, 3 * a)) == pytest.approx(0, abs=1e-12)
     assert float(byol_loss(a, -a)) == pytest.approx(4)
@@ -132,7 +132,7 @@ def slow_softmax(x: list[float]) -> list[float]:
     return [v / sum(e) for v in e]
 
 
-def test_dino_equals_the_paper_in_plain_loops_and_gives_the_teacher_no_gradient():
+def test_dino_equals_the_paper_in_plain_loops_and_gives_the_teacher_no_gradient() -> None:
     student, teacher = (v / 10 for v in embeddings(6, 5, seed=4))
     student.requires_grad_()
     teacher.requires_grad_()

@@ -30,13 +30,13 @@ def slow_rank(z: np.ndarray) -> float:
 
 
 @given(st.integers(3, 40), st.integers(1, 8), st.integers(0, 999))
-def test_the_effective_rank_equals_the_formula_written_out(n: int, d: int, seed: int):
+def test_the_effective_rank_equals_the_formula_written_out(n: int, d: int, seed: int) -> None:
     z = np.random.default_rng(seed).standard_normal((n, d)) * np.arange(1, d + 1)
     assert effective_rank(torch.from_numpy(z)) == pytest.approx(slow_rank(z), rel=1e-4)
     assert effective_rank(torch.from_numpy(z)) <= min(n, d) + 1e-6
 
 
-def test_the_effective_rank_counts_directions_and_knows_neither_scale_nor_mean():
+def test_the_effective_rank_counts_directions_and_knows_neither_scale_nor_mean() -> None:
     square = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
     assert effective_rank(square) == pytest.approx(2)
     assert effective_rank(100 * square + 7) == pytest.approx(2)
@@ -73,17 +73,19 @@ def falling(n: int) -> list[float]:
         "few checks",
     ],
 )
-def test_synthetic_curves_are_flat_only_where_neither_moved_on(losses: list[float], ranks: list[float], flat: bool):
+def test_synthetic_curves_are_flat_only_where_neither_moved_on(
+    losses: list[float], ranks: list[float], flat: bool
+) -> None:
     assert is_flat(losses, ranks, 4) is flat
 
 
 @given(st.lists(st.floats(0.1, 9), min_size=1, max_size=12), st.lists(st.floats(0.1, 9), min_size=12, max_size=12))
-def test_without_patience_nothing_is_ever_flat(losses: list[float], ranks: list[float]):
+def test_without_patience_nothing_is_ever_flat(losses: list[float], ranks: list[float]) -> None:
     assert not is_flat(losses, ranks[: len(losses)], 0)
 
 
 @given(st.integers(2, 30), st.integers(1, 8), st.integers(0, 99))
-def test_noise_smaller_than_a_percent_does_not_keep_a_training_alive(count: int, patience: int, seed: int):
+def test_noise_smaller_than_a_percent_does_not_keep_a_training_alive(count: int, patience: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     losses = (5 + 0.02 * rng.random(count)).tolist()
     assert is_flat(losses, [3.0] * count, patience) is (count > patience)
@@ -96,7 +98,7 @@ def watch(steps: int, patience: int = 2) -> tuple[EarlyStopping, nn.Module]:
     return EarlyStopping(model, pool, Views(16), CPU, steps, patience), model
 
 
-def test_a_watch_looks_every_so_often_and_stops_a_training_that_stands_still_while_the_rate_falls():
+def test_a_watch_looks_every_so_often_and_stops_a_training_that_stands_still_while_the_rate_falls() -> None:
     w, model = watch(40)
     model.train()
     stops = [w(step) for step in range(28)]
@@ -106,7 +108,7 @@ def test_a_watch_looks_every_so_often_and_stops_a_training_that_stands_still_whi
     assert model.training
 
 
-def test_what_a_watch_remembers_comes_back():
+def test_what_a_watch_remembers_comes_back() -> None:
     w, _ = watch(1)
     w(0)
     seeded_init, _ = watch(1)
@@ -114,7 +116,7 @@ def test_what_a_watch_remembers_comes_back():
     assert seeded_init.checks == w.checks
 
 
-def test_features_that_say_the_same_of_every_patch_are_warned_of(caplog: pytest.LogCaptureFixture):
+def test_features_that_say_the_same_of_every_patch_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     class Same(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.mean((1, 2, 3)).view(-1, 1) * torch.ones(12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def two_views(step: int = 0) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_encoder_that_was_given_gets_a_gradient_and_targets_get_none(method: str):
+def test_the_encoder_that_was_given_gets_a_gradient_and_targets_get_none(method: str) -> None:
     encoder = small()
     model = objective(method, encoder, 8, 10).train()
     model(*two_views()).backward()
@@ -45,7 +46,7 @@ def test_the_encoder_that_was_given_gets_a_gradient_and_targets_get_none(method:
 
 
 @pytest.mark.parametrize("method", ["vicreg", "simclr", "byol"])
-def test_training_lowers_the_loss_and_swapping_the_views_changes_nothing(method: str):
+def test_training_lowers_the_loss_and_swapping_the_views_changes_nothing(method: str) -> None:
     model = objective(method, small(), 8, 60)
     held = two_views(999)
     before = float(model.eval()(*held).detach())
@@ -56,7 +57,7 @@ def test_training_lowers_the_loss_and_swapping_the_views_changes_nothing(method:
     assert all(math.isfinite(x) for x in losses)
 
 
-def test_dino_brings_the_views_of_a_patch_nearer_than_those_of_others():
+def test_dino_brings_the_views_of_a_patch_nearer_than_those_of_others() -> None:
     """Its loss need not fall: the teacher that it is measured against grows surer, or is centred anew."""
 
     def nearness(model: nn.Module) -> float:
@@ -71,7 +72,9 @@ def test_dino_brings_the_views_of_a_patch_nearer_than_those_of_others():
 
 
 @pytest.mark.parametrize(("kind", "momentum"), [(Byol, 0.99), (Dino, 0.996)])
-def test_the_target_is_the_moving_average_of_the_network_with_a_momentum_that_rises_to_one(kind, momentum: float):
+def test_the_target_is_the_moving_average_of_the_network_with_a_momentum_that_rises_to_one(
+    kind: Any, momentum: float
+) -> None:
     torch.manual_seed(1)
     model = kind(small(), 8, 4)
     expected = [p.clone() for p in model.target.parameters()]
@@ -88,7 +91,7 @@ def test_the_target_is_the_moving_average_of_the_network_with_a_momentum_that_ri
             torch.testing.assert_close(got, want)
 
 
-def test_an_evaluation_moves_neither_target_nor_centre():
+def test_an_evaluation_moves_neither_target_nor_centre() -> None:
     for method in ("byol", "dino"):
         model = objective(method, small(), 8, 10)
         model.train()(*two_views(0))
@@ -99,7 +102,7 @@ def test_an_evaluation_moves_neither_target_nor_centre():
             assert torch.equal(value, before[key]), key
 
 
-def test_dino_centres_the_teacher_by_a_moving_average_of_its_logits():
+def test_dino_centres_the_teacher_by_a_moving_average_of_its_logits() -> None:
     model = Dino(small(), 8, 10, prototypes=6).train()
     a, b = two_views()
     reference = copy.deepcopy(model)
@@ -112,7 +115,7 @@ def test_dino_centres_the_teacher_by_a_moving_average_of_its_logits():
     torch.testing.assert_close(loss, (dino_loss(sa, tb, none) + dino_loss(sb, ta, none)) / 2)
 
 
-def test_simclr_is_nt_xent_of_the_projected_views():
+def test_simclr_is_nt_xent_of_the_projected_views() -> None:
     model = objective("simclr", small(), 8, 10).eval()
     a, b = two_views()
     torch.testing.assert_close(model(a, b), simclr_loss(model.head(model.encoder(a)), model.head(model.encoder(b))))

@@ -20,14 +20,14 @@ ROOM_FOR_16 = 16 * 3 * 24 * 24
 """Bytes of 16 windows."""
 
 
-def test_the_pool_holds_four_windows_of_one_and_a_half_inputs_a_patch(three: list[SlideStore]):
+def test_the_pool_holds_four_windows_of_one_and_a_half_inputs_a_patch(three: list[SlideStore]) -> None:
     pool = patch_pool(three, 16, 2, 0)
     assert pool.patches.dtype == np.uint8
     assert pool.patches.shape == (4 * (8 + 2), 3, 24, 24)
     assert pool.slide.tolist() == [0] * 32 + [1] * 8
 
 
-def test_what_the_pool_holds_are_shrunk_windows_of_the_patches(three: list[SlideStore]):
+def test_what_the_pool_holds_are_shrunk_windows_of_the_patches(three: list[SlideStore]) -> None:
     small = three[1]
     whole = small.read(Window(0, 0, 128, 64)).astype(float)
     every = set()
@@ -39,14 +39,14 @@ def test_what_the_pool_holds_are_shrunk_windows_of_the_patches(three: list[Slide
     assert all(p.tobytes() in every for p in pool.patches)
 
 
-def test_a_patch_smaller_than_one_and_a_half_inputs_gives_windows_of_its_own_size(three: list[SlideStore]):
+def test_a_patch_smaller_than_one_and_a_half_inputs_gives_windows_of_its_own_size(three: list[SlideStore]) -> None:
     assert patch_pool(three[:2], 28, 2, 0).patches.shape[2:] == (32, 32)
     assert patch_pool(three[:2], 32, 2, 0).patches.shape[2:] == (32, 32)
 
 
 def test_a_full_pool_is_shared_evenly_over_slides_and_keeps_to_its_memory(
     three: list[SlideStore], monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(module, "POOL_BYTES", ROOM_FOR_16)
     pool = patch_pool(three[:2], 16, 2, 0)
     assert np.bincount(pool.slide).tolist() == [8, 8]
@@ -55,13 +55,13 @@ def test_a_full_pool_is_shared_evenly_over_slides_and_keeps_to_its_memory(
     assert dark.tolist() == [False] * 8 + [True] * 8
 
 
-def test_the_seed_decides_which_windows_the_pool_takes(three: list[SlideStore]):
+def test_the_seed_decides_which_windows_the_pool_takes(three: list[SlideStore]) -> None:
     pools = [patch_pool(three, 16, 2, seed).patches for seed in (0, 0, 1)]
     assert np.array_equal(pools[0], pools[1])
     assert not np.array_equal(pools[0], pools[2])
 
 
-def test_without_any_patch_the_pool_is_empty_but_has_its_shape(three: list[SlideStore]):
+def test_without_any_patch_the_pool_is_empty_but_has_its_shape(three: list[SlideStore]) -> None:
     assert patch_pool([three[2]], 16, 2, 0).patches.shape == (0, 3, 24, 24)
 
 
@@ -72,7 +72,7 @@ def numbered(counts: list[int]) -> Pool:
     return Pool(patches, np.repeat(np.arange(len(counts)), counts))
 
 
-def test_every_slide_is_drawn_as_often_however_few_patches_it_has():
+def test_every_slide_is_drawn_as_often_however_few_patches_it_has() -> None:
     pool = numbered([1, 9, 90])
     x = (pool.draw(6000, generator(0)) * 255).round().long()[:, 0, 0, 0]
     slides = torch.from_numpy(pool.slide)[x]
@@ -84,7 +84,9 @@ def test_every_slide_is_drawn_as_often_however_few_patches_it_has():
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.floats(0, 0.9), st.integers(0, 99))
-def test_held_aside_patches_and_the_rest_are_the_pool_and_none_is_in_both(counts: list[int], share: float, seed: int):
+def test_held_aside_patches_and_the_rest_are_the_pool_and_none_is_in_both(
+    counts: list[int], share: float, seed: int
+) -> None:
     pool = numbered(counts)
     learn, aside = pool.split(share, seed)
     ids = [sorted(p.patches[:, 0, 0, 0].tolist()) for p in (learn, aside)]
@@ -95,12 +97,12 @@ def test_held_aside_patches_and_the_rest_are_the_pool_and_none_is_in_both(counts
         assert sorted(set(part.slide.tolist())) == list(range(len(set(part.slide.tolist()))))
 
 
-def test_no_more_is_held_aside_than_is_of_use(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "MOST_ASIDE", 10)
+def test_no_more_is_held_aside_than_is_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_HELD_OUT", 10)
     assert len(numbered([50, 50]).split(0.5, 0)[1]) == 10
 
 
-def test_a_view_has_the_size_of_the_input_and_stays_in_range():
+def test_a_view_has_the_size_of_the_input_and_stays_in_range() -> None:
     x = torch.rand(16, 3, 24, 24, generator=generator(1))
     y = Views(16).draw(x, generator(2))
     assert y.shape == (16, 3, 16, 16)
@@ -110,11 +112,11 @@ def test_a_view_has_the_size_of_the_input_and_stays_in_range():
     assert not torch.equal(y, Views(16).draw(x, generator(3)))
 
 
-def test_pretraining_perturbs_stain_as_other_training_does():
+def test_pretraining_perturbs_stain_as_other_training_does() -> None:
     assert PretrainConfig().stain_jitter == STAIN_STRENGTH
 
 
-def test_without_stain_jitter_a_view_keeps_the_colour():
+def test_without_stain_jitter_a_view_keeps_the_colour() -> None:
     colour = torch.rand(16, 3, 1, 1, generator=generator(1)) * 0.9 + 0.05
     x = colour.expand(16, 3, 24, 24)
     torch.testing.assert_close(Views(16, 0.0).draw(x, generator(2)), colour.expand(16, 3, 16, 16), atol=1e-3, rtol=0)
@@ -122,7 +124,7 @@ def test_without_stain_jitter_a_view_keeps_the_colour():
 
 
 @pytest.mark.parametrize("colour", [(0.85, 0.62, 0.78), (0.41, 0.24, 0.56)], ids=["pale pink", "nucleus"])
-def test_the_stain_change_of_a_view_is_of_a_known_size(colour: tuple[float, float, float]):
+def test_the_stain_change_of_a_view_is_of_a_known_size(colour: tuple[float, float, float]) -> None:
     """Ten times too strong or too weak (stains are scaled differently elsewhere) would fall out of these bounds."""
     x = torch.tensor(colour).view(1, 3, 1, 1).expand(2000, 3, 2, 2).contiguous()
     change = (stain_jitter(x, STAIN_STRENGTH, generator(0)) - x)[:, :, 0, 0] * 255

@@ -130,7 +130,7 @@ def test_other_inputs_under_the_same_name_are_refused_and_overwrite_replaces(
     labels = csv(*more.pop("rows", ROWS))
     seed = more.pop("seed", 0)
     other = RunConfig(stores=run.stores, runs=run.runs, device="cpu", workers=1, seed=seed)
-    with pytest.raises(StoreError, match=r"holds a fit of other inputs; choose another --name, .* --overwrite"):
+    with pytest.raises(StoreError, match=r"was made from other inputs; choose another --name, .* --overwrite"):
         stage(stores, labels, run=other, **more)
     assert written(stores) == before
     report, _ = stage(stores, labels, run=other, overwrite=True, **more)
@@ -259,7 +259,7 @@ def test_a_store_at_another_resolution_fails_alone(stores: Stores, csv: Csv, sta
     stores |= tiled_pictures(tmp_path / "coarse", {"coarse": picture(9)}, patch_px=64, mpp=1.0, mpp_override=1.0)
     report, done = stage(stores, csv())
     assert statuses(report) == dict.fromkeys(stores, "done") | {"coarse": "failed"}
-    assert "is at 1 um/px, the fit at 0.5; tile it with --mpp 0.5" in report.of("failed")[0]["reason"]
+    assert "has 1 um/px, the fit was trained at 0.5; tile with --mpp 0.5" in report.of("failed")[0]["reason"]
     assert report.exit_code == 1
     assert stores["coarse"] not in done
     assert len(done) == 6
@@ -270,11 +270,11 @@ def test_stain_must_be_read_alike(stores: Stores, csv: Csv, stage: Stage, run: R
     report, _ = stage(stores, csv())
     assert statuses(report) == dict.fromkeys(stores, "done") | {"free": "failed"}
     assert (
-        "the fit saw stain as scanned; tile this slide alike, with --no-normalise-stain"
+        "the fit was trained without normalised stain; tile with --no-normalise-stain"
         in report.of("failed")[0]["reason"]
     )
     SlideStore(stores["blob"]).normalise_stain()
-    with pytest.raises(ConfigError, match="some training stores were tiled with --normalise-stain and some were not"):
+    with pytest.raises(ConfigError, match="some training stores were tiled with --normalise-stain and some without"):
         stage(stores, csv(), name="mixed")
     for path in stores.values():
         SlideStore(path).normalise_stain()

@@ -104,7 +104,7 @@ def test_pretraining_leaves_no_trace_in_what_is_made_after_it(
 
 def test_how_the_encoder_is_pretrained_belongs_to_the_key_of_the_fit(stores: Stores, csv: Csv, stage: Stage):
     stage(stores, csv(), pretrain=True, pretraining=FEW)
-    with pytest.raises(StoreError, match="holds a fit of other inputs"):
+    with pytest.raises(StoreError, match="was made from other inputs"):
         stage(stores, csv(), pretrain=True, pretraining=replace(FEW, method="simclr"))
     stage(stores, csv(), pretrain=False, name="scratch", pretraining=FEW)
     other = stage(stores, csv(), pretrain=False, name="scratch", pretraining=replace(FEW, steps=1))
@@ -191,7 +191,7 @@ def test_given_weights_start_the_encoder_and_belong_to_the_key_of_the_fit(
     assert statuses(stage(stores, csv(), weights=str(weights), pretrain=True)[0])["blob"] == "skipped"
     torch.manual_seed(1)
     save_weights(weights, create_encoder("resnet18_quarter"))
-    with pytest.raises(StoreError, match="holds a fit of other inputs"):
+    with pytest.raises(StoreError, match="was made from other inputs"):
         stage(stores, csv(), weights=str(weights), pretrain=True)
 
 

@@ -47,7 +47,7 @@ def test_a_fit_of_an_older_cache_version_counts_as_made_from_other_inputs(
 ):
     stage(stores, csv())
     monkeypatch.setattr(module, "CACHE_VERSION", module.CACHE_VERSION + 1)
-    with pytest.raises(StoreError, match="holds a fit of other inputs"):
+    with pytest.raises(StoreError, match="was made from other inputs"):
         stage(stores, csv())
     report, _ = stage(stores, csv(), overwrite=True)
     assert statuses(report) == dict.fromkeys(stores, "done")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.two_colours import PATCH_PX, colour_mask, frame, paint, two_colours
+from support.types import MakePath, WriteSvs
 from torch import nn
 
 from wsipipe.config.options import RunConfig, TileConfig
@@ -21,7 +21,7 @@ from wsipipe.tiling.stage import run as tile_slides
 
 
 @pytest.fixture(scope="session")
-def coloured(tmp_path_factory: pytest.TempPathFactory, svs_writer: Callable[..., None]) -> Path:
+def coloured(tmp_path_factory: pytest.TempPathFactory, svs_writer: WriteSvs) -> Path:
     """Folder with the stores left.zarr, right.zarr and bare.zarr (glass only). Read only."""
     folder = tmp_path_factory.mktemp("coloured")
     slides = {}
@@ -55,7 +55,7 @@ def run(tmp_path: Path) -> RunConfig:
 
 
 @pytest.fixture
-def checkpoint_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def checkpoint_of(monkeypatch: pytest.MonkeyPatch) -> MakePath:
     """`checkpoint_of(model, ...)`: the stage is given `model` whatever checkpoint it asks for."""
 
     def install(model: nn.Module, classes: tuple[str, ...] = ("pink",), mpp: float = 0.5, digest: str = "d") -> Path:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsipipe.segment.losses import noise_robust_entropy, segmentation_loss, soft_dice_loss, taught
+from wsipipe.segment.losses import corrected_by_teacher, noise_robust_entropy, segmentation_loss, soft_dice_loss
 
 
 def slow_loss(logits: np.ndarray, mask: np.ndarray) -> float:
@@ -39,13 +41,13 @@ def random_case(seed: int, classes: int = 3, ignored: float = 0.3) -> tuple[torc
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
 @pytest.mark.parametrize("ignored", [0.0, 0.3, 0.95])
-def test_the_loss_is_cross_entropy_plus_soft_dice(classes: int, ignored: float):
+def test_the_loss_is_cross_entropy_plus_soft_dice(classes: int, ignored: float) -> None:
     for seed in range(3):
         logits, mask = random_case(seed, classes, ignored)
         assert float(segmentation_loss(logits, mask)) == pytest.approx(slow_loss(logits.numpy(), mask.numpy()), 1e-5)
 
 
-def test_pixels_of_255_change_neither_the_loss_nor_any_weight():
+def test_pixels_of_255_change_neither_the_loss_nor_any_weight() -> None:
     logits, mask = random_case(0)
     changed = torch.where((mask == 255).unsqueeze(1), torch.randn(logits.shape) * 50, logits)
     assert not torch.equal(changed, logits)
@@ -57,7 +59,7 @@ def test_pixels_of_255_change_neither_the_loss_nor_any_weight():
     assert (logits.grad[~ignored] != 0).any()
 
 
-def test_a_batch_of_nothing_but_255_is_worth_0_and_moves_nothing():
+def test_a_batch_of_nothing_but_255_is_worth_0_and_moves_nothing() -> None:
     logits, mask = random_case(0)
     logits.requires_grad_()
     loss = segmentation_loss(logits, torch.full_like(mask, 255))
@@ -66,7 +68,7 @@ def test_a_batch_of_nothing_but_255_is_worth_0_and_moves_nothing():
     assert (logits.grad == 0).all()
 
 
-def test_a_right_and_sure_answer_costs_next_to_nothing():
+def test_a_right_and_sure_answer_costs_next_to_nothing() -> None:
     _, mask = random_case(0)
     sure = torch.nn.functional.one_hot(mask.where(mask != 255, 0), 3).movedim(-1, 1) * 40.0
     assert float(segmentation_loss(sure, mask)) == pytest.approx(0, abs=1e-5)
@@ -74,7 +76,7 @@ def test_a_right_and_sure_answer_costs_next_to_nothing():
 
 
 @pytest.mark.parametrize("q", [0.1, 0.7, 1.0])
-def test_the_robust_entropy_is_its_formula_pixel_by_pixel(q: float):
+def test_the_robust_entropy_is_its_formula_pixel_by_pixel(q: float) -> None:
     logits, mask = random_case(3)
     p = logits.softmax(1)
     values = [
@@ -85,7 +87,7 @@ def test_the_robust_entropy_is_its_formula_pixel_by_pixel(q: float):
     torch.testing.assert_close(segmentation_loss(logits, mask, q), both)
 
 
-def test_a_small_q_is_cross_entropy_and_one_pulls_wrong_masks_no_more_than_right_ones():
+def test_a_small_q_is_cross_entropy_and_one_pulls_wrong_masks_no_more_than_right_ones() -> None:
     logits, mask = random_case(4)
     assert float(noise_robust_entropy(logits, mask, 1e-4)) == pytest.approx(
         float(noise_robust_entropy(logits, mask, 0)), 1e-3
@@ -98,7 +100,7 @@ def test_a_small_q_is_cross_entropy_and_one_pulls_wrong_masks_no_more_than_right
     assert pulls[1.0].abs().max() < pulls[0.7].abs().max() < 0.01
 
 
-def slow_taught(mask, p, named, held, confident):
+def slow_taught(mask: Any, p: Any, named: Any, held: Any, confident: Any) -> Any:
     out = mask.copy()
     for b, i, j in np.ndindex(*mask.shape):
         value = int(p[b, :, i, j].argmax())
@@ -111,15 +113,15 @@ def slow_taught(mask, p, named, held, confident):
 
 
 @given(st.integers(0, 10_000), st.floats(0.5, 1.0))
-def test_a_teacher_fills_what_is_open_and_doubts_what_it_contradicts(seed: int, confident: float):
+def test_a_teacher_fills_what_is_open_and_doubts_what_it_contradicts(seed: int, confident: float) -> None:
     rng = np.random.default_rng(seed)
     mask = rng.choice([0, 1, 2, 255], (2, 4, 3))
     p = rng.dirichlet([0.3] * 3, (2, 4, 3)).transpose(0, 3, 1, 2).astype(np.float32)
     named, held = rng.random((2, 3)) < 0.7, rng.random((2, 4, 3)) < 0.8
-    got = taught(*(torch.from_numpy(a) for a in (mask, p, named, held)), confident).numpy()
+    got = corrected_by_teacher(*(torch.from_numpy(a) for a in (mask, p, named, held)), confident).numpy()
     np.testing.assert_array_equal(got, slow_taught(mask, p, named, held, np.float32(confident)))
     assert (got[~held] == mask[~held]).all()
     for b in range(2):
         for v in range(3):
             if not named[b, v]:
-                assert ((got[b] == v) <= (mask[b] == v)).all(), "what the label excludes was taught"
+                assert ((got[b] == v) <= (mask[b] == v)).all(), "what the label excludes was corrected_by_teacher"

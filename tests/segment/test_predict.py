@@ -1,20 +1,21 @@
-"""Prediction: probabilities become masks and scores, whatever the batch and the budget, and wherever a run dies."""
+"""Prediction: probabilities become masks and scores, whatever the batch and the budget."""
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
 import pytest
 import torch
-from support.stitching import slow_scores
+from support.stitching import bytes_of, slow_scores
 from support.two_colours import PATCH_PX, CountingNet, RedNet, SureNet, frame, paint, whole
+from support.types import MakePath, WriteSvs
 from torch import nn
 
-from wsipipe.config.options import StitchConfig, TileConfig
+from wsipipe.config.options import RunConfig, StitchConfig, TileConfig
 from wsipipe.errors import CheckpointError, ConfigError
 from wsipipe.geometry import Window
 from wsipipe.runtime.context import RunContext
@@ -49,7 +50,9 @@ def covered(store: SlideStore, window: int, stride: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.67, 0.75])
-def test_the_red_channel_of_the_slide_comes_back_as_scores(stores, coloured, run, checkpoint_of, overlap):
+def test_the_red_channel_of_the_slide_comes_back_as_scores(
+    stores: dict[str, SlideStore], coloured: Path, run: RunConfig, checkpoint_of: MakePath, overlap: float
+) -> None:
     store = stores["left"]
     config = dataclasses.replace(SMALL, overlap=overlap)
     report, done = predict_stores([store], checkpoint_of(RedNet()), config, RunContext(run))
@@ -69,7 +72,9 @@ def test_the_red_channel_of_the_slide_comes_back_as_scores(stores, coloured, run
     np.testing.assert_array_equal(mask[sure], (red[sure] > 127).astype(int))
 
 
-def test_a_network_that_is_sure_paints_all_tissue_and_scores_1_wherever_covered(stores, run, checkpoint_of):
+def test_a_network_that_is_sure_paints_all_tissue_and_scores_1_wherever_covered(
+    stores: dict[str, SlideStore], run: RunConfig, checkpoint_of: MakePath
+) -> None:
     store = stores["left"]
     predict_stores([store], checkpoint_of(SureNet()), SMALL, RunContext(run))
     known, tissue = covered(store, PATCH_PX, PATCH_PX // 2), whole(store.labels("tissue"))
@@ -82,7 +87,9 @@ def test_a_network_that_is_sure_paints_all_tissue_and_scores_1_wherever_covered(
 
 
 @pytest.mark.parametrize("stride", [3, 8, 50])
-def test_scores_are_area_means_on_a_real_store_of_odd_size(stores, run, checkpoint_of, stride):
+def test_scores_are_area_means_on_a_real_store_of_odd_size(
+    stores: dict[str, SlideStore], run: RunConfig, checkpoint_of: MakePath, stride: int
+) -> None:
     store = stores["left"]
     predict_stores(
         [store], checkpoint_of(RedNet()), dataclasses.replace(SMALL, score_stride_px=stride), RunContext(run)
@@ -94,7 +101,9 @@ def test_scores_are_area_means_on_a_real_store_of_odd_size(stores, run, checkpoi
     np.testing.assert_allclose(found / 255, slow_scores(p, stride), atol=0.6 / 255)
 
 
-def test_a_slide_longer_than_one_shard_is_written_shard_by_shard(tmp_path, svs_writer, run, checkpoint_of):
+def test_a_slide_longer_than_one_shard_is_written_shard_by_shard(
+    tmp_path: Path, svs_writer: WriteSvs, run: RunConfig, checkpoint_of: MakePath
+) -> None:
     rgb = np.full((4600, 192, 3), 243, np.uint8)
     rgb[100:4500, 20:170] = (180, 60, 120)
     rgb[4200:4400, 20:170, 0] = 90
@@ -115,7 +124,9 @@ def test_a_slide_longer_than_one_shard_is_written_shard_by_shard(tmp_path, svs_w
     assert (mask[4250:4350, 40:150] == 0).all()
 
 
-def test_pixels_that_could_not_be_read_stay_255(stores, run, checkpoint_of):
+def test_pixels_that_could_not_be_read_stay_255(
+    stores: dict[str, SlideStore], run: RunConfig, checkpoint_of: MakePath
+) -> None:
     store = stores["left"]
     tissue = whole(store.labels("tissue")).copy()
     tissue[100:150, 100:200] = 255
@@ -125,7 +136,9 @@ def test_pixels_that_could_not_be_read_stay_255(stores, run, checkpoint_of):
     assert whole(store.labels("unet"))[160, 150] == 1
 
 
-def test_maps_do_not_depend_on_the_number_of_workers(stores, run, checkpoint_of):
+def test_maps_do_not_depend_on_the_number_of_workers(
+    stores: dict[str, SlideStore], run: RunConfig, checkpoint_of: MakePath
+) -> None:
     found = []
     for name, workers in (("one", 1), ("four", 4)):
         context = RunContext(dataclasses.replace(run, workers=workers))
@@ -142,7 +155,7 @@ def convolution(seed: int = 0) -> nn.Module:
         return nn.Conv2d(3, 2, 5, padding=2).eval()
 
 
-def test_an_answer_does_not_depend_on_the_batch():
+def test_an_answer_does_not_depend_on_the_batch() -> None:
     rgb = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (7, 3, 64, 64), np.uint8))
     network = Network(convolution(), torch.device("cpu"))
     p = network(rgb)()
@@ -154,7 +167,7 @@ def test_an_answer_does_not_depend_on_the_batch():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_a_gpu_gives_the_answers_of_the_cpu():
+def test_a_gpu_gives_the_answers_of_the_cpu() -> None:
     rgb = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (7, 3, 64, 64), np.uint8))
     expected = Network(convolution(), torch.device("cpu"), 4)(rgb)()
     on = torch.device("cuda")
@@ -164,103 +177,28 @@ def test_a_gpu_gives_the_answers_of_the_cpu():
         np.testing.assert_allclose(answer(), expected[i:], atol=2e-2)
 
 
-def bytes_of(store: SlideStore, name: str) -> dict[str, bytes]:
-    """Every file of `labels/<name>` and `scores/<name>`."""
-    folders = [store.path / kind / name for kind in ("labels", "scores")]
-    return {str(p.relative_to(store.path)): p.read_bytes() for f in folders for p in f.rglob("*") if p.is_file()}
-
-
-def leftovers(store: SlideStore) -> list[str]:
-    return sorted(p.name for p in store.path.parent.iterdir() if ".maps." in p.name)
-
-
-def test_a_run_that_dies_at_any_call_goes_on_to_the_same_bytes(stores, run, checkpoint_of, monkeypatch):
-    """And makes no shard twice: together both runs see little more than the windows of one."""
-    monkeypatch.setattr(predict, "SHARD_PX", 256)
-    monkeypatch.setattr(stitch, "MOST_SHARDS_WIDE", 1)
-    monkeypatch.setattr(predict, "BATCH_PX", 6 * 64**2)
-    store = stores["left"]
-    config = dataclasses.replace(SMALL, score_stride_px=12, overlap=0.25)
-    whole_run = CountingNet()
-    predict_stores([store], checkpoint_of(whole_run), config, RunContext(run))
-    expected = bytes_of(store, "unet")
-    assert len(expected) > 8
-    seen = []
-    for n in range(1, whole_run.calls + 1):
-        for kind in ("labels", "scores"):
-            shutil.rmtree(store.path / kind / "unet")
-        first, second = CountingNet(dies_at=n), CountingNet()
-        with pytest.raises(KeyboardInterrupt):
-            predict_stores([store], checkpoint_of(first), config, RunContext(run))
-        assert store.names("scores") == []
-        assert leftovers(store) == [f".{store.path.name}.maps.unet.partial"]
-        report, _ = predict_stores([store], checkpoint_of(second), config, RunContext(run))
-        assert report.rows[0]["status"] == "done"
-        assert bytes_of(store, "unet") == expected
-        assert leftovers(store) == []
-        seen.append(second.windows)
-    assert seen == sorted(seen, reverse=True)
-    assert seen[0] == whole_run.windows
-    assert seen[-1] <= whole_run.windows / 2
-
-
-@pytest.mark.parametrize("where", ["_finish_scores", "put"])
-@pytest.mark.parametrize("call", [1, 2])
-def test_a_run_that_dies_at_the_end_only_ends_it(stores, run, checkpoint_of, monkeypatch, where, call):
-    store, calls = stores["left"], []
-    predict_stores([store], checkpoint_of(CountingNet()), SMALL, RunContext(run))
-    expected = bytes_of(store, "unet")
-    for kind in ("labels", "scores"):
-        shutil.rmtree(store.path / kind / "unet")
-    owner = ResumableMapWriter if where == "_finish_scores" else SlideStore
-    original = getattr(owner, where)
-
-    def dies(self: object, *args: object) -> object:
-        calls.append(1)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return original(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(owner, where, dies)
-        if where == "put" or call == 1:
-            with pytest.raises(KeyboardInterrupt):
-                predict_stores([store], checkpoint_of(CountingNet()), SMALL, RunContext(run))
-        else:
-            predict_stores([store], checkpoint_of(CountingNet()), SMALL, RunContext(run))
-    again = CountingNet()
-    predict_stores([SlideStore(store.path)], checkpoint_of(again), SMALL, RunContext(run))
-    assert again.calls == 0
-    assert bytes_of(store, "unet") == expected
-    assert leftovers(store) == []
-
-
-def test_what_was_begun_with_other_settings_is_not_gone_on_with(stores, run, checkpoint_of, monkeypatch):
-    monkeypatch.setattr(predict, "SHARD_PX", 256)
-    store = stores["left"]
-    with pytest.raises(KeyboardInterrupt):
-        predict_stores([store], checkpoint_of(CountingNet(dies_at=2), digest="one"), SMALL, RunContext(run))
-    predict_stores([store], checkpoint_of(SureNet(), digest="two"), SMALL, RunContext(run))
-    expected = bytes_of(store, "unet")
-    predict_stores([store], checkpoint_of(SureNet(), digest="two"), SMALL, RunContext(run), "fresh")
-    fresh = {k.replace("/fresh/", "/unet/"): v for k, v in bytes_of(store, "fresh").items()}
-    assert {k: v for k, v in expected.items() if "/c/" in k} == {k: v for k, v in fresh.items() if "/c/" in k}
-
-
 @pytest.mark.parametrize("memory_mb", [12, 3, 2])
-def test_the_budget_of_memory_does_not_change_a_byte(stores, run, checkpoint_of, monkeypatch, memory_mb):
+def test_the_budget_of_memory_does_not_change_a_byte(
+    stores: dict[str, SlideStore],
+    run: RunConfig,
+    checkpoint_of: MakePath,
+    monkeypatch: pytest.MonkeyPatch,
+    memory_mb: int,
+) -> None:
     store, net = stores["left"], convolution()
     monkeypatch.setattr(predict, "SHARD_PX", 256)
     predict_stores([store], checkpoint_of(net), SMALL, RunContext(run))
     narrow = dataclasses.replace(SMALL, memory_mb=memory_mb)
-    chosen = stitch.fitting(stitching(narrow, predict.load_model(None)[0]), 2, 64, 256)
+    chosen = stitch.fit_to_budget(stitching(narrow, predict.load_model(None)[0]), 2, 64, 256)
     assert chosen != (64, 512)
     predict_stores([store], checkpoint_of(net), narrow, RunContext(run), "small")
     small = {k.replace("/small/", "/unet/"): v for k, v in bytes_of(store, "small").items() if "/c/" in k}
     assert small == {k: v for k, v in bytes_of(store, "unet").items() if "/c/" in k}
 
 
-def test_views_and_weights_are_part_of_what_a_map_is_made_of(stores, run, checkpoint_of):
+def test_views_and_weights_are_part_of_what_a_map_is_made_of(
+    stores: dict[str, SlideStore], run: RunConfig, checkpoint_of: MakePath
+) -> None:
     path = checkpoint_of(convolution())
     predict_stores([stores["left"]], path, SMALL, RunContext(run))
     first = whole(stores["left"].scores("unet"))
@@ -272,7 +210,9 @@ def test_views_and_weights_are_part_of_what_a_map_is_made_of(stores, run, checkp
         assert not np.array_equal(whole(stores["left"].scores("unet")), first)
 
 
-def test_the_ledger_and_the_log_say_how_fast_it_went(stores, run, checkpoint_of, caplog):
+def test_the_ledger_and_the_log_say_how_fast_it_went(
+    stores: dict[str, SlideStore], run: RunConfig, checkpoint_of: MakePath, caplog: pytest.LogCaptureFixture
+) -> None:
     net = CountingNet()
     told: list[tuple[str, int, int]] = []
     with caplog.at_level("INFO"):
@@ -291,15 +231,19 @@ def test_the_ledger_and_the_log_say_how_fast_it_went(stores, run, checkpoint_of,
     assert ("stitch left", net.windows, net.windows) in told
 
 
-def test_a_map_that_another_process_makes_is_not_touched(stores, run, checkpoint_of):
+def test_a_map_that_another_process_makes_is_not_touched(
+    stores: dict[str, SlideStore], run: RunConfig, checkpoint_of: MakePath
+) -> None:
     store = stores["left"]
     with ResumableMapWriter(store, "unet", "other", 1, 8):
         report, done = predict_stores([store], checkpoint_of(RedNet()), SMALL, RunContext(run))
     assert (report.exit_code, done) == (1, [])
-    assert "labels/unet is held by process" in report.rows[0]["reason"]
+    assert "labels/unet is locked by process" in report.rows[0]["reason"]
 
 
-def test_a_slide_smaller_than_a_window_is_mapped_whole(tmp_path, svs_writer, run, checkpoint_of):
+def test_a_slide_smaller_than_a_window_is_mapped_whole(
+    tmp_path: Path, svs_writer: WriteSvs, run: RunConfig, checkpoint_of: MakePath
+) -> None:
     rgb = np.full((50, 70, 3), 243, np.uint8)
     rgb[5:45, 5:65] = (180, 60, 120)
     svs_writer(tmp_path / "tiny.svs", rgb, factors=())
@@ -315,7 +259,9 @@ def test_a_slide_smaller_than_a_window_is_mapped_whole(tmp_path, svs_writer, run
     assert (whole(store.labels("unet")) != 255).all()
 
 
-def test_the_second_run_skips_what_the_first_one_made(stores, run, checkpoint_of):
+def test_the_second_run_skips_what_the_first_one_made(
+    stores: dict[str, SlideStore], run: RunConfig, checkpoint_of: MakePath
+) -> None:
     path = checkpoint_of(SureNet())
     both = [stores["left"], stores["right"]]
     first, done = predict_stores(both, path, SMALL, RunContext(run))
@@ -327,7 +273,9 @@ def test_the_second_run_skips_what_the_first_one_made(stores, run, checkpoint_of
     assert shards == {p: p.stat().st_mtime_ns for p in shards}
 
 
-def test_maps_of_another_checkpoint_are_not_replaced_unasked(stores, run, checkpoint_of):
+def test_maps_of_another_checkpoint_are_not_replaced_unasked(
+    stores: dict[str, SlideStore], run: RunConfig, checkpoint_of: MakePath
+) -> None:
     predict_stores([stores["left"]], checkpoint_of(SureNet(), digest="one"), SMALL, RunContext(run))
     before = whole(stores["left"].scores("unet"))
     report, done = predict_stores([stores["left"]], checkpoint_of(RedNet(), digest="two"), SMALL, RunContext(run))
@@ -346,46 +294,58 @@ def test_maps_of_another_checkpoint_are_not_replaced_unasked(stores, run, checkp
 
 
 @pytest.mark.parametrize("change", [{"overlap": 0.25}, {"window_px": 32}, {"score_stride_px": 4}])
-def test_other_settings_make_another_map(stores, run, checkpoint_of, change):
+def test_other_settings_make_another_map(
+    stores: dict[str, SlideStore], run: RunConfig, checkpoint_of: MakePath, change: Any
+) -> None:
     path = checkpoint_of(SureNet())
     predict_stores([stores["left"]], path, SMALL, RunContext(run))
     report, _ = predict_stores([stores["left"]], path, dataclasses.replace(SMALL, **change), RunContext(run))
     assert "made from other inputs" in report.rows[0]["reason"]
 
 
-def test_a_store_at_another_resolution_fails_alone(stores, run, checkpoint_of):
+def test_a_store_at_another_resolution_fails_alone(
+    stores: dict[str, SlideStore], run: RunConfig, checkpoint_of: MakePath
+) -> None:
     report, done = predict_stores([stores["left"]], checkpoint_of(SureNet(), mpp=1.0), SMALL, RunContext(run))
     assert (report.exit_code, done) == (1, [])
     assert report.rows[0]["status"] == "failed"
-    assert "is at 0.5 um/px, the network at 1; tile it with --mpp 1" in report.rows[0]["reason"]
+    assert "has 0.5 um/px, the network was trained at 1; tile with --mpp 1" in report.rows[0]["reason"]
     close = predict_stores([stores["left"]], checkpoint_of(SureNet(), mpp=0.51), SMALL, RunContext(run))[0]
     assert close.exit_code == 0
     assert (Path(run.runs) / "unet" / "segment.csv").read_text().splitlines()[1].startswith("left,done")
 
 
-def test_a_store_whose_stain_is_read_otherwise_fails_alone(stores, run, checkpoint_of):
+def test_a_store_whose_stain_is_read_otherwise_fails_alone(
+    stores: dict[str, SlideStore], run: RunConfig, checkpoint_of: MakePath
+) -> None:
     stores["left"].normalise_stain()
     report, _ = predict_stores(list(stores.values())[:2], checkpoint_of(SureNet()), SMALL, RunContext(run))
     assert [r["status"] for r in report.rows] == [
         "failed" if s.slide_id == "left" else "done" for s in list(stores.values())[:2]
     ]
-    assert "the network saw stain as scanned" in report.of("failed")[0]["reason"]
+    assert "the network was trained without normalised stain" in report.of("failed")[0]["reason"]
 
 
-def test_a_slide_without_tissue_gets_an_empty_map(stores, run, checkpoint_of):
+def test_a_slide_without_tissue_gets_an_empty_map(
+    stores: dict[str, SlideStore], run: RunConfig, checkpoint_of: MakePath
+) -> None:
     report, done = predict_stores([stores["bare"]], checkpoint_of(SureNet()), SMALL, RunContext(run))
     assert (report.exit_code, done) == (0, [stores["bare"].path])
     assert (whole(stores["bare"].labels("unet")) == 255).all()
     assert (whole(stores["bare"].scores("unet")) == 0).all()
 
 
-def test_a_window_that_no_network_takes_is_refused_at_once(stores, run, checkpoint_of):
+def test_a_window_that_no_network_takes_is_refused_at_once(
+    stores: dict[str, SlideStore], run: RunConfig, checkpoint_of: MakePath
+) -> None:
     config = dataclasses.replace(SMALL, window_px=100)
     with pytest.raises(ConfigError, match=r"window of 100 px is not a multiple of 32 px.*--window"):
         predict_stores([stores["left"]], checkpoint_of(SureNet()), config, RunContext(run))
     assert stores["left"].names("scores") == []
 
 
-def test_a_missing_checkpoint_says_how_to_make_one(stores, run, tmp_path):
+def test_a_missing_checkpoint_says_how_to_make_one(
+    stores: dict[str, SlideStore], run: RunConfig, tmp_path: Path
+) -> None:
     with pytest.raises(CheckpointError, match=r"no checkpoint here; train one with: wsipipe segment"):
         predict_stores([stores["left"]], tmp_path / "none.json", SMALL, RunContext(run))

@@ -11,7 +11,7 @@ from wsipipe.segment.prefetch import PrefetchPipeline
 from wsipipe.segment.stitch import READ_AHEAD, WAITING
 
 
-def test_items_are_taken_in_order_with_their_answers():
+def test_items_are_taken_in_order_with_their_answers() -> None:
     taken: list[tuple[int, int]] = []
     told: list[int] = []
     ended: list[int] = []
@@ -35,12 +35,12 @@ def test_items_are_taken_in_order_with_their_answers():
     assert 0 <= pace.busy <= 1
 
 
-def test_nothing_to_do_is_done_at_once():
+def test_nothing_to_do_is_done_at_once() -> None:
     pace = PrefetchPipeline(read=pytest.fail, network=pytest.fail, take=pytest.fail).run([], 4)
     assert pace.items == 0
 
 
-def test_the_network_is_at_work_while_others_read_and_take():
+def test_the_network_is_at_work_while_others_read_and_take() -> None:
     def wait(*_: object) -> None:
         time.sleep(0.02)
 
@@ -60,7 +60,7 @@ def wait_and_return(items: list[int]) -> list[int]:
     return items
 
 
-def test_a_device_computes_while_the_answer_before_is_fetched():
+def test_a_device_computes_while_the_answer_before_is_fetched() -> None:
     events: list[str] = []
 
     def network(x: list[int]) -> object:
@@ -71,7 +71,7 @@ def test_a_device_computes_while_the_answer_before_is_fetched():
     assert events == ["launch 0", "launch 1", "fetch 0", "launch 2", "fetch 1", "fetch 2"]
 
 
-def test_a_slow_taker_holds_the_others_back():
+def test_a_slow_taker_holds_the_others_back() -> None:
     read, taken, lead = [], [], []
     lock = threading.Lock()
 
@@ -93,7 +93,7 @@ def test_a_slow_taker_holds_the_others_back():
 
 @pytest.mark.parametrize("step", ["read", "network", "answer", "take"])
 @pytest.mark.parametrize("at", [0, 3, 9])
-def test_an_error_of_any_step_stops_all_and_is_raised(step: str, at: int):
+def test_an_error_of_any_step_stops_all_and_is_raised(step: str, at: int) -> None:
     taken: list[int] = []
 
     def may_fail(name: str, i: int) -> None:

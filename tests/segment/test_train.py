@@ -17,7 +17,7 @@ import torch
 from support.two_colours import colour_mask, frame, paint, whole
 from torch import Tensor, nn
 
-from wsipipe.config.options import StitchConfig, TrainConfig
+from wsipipe.config.options import RunConfig, StitchConfig, TrainConfig
 from wsipipe.errors import CheckpointError, ConfigError, StoreError
 from wsipipe.nn.checkpoint import Checkpoint, read_checkpoint
 from wsipipe.nn.encoders import MEAN, STD, Statistics, create_encoder, statistics_of
@@ -32,23 +32,26 @@ from wsipipe.segment.slides import held_out, training_stores
 from wsipipe.segment.stage import SegmentOptions
 from wsipipe.segment.stage import run as segment
 from wsipipe.segment.train import train
+from wsipipe.store import SlideStore
 
 TINY = TrainConfig(masks="truth", encoder="resnet18_quarter", steps=2, batch=2)
 
 
-def ids(stores) -> list[str]:
+def ids(stores: dict[str, SlideStore]) -> list[str]:
     return [s.slide_id for s in stores]
 
 
-def resplit(store, split: str) -> None:
+def resplit(store: SlideStore, split: str) -> None:
     paint(store, colour_mask(store.read(frame(store))), split=split)
 
 
-def test_masks_without_a_recorded_split_are_all_trained_on_but_empty_slides_are_not(stores):
+def test_masks_without_a_recorded_split_are_all_trained_on_but_empty_slides_are_not(
+    stores: dict[str, SlideStore],
+) -> None:
     assert ids(training_stores(list(stores.values()), TINY)) == ["left", "right"]
 
 
-def test_the_split_that_the_masks_record_chooses_the_slides(stores):
+def test_the_split_that_the_masks_record_chooses_the_slides(stores: dict[str, SlideStore]) -> None:
     resplit(stores["left"], "train")
     resplit(stores["right"], "")
     assert ids(training_stores(list(stores.values()), TINY)) == ["left"]
@@ -62,21 +65,21 @@ def test_the_split_that_the_masks_record_chooses_the_slides(stores):
         "slide_id,split\nleft,test\nright,\n",  # an empty split is train, as in labels.csv
     ],
 )
-def test_a_splits_file_wins_over_the_record(stores, tmp_path: Path, text: str):
+def test_a_splits_file_wins_over_the_record(stores: dict[str, SlideStore], tmp_path: Path, text: str) -> None:
     resplit(stores["left"], "train")
     (tmp_path / "splits.csv").write_text(text, encoding="utf-8")
     config = dataclasses.replace(TINY, labels=str(tmp_path / "splits.csv"))
     assert ids(training_stores(list(stores.values()), config)) == ["right"]
 
 
-def test_a_splits_file_may_look_as_labels_csv_may(stores, tmp_path: Path):
+def test_a_splits_file_may_look_as_labels_csv_may(stores: dict[str, SlideStore], tmp_path: Path) -> None:
     """Semicolons, capitals in the header, blank lines, ids with the suffix of their file."""
     (tmp_path / "splits.csv").write_text("Slide_ID;split\n\nleft.svs;test\nright.svs;Train\n;\n", encoding="utf-8")
     config = dataclasses.replace(TINY, labels=str(tmp_path / "splits.csv"))
     assert ids(training_stores(list(stores.values()), config)) == ["right"]
 
 
-def test_a_splits_file_that_cannot_serve_is_refused(stores, tmp_path: Path):
+def test_a_splits_file_that_cannot_serve_is_refused(stores: dict[str, SlideStore], tmp_path: Path) -> None:
     bad = {
         "none.csv": None,
         "cols.csv": "slide_id,fold\nleft,train\n",
@@ -96,18 +99,20 @@ def test_a_splits_file_that_cannot_serve_is_refused(stores, tmp_path: Path):
         training_stores(list(stores.values()), dataclasses.replace(TINY, labels=str(tmp_path / "latin.csv")))
 
 
-def test_without_masks_the_error_names_the_commands_that_make_them(stores):
+def test_without_masks_the_error_names_the_commands_that_make_them(stores: dict[str, SlideStore]) -> None:
     with pytest.raises(StoreError, match=r"no store has labels/camel; make it with: wsipipe pseudolabel, or: .*import"):
         training_stores(list(stores.values()), dataclasses.replace(TINY, masks="camel"))
 
 
-def test_stores_that_disagree_on_the_classes_are_refused(stores, run):
+def test_stores_that_disagree_on_the_classes_are_refused(stores: dict[str, SlideStore], run: RunConfig) -> None:
     paint(stores["right"], np.ones((331, 437), np.uint8), classes=["purple", "pink"])
     with pytest.raises(ConfigError, match="labels/truth names different classes"):
         train(list(stores.values()), TINY, RunContext(run, silent, False))
 
 
-def test_a_patch_that_no_network_takes_is_refused_before_any_training(tmp_path, coloured, run):
+def test_a_patch_that_no_network_takes_is_refused_before_any_training(
+    tmp_path: Path, coloured: Path, run: RunConfig
+) -> None:
     from wsipipe.config.options import TileConfig
     from wsipipe.slides import SlideFile
     from wsipipe.store import SlideStore
@@ -121,7 +126,7 @@ def test_a_patch_that_no_network_takes_is_refused_before_any_training(tmp_path, 
         train([store], TINY, RunContext(run, silent, False))
 
 
-def test_the_checkpoint_says_what_it_is_for(stores, run):
+def test_the_checkpoint_says_what_it_is_for(stores: dict[str, SlideStore], run: RunConfig) -> None:
     path = train(list(stores.values()), TINY, RunContext(run, silent, False))
     assert path == Path(run.runs) / "unet" / "model.json"
     data = json.loads(path.read_text())
@@ -140,7 +145,9 @@ def first_layer(model: nn.Module) -> Tensor:
     return next(encoder_of(model).parameters()).detach()
 
 
-def test_given_weights_start_the_encoder_name_it_and_belong_to_the_key(stores, run, tmp_path):
+def test_given_weights_start_the_encoder_name_it_and_belong_to_the_key(
+    stores: dict[str, SlideStore], run: RunConfig, tmp_path: Path
+) -> None:
     both = list(stores.values())
     own = Statistics((0.7, 0.6, 0.7), (0.1, 0.2, 0.3))
     torch.manual_seed(5)
@@ -156,7 +163,7 @@ def test_given_weights_start_the_encoder_name_it_and_belong_to_the_key(stores, r
     Checkpoint("encoder", "resnet18_quarter", (), 0.5, 64, "d", own.mean, own.std, {}).save(
         tmp_path, create_encoder("resnet18_quarter")
     )
-    with pytest.raises(CheckpointError, match="trained on other masks or settings"):
+    with pytest.raises(CheckpointError, match="was made from other inputs"):
         train(both, still, RunContext(run, silent, False))
     with pytest.raises(CheckpointError, match="weights of encoder 'resnet18_quarter', but --encoder is 'resnet18'"):
         train(both, dataclasses.replace(still, encoder="resnet18"), RunContext(run, silent, True))
@@ -164,7 +171,9 @@ def test_given_weights_start_the_encoder_name_it_and_belong_to_the_key(stores, r
         train(both, dataclasses.replace(still, weights="none.safetensors"), RunContext(run, silent, True))
 
 
-def test_without_weights_the_encoder_starts_from_the_fit_of_the_masks_if_that_has_one(stores, run, caplog):
+def test_without_weights_the_encoder_starts_from_the_fit_of_the_masks_if_that_has_one(
+    stores: dict[str, SlideStore], run: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
     both = list(stores.values())
     still = dataclasses.replace(TINY, lr=1e-12)
     folder = Path(run.runs) / "truth"
@@ -180,7 +189,9 @@ def test_without_weights_the_encoder_starts_from_the_fit_of_the_masks_if_that_ha
     assert "starts from scratch, not from the fit of the masks" in caplog.text
 
 
-def test_the_same_inputs_are_not_trained_twice_and_others_not_over_them(stores, run):
+def test_the_same_inputs_are_not_trained_twice_and_others_not_over_them(
+    stores: dict[str, SlideStore], run: RunConfig
+) -> None:
     both = list(stores.values())
     steps: list[str] = []
 
@@ -208,7 +219,7 @@ def test_the_same_inputs_are_not_trained_twice_and_others_not_over_them(stores, 
     assert other == Path(run.runs) / "second" / "model.json"
 
 
-def test_the_same_seed_gives_the_same_weights(stores, run, tmp_path):
+def test_the_same_seed_gives_the_same_weights(stores: dict[str, SlideStore], run: RunConfig, tmp_path: Path) -> None:
     first = train(list(stores.values()), TINY, RunContext(run, silent, False))
     torch.manual_seed(123)
     second = train(
@@ -217,7 +228,7 @@ def test_the_same_seed_gives_the_same_weights(stores, run, tmp_path):
     assert first.with_suffix(".safetensors").read_bytes() == second.with_suffix(".safetensors").read_bytes()
 
 
-def test_slides_are_held_out_by_patient(stores):
+def test_slides_are_held_out_by_patient(stores: dict[str, SlideStore]) -> None:
     both = [stores["left"], stores["right"]]
     assert held_out(both, "truth", 0.0, 0) == (both, [])
     own, aside = held_out(both, "truth", 0.1, 0)
@@ -229,9 +240,19 @@ def test_slides_are_held_out_by_patient(stores):
         held_out(both, "truth", 0.5, 0)
 
 
-def test_a_training_with_all_that_there_is_runs_and_leaves_its_curves(stores, run):
+def test_a_training_with_all_that_there_is_runs_and_leaves_its_curves(
+    stores: dict[str, SlideStore], run: RunConfig
+) -> None:
     config = dataclasses.replace(
-        TINY, steps=20, rounds=2, robust=0.7, mosaic_prob=0.5, validation=0.5, patience=3, lr=1e-3, confident=0.6
+        TINY,
+        steps=20,
+        self_training_rounds=2,
+        gce_q=0.7,
+        mosaic_prob=0.5,
+        validation=0.5,
+        patience=3,
+        lr=1e-3,
+        teacher_threshold=0.6,
     )
     path = train(list(stores.values()), config, RunContext(run, silent, False))
     folder = path.parent
@@ -245,7 +266,9 @@ def test_a_training_with_all_that_there_is_runs_and_leaves_its_curves(stores, ru
     assert imagecodecs.png_decode((folder / "training.png").read_bytes()).shape[1] == 840
 
 
-def test_a_loss_that_is_not_finite_leaves_the_last_good_weights(stores, run, monkeypatch: pytest.MonkeyPatch):
+def test_a_loss_that_is_not_finite_leaves_the_last_good_weights(
+    stores: dict[str, SlideStore], run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = iter([1.0, 1.0, float("nan")])
     monkeypatch.setattr(learn, "segmentation_loss", lambda logits, mask, q: logits.mean() * 0 + next(values))
     with pytest.raises(CheckpointError, match=r"loss is nan at step 2; .*last good weights are in .*last-good\.json"):
@@ -255,7 +278,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_weights(stores, run, mon
     assert not (Path(run.runs) / "unet" / "model.json").exists()
 
 
-def test_what_is_kept_is_the_average_unless_it_is_left_out(stores, run):
+def test_what_is_kept_is_the_average_unless_it_is_left_out(stores: dict[str, SlideStore], run: RunConfig) -> None:
     both = list(stores.values())
     config = dataclasses.replace(TINY, steps=6, lr=1e-2)
     _, averaged = load_model(train(both, config, RunContext(run, silent, False)))
@@ -266,7 +289,7 @@ def test_what_is_kept_is_the_average_unless_it_is_left_out(stores, run):
 
 
 @pytest.mark.slow
-def test_two_processes_learn_the_same_network_together(coloured, tmp_path):
+def test_two_processes_learn_the_same_network_together(coloured: Path, tmp_path: Path) -> None:
     """Under torchrun: one checkpoint, written once, and near what one process learns (normalised by half batches)."""
     code = (
         "import sys; from pathlib import Path; from wsipipe.config.options import RunConfig, TrainConfig; "
@@ -294,7 +317,9 @@ def test_two_processes_learn_the_same_network_together(coloured, tmp_path):
 
 
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_killed_training_goes_on_to_the_same_bits(stores, run, monkeypatch: pytest.MonkeyPatch, stop: int):
+def test_a_killed_training_goes_on_to_the_same_bits(
+    stores: dict[str, SlideStore], run: RunConfig, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
     monkeypatch.setattr(module, "KEEP_S", 0.0)
     config = dataclasses.replace(TINY, steps=4, self_training_rounds=1, mosaic_prob=0.5, teacher_threshold=0.5)
     steps: list[int] = []
@@ -319,20 +344,22 @@ def test_a_killed_training_goes_on_to_the_same_bits(stores, run, monkeypatch: py
 
 
 @pytest.mark.parametrize("name", ["tissue", "truth", "../out", ""])
-def test_a_name_that_would_take_something_elses_place_is_refused(stores, run, name: str):
+def test_a_name_that_would_take_something_elses_place_is_refused(
+    stores: dict[str, SlideStore], run: RunConfig, name: str
+) -> None:
     config = dataclasses.replace(TINY, name=name, architecture="unet" if name else "tissue")
     with pytest.raises(ConfigError, match="name"):
         segment([s.path for s in stores.values()], SegmentOptions(config), RunContext(run))
     assert not (Path(run.runs)).exists()
 
 
-def test_without_stitch_the_checkpoint_is_what_was_made(stores, run):
+def test_without_stitch_the_checkpoint_is_what_was_made(stores: dict[str, SlideStore], run: RunConfig) -> None:
     report, made = segment([s.path for s in stores.values()], SegmentOptions(TINY), RunContext(run))
     assert (report.exit_code, made) == (0, [Path(run.runs) / "unet" / "model.json"])
     assert stores["left"].names("scores") == []
 
 
-def test_a_short_training_learns_two_colours(stores, run):
+def test_a_short_training_learns_two_colours(stores: dict[str, SlideStore], run: RunConfig) -> None:
     """Trained on one slide, right on more than 90 % of the tissue of the other."""
     resplit(stores["left"], "train")
     resplit(stores["right"], "")
@@ -350,7 +377,7 @@ def test_a_short_training_learns_two_colours(stores, run):
     assert again.rows[0]["status"] == "skipped"
 
 
-def test_the_log_for_tensorboard_holds_the_curves(stores, run):
+def test_the_log_for_tensorboard_holds_the_curves(stores: dict[str, SlideStore], run: RunConfig) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = dataclasses.replace(TINY, tensorboard=True, steps=3)

@@ -21,14 +21,14 @@ def by_hand(image: np.ndarray, view: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("view", range(8))
-def test_a_view_is_what_its_bits_say_and_its_inverse_undoes_it(view: int):
+def test_a_view_is_what_its_bits_say_and_its_inverse_undoes_it(view: int) -> None:
     image = np.arange(25.0).reshape(5, 5)
     found = turned(torch.from_numpy(image), view)
     np.testing.assert_array_equal(found.numpy(), by_hand(image, view))
     np.testing.assert_array_equal(turned_back(found, view).numpy(), image)
 
 
-def test_the_eight_views_differ():
+def test_the_eight_views_differ() -> None:
     image = torch.arange(9).reshape(3, 3)
     assert len({tuple(turned(image, v).flatten().tolist()) for v in range(8)}) == 8
 
@@ -39,7 +39,7 @@ def lopsided() -> nn.Module:
 
 
 @pytest.mark.parametrize("views", VIEWS)
-def test_the_mean_turns_with_the_image(views: int):
+def test_the_mean_turns_with_the_image(views: int) -> None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         net, x = lopsided(), torch.randn(2, 3, 8, 8)
         p = mean_over_views(net, x, views)
@@ -49,7 +49,7 @@ def test_the_mean_turns_with_the_image(views: int):
             assert torch.allclose(again, p, atol=1e-6) == (view < views)
 
 
-def test_the_mean_is_over_probabilities_of_each_view():
+def test_the_mean_is_over_probabilities_of_each_view() -> None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         net, x = lopsided(), torch.randn(1, 3, 6, 6)
         answers = [turned_back(net(turned(x, v)).softmax(1), v) for v in range(4)]
@@ -57,7 +57,7 @@ def test_the_mean_is_over_probabilities_of_each_view():
         torch.testing.assert_close(mean_over_views(net, x, 1), net(x).softmax(1))
 
 
-def test_networks_get_channels_last_images_and_other_numbers_are_refused():
+def test_networks_get_channels_last_images_and_other_numbers_are_refused() -> None:
     def network(x: Tensor) -> Tensor:
         assert x.is_contiguous(memory_format=torch.channels_last)
         return x

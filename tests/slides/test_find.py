@@ -22,7 +22,7 @@ def touch(*paths: Path) -> None:
         path.touch()
 
 
-def test_files_folders_and_dicom_folders_are_found(tmp_path: Path):
+def test_files_folders_and_dicom_folders_are_found(tmp_path: Path) -> None:
     touch(tmp_path / "in/b.svs", tmp_path / "in/a.TIFF", tmp_path / "in/notes.txt", tmp_path / "in/dcm/1.dcm")
     touch(
         tmp_path / "in/.hidden.svs", tmp_path / "in/folder.svs/x.txt", tmp_path / "c (1).ndpi", tmp_path / "d.ome.tif"
@@ -35,14 +35,14 @@ def test_files_folders_and_dicom_folders_are_found(tmp_path: Path):
     assert list(find_slides([tmp_path / "in/dcm"])) == ["dcm"]
 
 
-def test_a_slide_given_twice_is_one_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_slide_given_twice_is_one_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path / "a.svs")
     assert len(find_slides([tmp_path / "a.svs", tmp_path, tmp_path / "a.svs"])) == 1
     monkeypatch.chdir(tmp_path)
     assert len(find_slides([tmp_path / "a.svs", Path("a.svs"), Path()])) == 1
 
 
-def test_one_error_lists_all_problems(tmp_path: Path):
+def test_one_error_lists_all_problems(tmp_path: Path) -> None:
     touch(tmp_path / "x/a.svs", tmp_path / "y/A.svs", tmp_path / "empty/notes.md")
     os.mkfifo(tmp_path / "pipe.svs")
     (tmp_path / "m.csv").write_text("path,mpp\nnowhere.svs,0.5\n")
@@ -59,7 +59,7 @@ def test_one_error_lists_all_problems(tmp_path: Path):
         assert part in str(caught.value)
 
 
-def test_two_slides_of_one_id_are_refused(tmp_path: Path):
+def test_two_slides_of_one_id_are_refused(tmp_path: Path) -> None:
     touch(tmp_path / "x/a.svs", tmp_path / "y/a.svs")
     with pytest.raises(
         ConfigError, match="would both get the id a; rename one, tile them into different folders, or set slide_id"
@@ -70,7 +70,7 @@ def test_two_slides_of_one_id_are_refused(tmp_path: Path):
         find_slides([tmp_path / "x"])
 
 
-def test_two_names_of_one_file_are_refused(tmp_path: Path):
+def test_two_names_of_one_file_are_refused(tmp_path: Path) -> None:
     touch(tmp_path / "a.svs")
     (tmp_path / "b.svs").symlink_to(tmp_path / "a.svs")
     with pytest.raises(ConfigError, match=r"b\.svs is listed as a and as b; keep one id per file"):
@@ -80,7 +80,7 @@ def test_two_names_of_one_file_are_refused(tmp_path: Path):
     assert list(find_slides([tmp_path / "elsewhere", tmp_path / "a.svs"])) == ["a"]
 
 
-def test_a_warning_counts_the_ignored_files_of_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_warning_counts_the_ignored_files_of_a_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     touch(*(tmp_path / name for name in ("a.svs", "b.mrxs", "b/Slide.dat", "c.vsi", "d.VSI", "README", "more/e.svs")))
     with caplog.at_level(logging.WARNING):
         assert list(find_slides([tmp_path])) == ["a", "b"]
@@ -91,7 +91,7 @@ def test_a_warning_counts_the_ignored_files_of_a_folder(tmp_path: Path, caplog: 
     assert list(find_slides([tmp_path / "c.vsi"])) == ["c"]
 
 
-def test_a_manifest_row_takes_precedence_over_the_folder(tmp_path: Path):
+def test_a_manifest_row_takes_precedence_over_the_folder(tmp_path: Path) -> None:
     touch(tmp_path / "in/a.svs", tmp_path / "in/b.svs", tmp_path / "tissue.png")
     table = tmp_path / "in.csv"
     table.write_text("slide_id,path,mpp,mask\ncase 1,in/a.svs,0.25,tissue.png\n")
@@ -107,14 +107,14 @@ def test_a_manifest_row_takes_precedence_over_the_folder(tmp_path: Path):
     ("x,a.svs,\ny,a.svs,", r"a\.svs is listed as x and as y; keep one id per file"),
     ("x,a.svs,0.5\nx,a.svs,0.25", r"a\.svs is listed twice with different mpp or mask; keep one row"),
 ])  # fmt: skip
-def test_rows_that_contradict_each_other_are_refused(tmp_path: Path, rows: str, message: str):
+def test_rows_that_contradict_each_other_are_refused(tmp_path: Path, rows: str, message: str) -> None:
     touch(tmp_path / "a.svs", tmp_path / "b.svs")
     (tmp_path / "m.csv").write_text(f"slide_id,path,mpp\n{rows}\n")
     with pytest.raises(ConfigError, match=message):
         find_slides([tmp_path / "m.csv"])
 
 
-def test_a_name_with_any_characters_is_found_and_opened(tmp_path: Path, svs_path: Path):
+def test_a_name_with_any_characters_is_found_and_opened(tmp_path: Path, svs_path: Path) -> None:
     folder = tmp_path / "my slides"
     folder.mkdir()
     path = folder / "ü 玻片 #1%.svs"
@@ -127,11 +127,11 @@ def test_a_name_with_any_characters_is_found_and_opened(tmp_path: Path, svs_path
 
 
 @given(st.text("aeuüéñğạ玻가 #%1.", min_size=1))
-def test_both_unicode_spellings_of_a_name_give_one_id(name: str):
+def test_both_unicode_spellings_of_a_name_give_one_id(name: str) -> None:
     assert slide_id_of(unicodedata.normalize("NFD", name)) == slide_id_of(unicodedata.normalize("NFC", name))
 
 
-def test_pictures_next_to_slides_are_ignored(tmp_path: Path):
+def test_pictures_next_to_slides_are_ignored(tmp_path: Path) -> None:
     touch(tmp_path / "a.svs", tmp_path / "a.truth.png", tmp_path / "thumbnail.jpg")
     assert list(find_slides([tmp_path])) == ["a"]
     (tmp_path / "a.svs").unlink()

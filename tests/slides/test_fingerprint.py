@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def changed(path: Path, at: int, to: Path) -> Path:
     return to
 
 
-def test_a_copy_of_a_slide_has_the_same_fingerprint(slide: Path, tmp_path: Path):
+def test_a_copy_of_a_slide_has_the_same_fingerprint(slide: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copy(slide, tmp_path / "other name.svs"))
     os.utime(copy, (1, 1))
     assert fingerprint(copy) == fingerprint(slide)
@@ -39,18 +40,18 @@ def test_a_copy_of_a_slide_has_the_same_fingerprint(slide: Path, tmp_path: Path)
 
 
 @given(st.sampled_from(STARTS), st.integers(0, SAMPLE_BYTES - 1))
-def test_a_changed_byte_in_a_sampled_place_changes_it(slide: Path, start: int, offset: int):
+def test_a_changed_byte_in_a_sampled_place_changes_it(slide: Path, start: int, offset: int) -> None:
     assert fingerprint(changed(slide, start + offset, slide.with_name("b.svs"))) != fingerprint(slide)
 
 
-def test_the_samples_reach_from_the_first_byte_to_the_last(slide: Path, tmp_path: Path):
+def test_the_samples_reach_from_the_first_byte_to_the_last(slide: Path, tmp_path: Path) -> None:
     for at in (0, SIZE - 1):
         assert fingerprint(changed(slide, at, tmp_path / "b.svs")) != fingerprint(slide)
     between = STARTS[3] + SAMPLE_BYTES + 10
     assert fingerprint(changed(slide, between, tmp_path / "b.svs")) == fingerprint(slide)
 
 
-def test_another_length_changes_it(slide: Path, tmp_path: Path):
+def test_another_length_changes_it(slide: Path, tmp_path: Path) -> None:
     seen = {fingerprint(slide)}
     for data in (b"", b"\0", b"\0\0", bytes(SAMPLE_BYTES), bytes(SAMPLE_BYTES + 1)):
         (tmp_path / "b.svs").write_bytes(data)
@@ -58,7 +59,7 @@ def test_another_length_changes_it(slide: Path, tmp_path: Path):
     assert len(seen) == 6
 
 
-def test_the_hash_of_the_reader_is_part_of_it(slide: Path):
+def test_the_hash_of_the_reader_is_part_of_it(slide: Path) -> None:
     assert len({fingerprint(slide), fingerprint(slide, "1"), fingerprint(slide, "2")}) == 3
 
 
@@ -80,7 +81,7 @@ def dicom(folder: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("kind", [mrxs, dicom])
-def test_companion_files_are_part_of_it(tmp_path: Path, kind):
+def test_companion_files_are_part_of_it(tmp_path: Path, kind: Any) -> None:
     path, parts = kind(tmp_path / "one")
     first = fingerprint(path)
     copied = Path(shutil.copytree(tmp_path / "one", tmp_path / "two")) / path.name
@@ -95,6 +96,6 @@ def test_companion_files_are_part_of_it(tmp_path: Path, kind):
     assert len({first, shorter, fingerprint(path)}) == 3
 
 
-def test_an_index_without_its_folder_has_a_fingerprint(tmp_path: Path):
+def test_an_index_without_its_folder_has_a_fingerprint(tmp_path: Path) -> None:
     (tmp_path / "a.mrxs").write_bytes(b"index")
     assert fingerprint(tmp_path / "a.mrxs")

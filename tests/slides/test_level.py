@@ -55,7 +55,7 @@ PLACE, SIDE = st.integers(-90, 400), st.integers(1, 150)
 
 
 @given(st.sampled_from(("direct", "openslide", "deflate", "strips")), PLACE, PLACE, SIDE, SIDE)
-def test_any_box_equals_that_part_of_the_level(slides: Slides, name: str, x: int, y: int, w: int, h: int):
+def test_any_box_equals_that_part_of_the_level(slides: Slides, name: str, x: int, y: int, w: int, h: int) -> None:
     slide, rgb = slides[name]
     found, bad = LevelPixels(slide, 0).read((x, y, w, h))
     assert (found.dtype, bad) == (np.uint8, {})
@@ -68,13 +68,13 @@ def test_any_box_equals_that_part_of_the_level(slides: Slides, name: str, x: int
 @pytest.mark.parametrize("name", ["direct", "openslide", "deflate", "strips"])
 def test_the_padding_of_the_last_tiles_is_not_part_of_the_slide(
     slides: Slides, name: str, box: tuple[int, int, int, int]
-):
+) -> None:
     slide, rgb = slides[name]
     np.testing.assert_array_equal(LevelPixels(slide, 0).read(box)[0], cut(rgb, box))
 
 
 @pytest.mark.parametrize("shrink", [2, 4, 8])
-def test_a_shrunk_level_has_its_own_pixels(slides: Slides, shrink: int):
+def test_a_shrunk_level_has_its_own_pixels(slides: Slides, shrink: int) -> None:
     slide, rgb = slides["direct"]
     pixels = LevelPixels(slide, 0, shrink)
     box = (3, 5, 300 // shrink - 3, 260 // shrink - 5)
@@ -85,7 +85,9 @@ def test_a_shrunk_level_has_its_own_pixels(slides: Slides, shrink: int):
     assert (beyond == 255).all()
 
 
-def test_a_cached_tile_is_decoded_once_and_the_cache_is_bounded(slides: Slides, monkeypatch: pytest.MonkeyPatch):
+def test_a_cached_tile_is_decoded_once_and_the_cache_is_bounded(
+    slides: Slides, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slide, _ = slides["direct"]
     decoded = []
     decode = TiffTiles.decode
@@ -112,7 +114,9 @@ PLAIN = picture(256, 256, seed=3)
 
 
 @pytest.mark.parametrize("overlap", [0, 1])
-def test_only_tiles_that_adjacent_boxes_need_are_cached(slides: Slides, monkeypatch: pytest.MonkeyPatch, overlap: int):
+def test_only_tiles_that_adjacent_boxes_need_are_cached(
+    slides: Slides, monkeypatch: pytest.MonkeyPatch, overlap: int
+) -> None:
     decoded = []
     decode = TiffTiles.decode
     monkeypatch.setattr(
@@ -155,7 +159,7 @@ def opened(path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> OpenSlideRe
 @pytest.mark.parametrize("damage", [shorten, garble, lift])
 def test_one_bad_tile_of_sixteen_is_one_bad_tile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any, way: str
-):
+) -> None:
     path = write_jpeg(tmp_path / "a.svs", PLAIN, tile=64)
     truth = expected(path)
     damage(path)
@@ -174,7 +178,7 @@ def test_one_bad_tile_of_sixteen_is_one_bad_tile(
     slide.close()
 
 
-def test_a_missing_tile_is_bad(tmp_path: Path):
+def test_a_missing_tile_is_bad(tmp_path: Path) -> None:
     path = write_jpeg(tmp_path / "a.svs", PLAIN, tile=64)
     tamper(path, 6, offset=0, size=0)
     bad = LevelPixels(OpenSlideReader(path, "a"), 0).read((0, 0, 256, 256))[1]
@@ -183,7 +187,7 @@ def test_a_missing_tile_is_bad(tmp_path: Path):
 
 
 @pytest.mark.parametrize("way", ["direct", "openslide"])
-def test_a_bad_tile_is_tried_once_while_it_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str):
+def test_a_bad_tile_is_tried_once_while_it_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     path = write_jpeg(tmp_path / "a.svs", PLAIN, tile=64)
     garble(path)
     slide = opened(path, way, monkeypatch)
@@ -197,7 +201,7 @@ def test_a_bad_tile_is_tried_once_while_it_is_cached(tmp_path: Path, monkeypatch
     slide.close()
 
 
-def test_a_reader_of_regions_names_the_bad_tile(tmp_path: Path):
+def test_a_reader_of_regions_names_the_bad_tile(tmp_path: Path) -> None:
     path = write_tiles(tmp_path / "a.tif", PLAIN, 64, compression="zlib")
     shorten(path)
     slide = TiffReader(path, "a")

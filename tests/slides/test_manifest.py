@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -32,7 +33,7 @@ def read(folder: Path, text: str | bytes) -> list[tuple[str, SlideFile]]:
     return read_manifest(path)
 
 
-def test_only_the_path_is_required(folder: Path):
+def test_only_the_path_is_required(folder: Path) -> None:
     assert read(folder, "path\nslides/a b.svs\nslides/ü.svs\nslides/dcm\n\n") == [
         ("a_b", SlideFile(folder / "slides/a b.svs")),
         ("s_", SlideFile(folder / "slides/ü.svs")),
@@ -49,14 +50,14 @@ def test_only_the_path_is_required(folder: Path):
     ("slide_id,path,slide,mpp\na_b,slides/a b.svs,nonsense,\n", None),
     ("\ufeffpath,mpp\r\nslides/a b.svs,\r\n", None),
 ])  # fmt: skip
-def test_tables_of_other_tools_are_understood(folder: Path, text: str, mpp: tuple[float, float] | None):
+def test_tables_of_other_tools_are_understood(folder: Path, text: str, mpp: tuple[float, float] | None) -> None:
     mask = folder / "mask.png" if "mask" in text else None
     assert read(folder, text) == [("a_b", SlideFile(folder / "slides/a b.svs", mpp, mask))]
 
 
 def test_paths_start_at_the_manifest_then_at_the_current_folder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     for name in ("mask.png", "here.svs"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
@@ -67,7 +68,7 @@ def test_paths_start_at_the_manifest_then_at_the_current_folder(
     ]
 
 
-def test_one_error_lists_every_problem_of_every_row(folder: Path):
+def test_one_error_lists_every_problem_of_every_row(folder: Path) -> None:
     rows = (
         "path,mpp,mpp_x,mpp_y,mask",
         "none.svs,0,,,no.png",
@@ -96,12 +97,12 @@ def test_one_error_lists_every_problem_of_every_row(folder: Path):
     ]
 
 
-def test_a_row_with_too_many_cells_hides_no_problem_of_others(folder: Path):
-    with pytest.raises(ConfigError, match=r"line 2: 2 cells under 1 columns; .*; line 3: no such file none\.svs"):
+def test_a_row_with_too_many_cells_hides_no_problem_of_others(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"line 2: 2 cells, but the header has 1; .*; line 3: no such file none\.svs"):
         read(folder, "path\nslides/a b.svs,0.5\nnone.svs\n")
 
 
-def test_of_many_problems_the_first_are_listed(folder: Path):
+def test_of_many_problems_the_first_are_listed(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"line 21: no such file .*; \.\.\. and 10 more$"):
         read(folder, "path\n" + "none.svs\n" * 30)
 
@@ -111,10 +112,10 @@ def test_of_many_problems_the_first_are_listed(folder: Path):
     ("id,mpp\na,0.5\n", r"no column path \(or image_path, wsi, slide, filename\); found id, mpp"),
     ("path,mpp\n", "the manifest lists no slide"),
     ("path,Path\nx,y\n", "column 'path' appears twice"),
-    ("path,mpp\na,b.svs,0.5\n", "line 2: 3 cells under 2 columns; put a cell that contains the separator in quotes"),
+    ("path,mpp\na,b.svs,0.5\n", "line 2: 3 cells, but the header has 2; quote cells that contain the separator"),
     ("path\nü.svs\n".encode("utf-16"), "not readable as UTF-8 text .*; save it as CSV UTF-8"),
 ])  # fmt: skip
-def test_a_table_that_is_not_a_manifest_is_an_error(folder: Path, text: str | bytes, message: str):
+def test_a_table_that_is_not_a_manifest_is_an_error(folder: Path, text: str | bytes, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"m\.csv: {message}"):
         read(folder, text)
 
@@ -127,7 +128,9 @@ ROW = st.tuples(
 
 
 @given(st.lists(ROW, min_size=1, max_size=5), st.sampled_from(",;\t"), st.booleans(), st.permutations(range(5)))
-def test_what_is_written_is_read_in_any_order_of_columns_and_with_any_separator(folder, rows, separator, bom, order):
+def test_what_is_written_is_read_in_any_order_of_columns_and_with_any_separator(
+    folder: Path, rows: Any, separator: Any, bom: bool, order: Any
+) -> None:
     header = ("slide_id", "path", "mpp_x", "mpp_y", "mask")
     text = io.StringIO()
     table = csv.writer(text, delimiter=separator)

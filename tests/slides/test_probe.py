@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -46,7 +47,7 @@ def write_huge_tile(path: Path, side_px: int) -> None:
     path.write_bytes(head + struct.pack("<HHH", 8, 8, 8) + bytes(100))
 
 
-def test_a_good_slide_passes_with_one_child_for_all(prober: Prober, svs_path: Path, png_path: Path):
+def test_a_good_slide_passes_with_one_child_for_all(prober: Prober, svs_path: Path, png_path: Path) -> None:
     prober.check(svs_path, "blob")
     before = children()
     prober.check(svs_path, "blob", (0.25, 0.5), "manifest")
@@ -56,7 +57,7 @@ def test_a_good_slide_passes_with_one_child_for_all(prober: Prober, svs_path: Pa
 
 @pytest.mark.parametrize("data", [None, b"", b"nothing"])
 @pytest.mark.parametrize("name", ["a.svs", "ü 玻片 #1%.tif", "a\udcff.png"])
-def test_the_error_is_that_of_open_slide(prober: Prober, tmp_path: Path, name: str, data: bytes | None):
+def test_the_error_is_that_of_open_slide(prober: Prober, tmp_path: Path, name: str, data: bytes | None) -> None:
     path = tmp_path / name
     if data is not None:
         path.write_bytes(data)
@@ -67,7 +68,7 @@ def test_the_error_is_that_of_open_slide(prober: Prober, tmp_path: Path, name: s
     assert str(found.value) == str(wanted.value)
 
 
-def test_a_resolution_is_judged_as_open_slide_does(prober: Prober, png_path: Path):
+def test_a_resolution_is_judged_as_open_slide_does(prober: Prober, png_path: Path) -> None:
     for override in (0.0, 250.0, (0.5, 250.0)):
         with pytest.raises(SlideError) as wanted:
             open_slide(png_path, "image", override)
@@ -76,7 +77,7 @@ def test_a_resolution_is_judged_as_open_slide_does(prober: Prober, png_path: Pat
         assert str(found.value) == str(wanted.value)
 
 
-def test_unreadable_pixels_are_not_an_error(prober: Prober, tmp_path: Path, svs_path: Path):
+def test_unreadable_pixels_are_not_an_error(prober: Prober, tmp_path: Path, svs_path: Path) -> None:
     data = bytearray(svs_path.read_bytes())
     data[2000 : len(data) // 2] = bytes(len(data) // 2 - 2000)
     (tmp_path / "bad.svs").write_bytes(data)
@@ -88,14 +89,14 @@ def test_unreadable_pixels_are_not_an_error(prober: Prober, tmp_path: Path, svs_
     assert children() == before, "its child died of it"
 
 
-def test_a_crafted_file_is_an_error_and_the_next_slide_passes(prober: Prober, tmp_path: Path, svs_path: Path):
+def test_a_crafted_file_is_an_error_and_the_next_slide_passes(prober: Prober, tmp_path: Path, svs_path: Path) -> None:
     write_huge_tile(tmp_path / "crafted.tiff", 60_000)
     with pytest.raises(SlideError, match=r"crafted\.tiff: "):
         prober.check(tmp_path / "crafted.tiff", "crafted", 0.5)
     prober.check(svs_path, "blob")
 
 
-def test_too_much_memory_in_a_library_is_an_error(tmp_path: Path, svs_path: Path):
+def test_too_much_memory_in_a_library_is_an_error(tmp_path: Path, svs_path: Path) -> None:
     write_huge_tile(tmp_path / "crafted.tiff", 8192)  # 256 MiB as RGBA
     with Prober(memory_bytes=128 * 2**20) as prober:
         with pytest.raises(SlideError) as caught:
@@ -108,7 +109,7 @@ def test_too_much_memory_in_a_library_is_an_error(tmp_path: Path, svs_path: Path
         prober.check(svs_path, "blob")
 
 
-def test_too_much_memory_in_python_is_an_error(tmp_path: Path, svs_path: Path):
+def test_too_much_memory_in_python_is_an_error(tmp_path: Path, svs_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(imagecodecs.png_encode(np.zeros((8000, 8000), np.uint8), level=1))
     with Prober(memory_bytes=128 * 2**20) as prober:
         with pytest.raises(
@@ -118,7 +119,7 @@ def test_too_much_memory_in_python_is_an_error(tmp_path: Path, svs_path: Path):
         prober.check(svs_path, "blob")
 
 
-def test_a_slide_that_hangs_exceeds_the_time_limit(tmp_path: Path, svs_path: Path):
+def test_a_slide_that_hangs_exceeds_the_time_limit(tmp_path: Path, svs_path: Path) -> None:
     os.mkfifo(tmp_path / "hangs.svs")
     with Prober(seconds=0.5) as prober:
         with pytest.raises(SlideError, match=r"hangs\.svs: opening it took more than 0\.5 s \(in a separate process"):
@@ -126,7 +127,7 @@ def test_a_slide_that_hangs_exceeds_the_time_limit(tmp_path: Path, svs_path: Pat
         prober.check(svs_path, "blob")
 
 
-def test_a_child_killed_at_work_fails_its_slide_and_one_killed_idle_fails_none(tmp_path: Path, svs_path: Path):
+def test_a_child_killed_at_work_fails_its_slide_and_one_killed_idle_fails_none(tmp_path: Path, svs_path: Path) -> None:
     os.mkfifo(tmp_path / "hangs.svs")
     others = children()
     with Prober() as prober:
@@ -154,7 +155,7 @@ def ctrl_c_interrupts() -> Iterator[None]:
 
 def test_no_process_and_no_file_is_left_even_after_an_interrupt(
     tmp_path: Path, svs_path: Path, ctrl_c_interrupts: None
-):
+) -> None:
     os.mkfifo(tmp_path / "hangs.svs")
     before, files = children(), len(os.listdir("/proc/self/fd"))
     with Prober():
@@ -173,7 +174,7 @@ def test_no_process_and_no_file_is_left_even_after_an_interrupt(
     assert len(os.listdir("/proc/self/fd")) == files
 
 
-def test_a_child_can_be_started_early_and_ended_before_the_block(svs_path: Path):
+def test_a_child_can_be_started_early_and_ended_before_the_block(svs_path: Path) -> None:
     before = children()
     with Prober() as prober:
         (early,) = children() - before if prober.start() else ()
@@ -187,7 +188,7 @@ def test_a_child_can_be_started_early_and_ended_before_the_block(svs_path: Path)
     assert children() == before
 
 
-def test_a_child_that_cannot_start_is_an_error(svs_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_child_that_cannot_start_is_an_error(svs_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with (
         Prober() as prober,
@@ -196,7 +197,7 @@ def test_a_child_that_cannot_start_is_an_error(svs_path: Path, monkeypatch: pyte
         prober.check(svs_path, "blob")
 
 
-def test_the_child_loads_only_what_opening_needs_and_ends_with_its_parent():
+def test_the_child_loads_only_what_opening_needs_and_ends_with_its_parent() -> None:
     code = (
         "import sys; sys.argv = ['', '5', '1000000000']\n"
         "from wsipipe.slides import probe; probe.main()\n"
@@ -208,7 +209,7 @@ def test_the_child_loads_only_what_opening_needs_and_ends_with_its_parent():
     assert (run.returncode, run.stdout, run.stderr.strip()) == (0, '{"problem": ""}\n', "")
 
 
-def test_the_samples_are_the_centre_of_every_level_and_the_last_corner(array_slide):
+def test_the_samples_are_the_centre_of_every_level_and_the_last_corner(array_slide: Any) -> None:
     slide = array_slide(np.zeros((600, 1000, 3), np.uint8), (1, 4))
     assert list(_samples(slide)) == [
         ((372, 172), 0, (256, 256)),
@@ -217,7 +218,7 @@ def test_the_samples_are_the_centre_of_every_level_and_the_last_corner(array_sli
     ]
 
 
-def test_real_slides(prober: Prober, real_wsi: Path):
+def test_real_slides(prober: Prober, real_wsi: Path) -> None:
     for name in ("CMU-1-Small-Region.svs", "dicom_cmu-1-small-region", "test3-DAPI-2-(387).ndpi", "unreadable.svs"):
         prober.check(real_wsi / name, "real")
     with pytest.raises(SlideError, match=r"unopenable\.tiff: "):

@@ -73,7 +73,7 @@ def test_features_of_other_things_are_replaced_and_of_the_same_kept(store: Slide
 def test_values_that_float16_does_not_hold_are_refused_and_nothing_is_written(store: SlideStore):
     features = opened(store)
     for bad in (1e6, np.nan, np.inf):
-        with pytest.raises(StoreError, match="features beyond 65504, or not numbers"):
+        with pytest.raises(StoreError, match="features above 65504 or not finite"):
             features.write(cells_of((0, 0)), np.full((1, 5), bad, np.float32))
     assert np.isnan(features.read(cells_of((0, 0)))).all()
 

@@ -37,11 +37,9 @@ def test_the_slide_its_resolution_and_its_patches_are_named(tiled: Path):
     assert "aperio, 1200 x 900 px at 0.5 x 0.5 um/px (from: " in text
     assert "working    1200 x 900 px at 0.5 x 0.5 um/px, 1 slide px per px, 2 levels" in text
     assert "codec      JPEG, quality 90, chunks of 256 px" in text
-    assert "copied     levels 0, 1, as the slide has them; " in text
-    assert re.search(r"^tissue     seen at [0-9.]+ um/px", text, re.MULTILINE)
-    assert (
-        f"patches    128 px every 128 px: {len(store.patches().windows)} usable (the store's own)" in text.splitlines()
-    )
+    assert "copied     levels 0, 1 byte for byte; " in text
+    assert re.search(r"^tissue     detected at [0-9.]+ um/px", text, re.MULTILINE)
+    assert f"patches    128 px every 128 px: {len(store.patches().windows)} usable (default)" in text.splitlines()
     assert "unreadable" not in text
     assert re.search(r"^labels +tissue: ", text, re.MULTILINE)
     assert "scores" not in text
@@ -69,7 +67,7 @@ def test_another_lattice_has_a_line_of_its_own(store: SlideStore):
     store.write_patches(type(table)(grid, cells, np.ones(3, np.float32), status))
     (store.path / "patches" / ".64_32.old").mkdir()
     lines = describe(store.path).splitlines()
-    assert "patches    64 px every 32 px: 2 usable, 1 corrupt (the store's own)" in lines
+    assert "patches    64 px every 32 px: 2 usable, 1 corrupt (default)" in lines
     assert f"patches    128 px every 128 px: {len(table.windows)} usable" in lines
 
 
@@ -78,9 +76,9 @@ def test_a_lossless_resampled_store_says_so(tmp_path: Path, svs_path: Path):
     config = TileConfig(mpp=1.0, patch_px=64, codec="zstd")
     _, paths = tile_slides({"blob": SlideFile(svs_path)}, config, RunContext(run))
     text = describe(paths[0])
-    assert "working    600 x 450 px at 1 x 1 um/px, 2 slide px per px, 1 levels" in text
+    assert "working    600 x 450 px at 1 x 1 um/px, 2 slide px per px, 1 level" in text
     assert "codec      zstd (lossless), chunks of 256 px" in text
-    assert "copied     nothing: the pixels are decoded and encoded anew" in text
+    assert "copied     none: all pixels were decoded and encoded again" in text
 
 
 def noted(path: Path, chunk_px: int = 240, **more: object) -> SlideStore:
@@ -103,18 +101,18 @@ def test_the_share_that_was_copied_is_all_or_nothing_only_where_it_is(tmp_path: 
     store = noted(tmp_path / "x.zarr", copied=share, copied_levels=[0])
     lines = describe(store.path).splitlines()
     assert "codec      JPEG, quality 90, chunks of 240 px" in lines
-    assert f"copied     level 0, as the slide has them; {said} of the chunks of level 0" in lines
+    assert f"copied     level 0 byte for byte; {said} of the chunks of level 0" in lines
 
 
 def test_what_of_the_slide_was_lost_or_left_out_is_said(tmp_path: Path):
     bad = [[0, 1, 2, "broken"]]
     store = noted(tmp_path / "x.zarr", bad=bad, tissue_mpp=8.0)
-    assert "tissue     seen at 8 um/px" in describe(store.path).splitlines()
+    assert "tissue     detected at 8 um/px" in describe(store.path).splitlines()
     store.write_tissue(TissueLevels(np.ones((4, 4), np.uint8), 16), {"shares": {"pen": 0.012, "blur": 0.0}})
     lines = describe(store.path).splitlines()
     assert "unreadable 1 tile of the slide" in lines
-    assert "tissue     seen at 8 um/px; left out: pen 1.2%" in lines
-    store.note(bad=bad * 2)
+    assert "tissue     detected at 8 um/px; excluded: pen 1.2%" in lines
+    store.update_meta(bad=bad * 2)
     assert "unreadable 2 tiles of the slide" in describe(store.path).splitlines()
 
 
@@ -122,9 +120,9 @@ def test_a_lattice_without_patches_says_none(tmp_path: Path):
     store = noted(tmp_path / "x.zarr")
     none = PatchTable(store.grid, np.zeros((0, 2), np.int32), np.zeros(0, np.float32), np.zeros(0, np.uint8))
     store.write_patches(none)
-    assert "patches    64 px every 64 px: none (the store's own)" in describe(store.path).splitlines()
+    assert "patches    64 px every 64 px: none (default)" in describe(store.path).splitlines()
     store.write_patches(PatchTable(store.grid, np.zeros((1, 2), np.int32), np.ones(1, np.float32), np.full(1, 2, "u1")))
-    assert "patches    64 px every 64 px: 1 not stored (the store's own)" in describe(store.path).splitlines()
+    assert "patches    64 px every 64 px: 1 not stored (default)" in describe(store.path).splitlines()
 
 
 def test_what_is_no_store_is_said_to_be_none(tmp_path: Path):

@@ -14,7 +14,7 @@ from support.examples import examples
 from wsipipe.errors import ConfigError, StoreError
 from wsipipe.geometry import Grid, Window
 from wsipipe.store import SlideStore
-from wsipipe.store.map_writer import ResumableMapWriter, forget
+from wsipipe.store.map_writer import ResumableMapWriter, remove_finished
 from wsipipe.store.verify import verify
 
 VALUES = {0: "none", 1: "tumour", 2: "stroma", 255: "not predicted"}
@@ -176,7 +176,7 @@ def test_one_process_at_a_time(tmp_path: Path):
     store = empty_store(tmp_path / "a.zarr")
     with (
         ResumableMapWriter(store, "unet", "k", 2, 8),
-        pytest.raises(StoreError, match=r"labels/unet is held by process \d+"),
+        pytest.raises(StoreError, match=r"labels/unet is locked by process \d+"),
         ResumableMapWriter(SlideStore(store.path), "unet", "k", 2, 8),
     ):
         pass
@@ -205,10 +205,10 @@ def test_what_was_there_stays_until_the_new_maps_are_complete(tmp_path: Path):
 def test_only_the_rest_of_finished_maps_is_forgotten(tmp_path: Path):
     store = empty_store(tmp_path / "a.zarr")
     folder = begun(store).folder
-    forget(store, "unet")
+    remove_finished(store, "unet")
     assert folder.exists()
     (folder / "complete").touch()
     shutil.rmtree(folder / "labels")
-    forget(store, "unet")
+    remove_finished(store, "unet")
     assert not folder.exists()
-    forget(store, "never")
+    remove_finished(store, "never")

@@ -18,7 +18,7 @@ def test_plain_names_are_accepted(store: SlideStore, name: str):
 
 @pytest.mark.parametrize("name", ["tissue", "tile", "zarr.json"])
 def test_names_that_wsipipe_uses_itself_are_refused(name: str):
-    with pytest.raises(ConfigError, match="it belongs to wsipipe itself; choose another --name"):
+    with pytest.raises(ConfigError, match="reserved by wsipipe; choose another --name"):
         check_name(name)
 
 

@@ -24,7 +24,7 @@ from wsipipe.store.verify import verify
 
 VALUES = {0: "none", 1: "gland", 255: "ignore"}
 META = {"digest": "x", "classes": ["gland"]}
-NOT_A_MASK = "labels/irnet-objects numbers objects, it is no mask of classes; name irnet"
+NOT_A_MASK = "labels/irnet-objects is an image of objects, not a class mask; use irnet"
 
 
 def in_shards(store: SlideStore, image: NDArray[Any]) -> Iterator[tuple[tuple[int, int], NDArray[Any]]]:
@@ -100,16 +100,16 @@ def test_objects_are_no_mask(both: SlideStore):
         both.labels("unet-objects")
     with pytest.raises(StoreError, match="no labels/tissue-objects; found irnet"):
         both.objects("tissue")
-    with pytest.raises(ConfigError, match="names that end in -objects are those of objects; choose another --name"):
+    with pytest.raises(ConfigError, match="the ending -objects is reserved for objects; choose another --name"):
         check_name("irnet-objects")
 
 
 def test_objects_are_current_under_the_key_that_they_were_made_with(both: SlideStore):
-    assert both.current("objects", "irnet", "x", overwrite=False)
-    assert not both.current("objects", "irnet", "y", overwrite=True)
-    assert not both.current("objects", "unet", "x", overwrite=False)
+    assert both.can_reuse("objects", "irnet", "x", overwrite=False)
+    assert not both.can_reuse("objects", "irnet", "y", overwrite=True)
+    assert not both.can_reuse("objects", "unet", "x", overwrite=False)
     with pytest.raises(StoreError, match="labels/irnet-objects was made from other inputs"):
-        both.current("objects", "irnet", "y", overwrite=False)
+        both.can_reuse("objects", "irnet", "y", overwrite=False)
 
 
 def test_objects_go_with_the_mask_that_they_were_cut_from(both: SlideStore):
@@ -176,7 +176,7 @@ def test_a_kill_while_objects_are_dropped_leaves_a_store_that_is_whole(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("wsipipe.store.slide_store.swap", killed)
+    monkeypatch.setattr("wsipipe.store.slide_store.replace_folder", killed)
     with pytest.raises(KeyboardInterrupt):
         write_mask(both, "y")
     left = SlideStore(both.path)

@@ -40,7 +40,9 @@ def test_patches_replace_those_of_their_lattice_and_become_the_stores_own(store:
     grid = store.grid.with_patches(64, 64)
     for n in (3, 2):
         cells = np.zeros((n, 2), np.int32)
-        store.write_patches(PatchTable(grid, cells, np.ones(n, np.float32), np.zeros(n, np.uint8)), made_of=str(n))
+        store.write_patches(
+            PatchTable(grid, cells, np.ones(n, np.float32), np.zeros(n, np.uint8)), inputs_digest=str(n)
+        )
         assert len(store.patches().cell) == n
         assert store.patches_digest(64, 64) == str(n)
     assert (SlideStore(store.path).grid, store.digest) == (grid, SlideStore(store.path).digest)
@@ -56,5 +58,5 @@ def test_a_damaged_patch_table_is_never_returned(store: SlideStore, file: str, d
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 255
     path.unlink() if damage == "gone" else path.write_bytes({"flip": data, "cut": data[:9]}.get(damage, b""))
-    with pytest.raises(StoreError, match=r"cannot be read \(.*\), it is damaged; tile again"):
+    with pytest.raises(StoreError, match=r"damaged, cannot be read \(.*\); tile again"):
         store.patches()

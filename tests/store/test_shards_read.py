@@ -22,11 +22,11 @@ from support.examples import examples
 
 from wsipipe.errors import StoreError
 from wsipipe.geometry import Window
-from wsipipe.runtime.executor import map_threads
+from wsipipe.runtime.executor import map_in_threads
 from wsipipe.store import shards
 from wsipipe.store.label_images import shard_windows
 from wsipipe.store.layout import create_array
-from wsipipe.store.shards import MOST_OPEN, ArraySpec, ShardedArray
+from wsipipe.store.shards import MAX_OPEN, ArraySpec, ShardedArray
 
 FEW = examples(40)
 POOL = ThreadPoolExecutor(3)
@@ -157,12 +157,12 @@ def test_windows_of_two_sizes_are_a_mistake(tmp_path: Path):
 def test_several_threads_read_the_same_as_one_while_files_are_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quality: int
 ):
-    monkeypatch.setattr(shards, "MOST_OPEN", 2)
+    monkeypatch.setattr(shards, "MAX_OPEN", 2)
     array = filled(tmp_path / "0", ArraySpec((3, 150, 150), "uint8", 255, 16, 32, quality))
     windows = [Window(x, y, 40, 30) for x in range(0, 140, 12) for y in range(0, 140, 12)]
     expected = crops(array, windows)
     found: dict[int, NDArray[np.generic]] = {}
-    map_threads(lambda i: array.read(windows[i]), range(len(windows)), 8, found.__setitem__)
+    map_in_threads(lambda i: array.read(windows[i]), range(len(windows)), 8, found.__setitem__)
     np.testing.assert_array_equal(np.stack([found[i] for i in range(len(windows))]), expected)
     assert len(array._open) == 2
 
@@ -172,11 +172,11 @@ def test_a_bounded_number_of_files_is_open_and_all_are_closed_in_the_end(tmp_pat
     array = filled(tmp_path / "0", ArraySpec((16, 16 * 100), "uint8", 255, 16, 16), holes=0)
     for _ in range(2):
         array.read(Window(0, 0, 1600, 16))
-        assert open_below(tmp_path) == MOST_OPEN
+        assert open_below(tmp_path) == MAX_OPEN
     array.present()
     array.read_batch([Window(x, 0, 16, 16) for x in range(0, 1600, 16)], POOL)
     gc.collect()
-    assert open_below(tmp_path) == MOST_OPEN
+    assert open_below(tmp_path) == MAX_OPEN
     del array
     gc.collect()
     assert open_below(tmp_path) == 0
@@ -190,7 +190,7 @@ def test_damaged_and_rewritten_shards_leave_no_file_open(tmp_path: Path):
         array.read(Window(0, 0, 16, 16))
     (tmp_path / "0/c/0/1").write_bytes(b"cut")
     for _ in range(50):
-        with pytest.raises(StoreError, match="the index is damaged"):
+        with pytest.raises(StoreError, match="damaged index"):
             array.read(Window(16, 0, 16, 16))
     gc.collect()
     assert open_below(tmp_path) <= 1

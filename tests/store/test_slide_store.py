@@ -121,7 +121,7 @@ def test_other_things_are_no_store(tmp_path: Path, tiled: Path):
     (tmp_path / "file.zarr").touch()
     with pytest.raises(StoreError, match="not a store"):
         SlideStore(tmp_path / "file.zarr")
-    with pytest.raises(StoreError, match="a Zarr group, but not a store of wsipipe"):
+    with pytest.raises(StoreError, match="a Zarr group, but not a wsipipe store"):
         SlideStore(tiled / "labels")
     (tmp_path / "zarr.json").write_text("not json")
     with pytest.raises(StoreError, match="not readable as Zarr v3 metadata; tile this slide again"):
@@ -132,7 +132,7 @@ def test_another_schema_says_so(store: SlideStore):
     meta = json.loads((store.path / "zarr.json").read_text())
     meta["attributes"]["wsipipe"]["schema"] = 99
     (store.path / "zarr.json").write_text(json.dumps(meta))
-    with pytest.raises(StoreError, match="written with store schema 99, this version reads 2; tile again"):
+    with pytest.raises(StoreError, match="store schema 99, this version reads 2; tile the slide again"):
         SlideStore(store.path)
 
 
@@ -152,7 +152,7 @@ def test_a_root_that_says_too_little_is_damaged(store: SlideStore, key: str, val
 @pytest.mark.parametrize("text", ["[]", "5", '{"attributes": 5}', '{"attributes": {"wsipipe": 5}}', "\ufffe"])
 def test_metadata_of_any_other_shape_are_no_store(tmp_path: Path, text: str):
     (tmp_path / "zarr.json").write_text(text)
-    with pytest.raises(StoreError, match=r"not readable as Zarr v3 metadata|not a store of wsipipe"):
+    with pytest.raises(StoreError, match=r"not readable as Zarr v3 metadata|not a wsipipe store"):
         SlideStore(tmp_path)
 
 
@@ -165,7 +165,7 @@ def test_chunks_may_have_another_side_at_each_level(tmp_path: Path):
 
 def test_what_is_noted_joins_the_attributes_and_stays_valid(store: SlideStore):
     before = SlideStore(store.path).meta
-    store.note(stored={"0": {"0.0": 7}}, more=[1])
+    store.update_meta(stored={"0": {"0.0": 7}}, more=[1])
     assert SlideStore(store.path).meta == store.meta == {**before, "stored": {"0": {"0.0": 7}}, "more": [1]}
     assert "multiscales" in zarr.open_group(str(store.path), mode="r").attrs["ome"]
 
@@ -281,24 +281,24 @@ def test_a_missing_name_says_what_there_is(store: SlideStore):
 
 
 def test_current_tells_same_inputs_from_others(store: SlideStore):
-    assert not store.current("labels", "camel", "x", overwrite=False)
+    assert not store.can_reuse("labels", "camel", "x", overwrite=False)
     store.write_labels("camel", VALUES, {"digest": "x"}, [])
-    assert store.current("labels", "camel", "x", overwrite=False)
-    assert store.current("labels", "camel", "x", overwrite=True)
-    assert not store.current("labels", "camel", "y", overwrite=True)
+    assert store.can_reuse("labels", "camel", "x", overwrite=False)
+    assert store.can_reuse("labels", "camel", "x", overwrite=True)
+    assert not store.can_reuse("labels", "camel", "y", overwrite=True)
     with pytest.raises(
         StoreError, match=r"labels/camel was made from other inputs; choose another --name, .* --overwrite"
     ):
-        store.current("labels", "camel", "y", overwrite=False)
+        store.can_reuse("labels", "camel", "y", overwrite=False)
 
 
 def test_find_stores_lists_complete_stores_by_name(tmp_path: Path):
     for name in ("b.zarr", "a.zarr", ".c.zarr.partial", ".d.zarr", "notes.txt"):
         (tmp_path / name).mkdir()
     assert [p.name for p in find_stores(tmp_path)] == ["a.zarr", "b.zarr"]
-    with pytest.raises(ConfigError, match="no stores here; make them with: wsipipe tile SLIDES --stores"):
+    with pytest.raises(ConfigError, match="contains no stores; make some with: wsipipe tile SLIDES --stores"):
         find_stores(tmp_path / "notes.txt")
-    with pytest.raises(ConfigError, match="no stores here"):
+    with pytest.raises(ConfigError, match="contains no stores"):
         find_stores(tmp_path / "missing")
 
 

@@ -13,7 +13,7 @@ from wsipipe.store import SlideStore, stain
 from wsipipe.store.info import describe
 from wsipipe.store.verify import verify
 
-gamma = st.tuples(*[st.floats(stain.LEAST, stain.MOST)] * 3)
+gamma = st.tuples(*[st.floats(stain.MIN_GAMMA, stain.MAX_GAMMA)] * 3)
 
 
 def density(rgb: np.ndarray) -> np.ndarray:
@@ -22,19 +22,19 @@ def density(rgb: np.ndarray) -> np.ndarray:
 
 @given(gamma)
 def test_tables_rise_from_black_to_white(g: tuple[float, float, float]):
-    table = stain.tables(g)
+    table = stain.gamma_tables(g)
     assert (table.shape, table.dtype) == ((3, 256), np.uint8)
     assert (np.diff(table.astype(int)) >= 0).all()
     assert table[:, [0, 255]].tolist() == [[0, 255]] * 3
 
 
 def test_a_gamma_of_one_changes_nothing():
-    np.testing.assert_array_equal(stain.tables((1, 1, 1)), [np.arange(256)] * 3)
+    np.testing.assert_array_equal(stain.gamma_tables((1, 1, 1)), [np.arange(256)] * 3)
 
 
 @given(gamma, st.integers(0, 2), st.integers(1, 254))
 def test_optical_density_is_scaled_by_gamma(g: tuple[float, float, float], c: int, level: int):
-    got, wanted = stain.tables(g)[c, level], 255 * np.exp(-g[c] * density(np.array(level)))
+    got, wanted = stain.gamma_tables(g)[c, level], 255 * np.exp(-g[c] * density(np.array(level)))
     assert abs(float(got) - wanted) <= 0.5 + 1e-9
 
 
@@ -45,9 +45,9 @@ def test_densities_are_those_of_every_pixel_of_tissue(rgb: np.ndarray, tissue: n
 
 @given(st.tuples(*[st.floats(0.0, 5.0)] * 3))
 def test_gammas_take_the_mean_to_the_reference_or_as_near_as_they_may(mean: tuple[float, float, float]):
-    for g, found, wanted in zip(stain.gammas(mean), mean, stain.REFERENCE_OD, strict=True):
-        assert stain.LEAST <= g <= stain.MOST
-        if stain.LEAST < g < stain.MOST:
+    for g, found, wanted in zip(stain.gamma_of(mean), mean, stain.REFERENCE_OD, strict=True):
+        assert stain.MIN_GAMMA <= g <= stain.MAX_GAMMA
+        if stain.MIN_GAMMA < g < stain.MAX_GAMMA:
             assert g * found == pytest.approx(wanted, abs=1e-3)
 
 
@@ -55,20 +55,20 @@ def test_gammas_take_the_mean_to_the_reference_or_as_near_as_they_may(mean: tupl
 def test_one_tissue_stained_twice_looks_the_same(g: tuple[float, float, float]):
     rng = np.random.default_rng(0)
     weak = rng.integers(150, 251, (40, 40, 3)).astype(np.uint8)
-    strong = stain.evened(np.moveaxis(weak, -1, 0), stain.tables(g)).transpose(1, 2, 0)
+    strong = stain.apply_tables(np.moveaxis(weak, -1, 0), stain.gamma_tables(g)).transpose(1, 2, 0)
     whole = np.ones((40, 40), bool)
     seen = []
     for rgb in (weak, strong):
-        found = stain.gammas(stain.density_sum(rgb, whole) / whole.sum())
-        seen.append(stain.evened(np.moveaxis(rgb, -1, 0), stain.tables(found)).astype(int))
+        found = stain.gamma_of(stain.density_sum(rgb, whole) / whole.sum())
+        seen.append(stain.apply_tables(np.moveaxis(rgb, -1, 0), stain.gamma_tables(found)).astype(int))
     assert np.abs(seen[0] - seen[1]).mean() < 2
 
 
 def test_the_memory_keeps_its_order():
     last = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3)).astype(np.uint8).transpose(0, 3, 1, 2)
-    out = stain.evened(last, stain.tables((2, 1, 0.5)))
+    out = stain.apply_tables(last, stain.gamma_tables((2, 1, 0.5)))
     assert out.strides == last.strides
-    slow = np.stack([stain.tables((2, 1, 0.5))[c][last[:, c]] for c in range(3)], 1)
+    slow = np.stack([stain.gamma_tables((2, 1, 0.5))[c][last[:, c]] for c in range(3)], 1)
     np.testing.assert_array_equal(out, slow)
 
 
@@ -78,14 +78,14 @@ def test_a_store_reads_by_the_tables_and_keeps_its_pixels(store: SlideStore):
     store.normalise_stain()
     again = SlideStore(store.path)
     for seen in (store, again):
-        table = stain.tables(seen.meta["stain_gamma"])
-        np.testing.assert_array_equal(seen.read(w), np.moveaxis(stain.evened(stored, table), 0, -1))
+        table = stain.gamma_tables(seen.meta["stain_gamma"])
+        np.testing.assert_array_equal(seen.read(w), np.moveaxis(stain.apply_tables(stored, table), 0, -1))
         np.testing.assert_array_equal(seen.read_batch([w])[0], np.moveaxis(seen.read(w), -1, 0))
         np.testing.assert_array_equal(seen.pixels().read(w), stored)
     assert again.is_normalised
     assert again.digest != digest
     assert verify(store.path).damage == ()
-    assert "stain      evened out: read with a gamma of " in describe(store.path)
+    assert "stain      normalised when reading, gamma " in describe(store.path)
     store.normalise_stain(False)
     assert (SlideStore(store.path).digest, SlideStore(store.path).is_normalised) == (digest, False)
     np.testing.assert_array_equal(store.read(w), plain)

@@ -25,7 +25,7 @@ from wsipipe.store.codec import jpeg_encode
 from wsipipe.store.label_images import shard_windows
 from wsipipe.store.shards import ShardedArray
 from wsipipe.store.tissue_levels import TissueLevels
-from wsipipe.store.verify import Damage, Verdict, verify
+from wsipipe.store.verify import Damage, Verdict, VerifyOptions, verify
 from wsipipe.store.verify import run as verify_stores
 
 MANY = examples(40)
@@ -50,7 +50,7 @@ def filled(path: Path, quality: int = 90) -> SlideStore:
             if level or (row, col) != (1, 1):
                 stored.setdefault(str(level), {})[f"{row}.{col}"] = array.write_region((row, col), pixels)
     stored["0"]["1.1"] = 0
-    store.note(stored=stored, copied=0.0, bad=[])
+    store.update_meta(stored=stored, copied=0.0, bad=[])
     store.write_tissue(TissueLevels(rng.integers(0, 2, (38, 138), np.uint8), 8), {"digest": "t"})
     store.write_labels("camel", {0: "none", 1: "x"}, {}, [((0, 0), rng.integers(0, 2, SIZE[::-1], np.uint8))])
     store.write_scores("camel", 16, {"classes": ["x"]}, [((0, 0), rng.integers(0, 255, (1, 19, 69), np.uint8))])
@@ -191,12 +191,12 @@ def test_damage_is_told_in_words(copy: Path):
     (copy / "0/c/0/0/4").unlink()
     (copy / "0/c/0/0/4").mkdir()
     assert verify(copy).damage == (
-        Damage("0/c/0/0/0", "missing, with 15 chunks"),
-        Damage("0/c/0/0/1", "the index is damaged, none of its chunks can be read"),
+        Damage("0/c/0/0/0", "missing (15 chunks)"),
+        Damage("0/c/0/0/1", "damaged index: none of its chunks can be read"),
         Damage("0/c/0/0/2", "chunk (0, 8): the checksum does not match"),
-        Damage("0/c/0/0/3", "1 chunks, but 15 were written"),
+        Damage("0/c/0/0/3", "1 chunk, expected 15"),
         Damage("0/c/0/0/4", "cannot be read (Is a directory)"),
-        Damage("0/c/0/1/1", "not listed among what the store holds; it has 15 chunks"),
+        Damage("0/c/0/1/1", "not listed in the store (15 chunks)"),
     )
 
 
@@ -216,10 +216,10 @@ MIDWAY = jpeg_encode(np.random.default_rng(0).integers(0, 255, (64, 64, 3)).asty
 @pytest.mark.parametrize(
     ("body", "what"),
     [
-        (b"no picture\xff\xd9", "intact, but it does not decode"),
-        (jpeg_encode(np.zeros((64, 64, 3), np.uint8), 90)[:-2], "intact, but it does not decode"),
-        (MIDWAY[:-200] + bytes(100) + MIDWAY[-100:], "intact, but it does not decode"),
-        (jpeg_encode(np.zeros((32, 64, 3), np.uint8), 90), "intact, but it does not decode"),
+        (b"no picture\xff\xd9", "the checksum matches, but decoding fails"),
+        (jpeg_encode(np.zeros((64, 64, 3), np.uint8), 90)[:-2], "the checksum matches, but decoding fails"),
+        (MIDWAY[:-200] + bytes(100) + MIDWAY[-100:], "the checksum matches, but decoding fails"),
+        (jpeg_encode(np.zeros((32, 64, 3), np.uint8), 90), "the checksum matches, but decoding fails"),
     ],
 )
 def test_a_stream_that_came_damaged_shows_when_it_is_decoded(copy: Path, body: bytes, what: str):
@@ -244,7 +244,7 @@ def test_a_lossless_chunk_that_does_not_decode_is_found(tmp_path: Path):
     array.write_shard((0, 0), [(c, (b"no zstd",)) for c in array.spec.chunks_of_shard((0, 0))])
     damage = verify(store.path, decode=True).damage
     assert [d.where for d in damage] == ["labels/camel/1/c/0/0"]
-    assert "does not decode" in damage[0].what
+    assert "decoding fails" in damage[0].what
     assert count == 2
 
 
@@ -262,7 +262,7 @@ def test_what_is_not_listed_is_named_and_what_was_left_over_is_no_damage(copy: P
     (copy / "extras/deep").mkdir(parents=True)
     (copy / "extras/deep/x").touch()
     (copy / "note.txt").touch()
-    what = "not listed among what the store holds"
+    what = "not listed in the store"
     assert verify(copy).damage == tuple(Damage(w, what) for w in ("0/c/0/7", "extras", "note.txt"))
 
 
@@ -277,14 +277,14 @@ def test_a_store_that_was_never_finished_says_so(tmp_path: Path):
     grid = Grid((300, 200), (0.5, 0.5), (1.0, 1.0), 64, 64)
     SlideStore.create(tmp_path / "b.zarr", grid, 90, {"slide_id": "b", "pixel_digest": "p"})
     found = {str(d) for d in verify(tmp_path / "b.zarr").damage}
-    assert "zarr.json: it does not say which chunks are stored" in found
-    assert "patches/64_64/zarr.json: it is missing or cannot be read (No such file or directory)" in found
+    assert "zarr.json: the list of stored chunks is missing" in found
+    assert "patches/64_64/zarr.json: missing or cannot be read (No such file or directory)" in found
 
 
 def test_an_empty_store_is_whole(tmp_path: Path):
     grid = Grid((300, 200), (0.5, 0.5), (1.0, 1.0), 64, 64)
     store = SlideStore.create(tmp_path / "b.zarr", grid, 90, {"slide_id": "b", "pixel_digest": "p"})
-    store.note(stored={"0": {}})
+    store.update_meta(stored={"0": {}})
     store.write_tissue(TissueLevels(np.zeros((25, 38), np.uint8), 8), {})
     store.write_patches(PatchTable(grid, np.zeros((0, 2), np.int32), np.zeros(0, np.float32), np.zeros(0, np.uint8)))
     assert verify(store.path) == Verdict(store.path, 0, (), ())
@@ -293,12 +293,12 @@ def test_an_empty_store_is_whole(tmp_path: Path):
 def test_what_is_no_store_of_this_version_is_an_error(tmp_path: Path, copy: Path):
     with pytest.raises(StoreError, match=r"not a store \(no zarr\.json\)"):
         verify(tmp_path / "none.zarr")
-    with pytest.raises(StoreError, match="a Zarr group, but not a store of wsipipe"):
+    with pytest.raises(StoreError, match="a Zarr group, but not a wsipipe store"):
         verify(copy / "labels")
     old = layout.read_attributes(copy)
     old["wsipipe"]["schema"] = 1
     layout.write_group(copy, old)
-    with pytest.raises(StoreError, match="written with store schema 1, this version reads 2; tile again"):
+    with pytest.raises(StoreError, match="store schema 1, this version reads 2; tile the slide again"):
         verify(copy)
     (copy / "zarr.json").write_bytes(b"")
     with pytest.raises(StoreError, match="not readable as Zarr v3 metadata"):
@@ -347,14 +347,14 @@ def test_stores_are_checked_one_by_one_and_the_ledger_says_what_is_wrong(tmp_pat
     copy = copy.rename(copy.with_name("b.zarr"))
     (copy / "0/c/0/0/0").unlink()
     report, good = verify_stores(
-        [whole, copy, tmp_path / "none.zarr"], False, RunContext(RunConfig(runs=str(tmp_path / "runs")))
+        [whole, copy, tmp_path / "none.zarr"], VerifyOptions(), RunContext(RunConfig(runs=str(tmp_path / "runs")))
     )
     assert good == [whole]
     assert report.exit_code == 1
     with (tmp_path / "runs" / "verify.csv").open(newline="") as f:
         rows = list(csv.DictReader(f))
     assert [(r["item"], r["status"]) for r in rows] == [("a", "done"), ("b", "failed"), ("none", "failed")]
-    assert rows[1]["reason"] == "0/c/0/0/0: missing, with 15 chunks"
+    assert rows[1]["reason"] == "0/c/0/0/0: missing (15 chunks)"
     assert "not a store" in rows[2]["reason"]
 
 
@@ -362,9 +362,9 @@ def test_leftovers_and_damage_are_logged(copy: Path, tmp_path: Path, caplog: pyt
     (copy / ".x.partial").touch()
     (copy / "0/c/0/0/0").unlink()
     with caplog.at_level("INFO"):
-        verify_stores([copy], False, RunContext(RunConfig(runs=str(tmp_path / "runs"))))
-    assert f"{copy}: .x.partial is left over and may be deleted" in caplog.text
-    assert f"{copy}: 0/c/0/0/0: missing, with 15 chunks" in caplog.text
+        verify_stores([copy], VerifyOptions(), RunContext(RunConfig(runs=str(tmp_path / "runs"))))
+    assert f"{copy}: .x.partial is a leftover of an interrupted run and may be deleted" in caplog.text
+    assert f"{copy}: 0/c/0/0/0: missing (15 chunks)" in caplog.text
 
 
 def iterate(path: Path) -> Iterator[bytes]:

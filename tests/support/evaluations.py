@@ -1,18 +1,33 @@
-"""Evaluations made by hand, with everything in them or nothing but counts."""
+"""Evaluations made by hand, complete or with nothing but counts, and confusion matrices of pairs of pixels."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import numpy as np
+from hypothesis import strategies as st
 
-from wsipipe.evaluate.bootstrap import pixel_intervals, pixel_scores, resample
+from wsipipe.evaluate.bootstrap import pixel_intervals, resample
 from wsipipe.evaluate.calibration import reliability
-from wsipipe.evaluate.coverage import Scored
+from wsipipe.evaluate.confusion import Confusion
+from wsipipe.evaluate.coverage import Coverage
+from wsipipe.evaluate.evaluation import Evaluation, SlideLevel, Spread
 from wsipipe.evaluate.froc import Detections, Hits, froc
-from wsipipe.evaluate.metrics import Confusion
-from wsipipe.evaluate.result import Evaluation, SlideLevel, Spread
+from wsipipe.evaluate.metrics import scores_of
 from wsipipe.runtime.ledger import Report
+
+NAMES = ("a", "b")
+
+pixel_pairs = st.lists(st.tuples(st.sampled_from([0, 1, 2, 255]), st.sampled_from([0, 1, 2, 255])), max_size=40)
+"""(truth, answer) of pixels, two classes."""
+
+
+def counted(pairs: list[tuple[int, int]]) -> Confusion:
+    """The confusion of pixels (truth, answer)."""
+    confusion = Confusion.empty(NAMES)
+    array = np.array(pairs, np.uint8).reshape(-1, 2)
+    confusion.add(array[:, 0].copy(), array[:, 1].copy())
+    return confusion
 
 
 def evaluation_of(n: int = 0) -> Evaluation:
@@ -24,9 +39,9 @@ def evaluation_of(n: int = 0) -> Evaluation:
     tissue = Confusion.of(("a", "b"), np.array([[0, 60, 0], [0, 45, 0], [0, 0, 0]]))
     report = Report()
     report.add("s2", "failed", "no labels/net")
-    scored = Scored("given", 2, 105, 20, 50, 5, 0, 5, 0, {})
+    coverage = Coverage("given", 2, 105, 20, 50, 5, 0, 5, 0, {})
     slides = tuple(f"s{i}" for i in range(n or 2))
-    plain = Evaluation(("a", "b"), {"net": net, "all tissue is a": tissue}, slides, scored, report)
+    plain = Evaluation(("a", "b"), {"net": net, "all tissue is a": tissue}, slides, coverage, report)
     if not n:
         return plain
     matrices = np.stack([net.matrix] * n)
@@ -34,7 +49,7 @@ def evaluation_of(n: int = 0) -> Evaluation:
     if n >= 8:
         spread = Spread(intervals=pixel_intervals(matrices, resample(slides, 0)))
     else:
-        spread = Spread(by_group={s: pixel_scores(m) for s, m in zip(slides, matrices, strict=True)})
+        spread = Spread(by_group={s: scores_of(m) for s, m in zip(slides, matrices, strict=True)})
     truth, scores = np.array([[i % 2 > 0, False] for i in range(n)]), np.linspace(0, 1, 2 * n).reshape(n, 2)
     level = SlideLevel(
         scores,

@@ -9,7 +9,8 @@ import numpy as np
 
 from wsipipe.geometry import Window
 from wsipipe.segment.prefetch import PrefetchPipeline
-from wsipipe.segment.stitch import Plan, stitcher
+from wsipipe.segment.stitch import StripPlan, stitcher
+from wsipipe.store import SlideStore
 from wsipipe.windows import WindowLattice
 
 Predict = Callable[[Sequence[Window]], np.ndarray]
@@ -95,7 +96,7 @@ def subset(cover: WindowLattice, seed: int, share: float) -> WindowLattice:
     return WindowLattice(cover.side_px, cover.ys, cover.xs, chosen)
 
 
-def mapped(plan: Plan, predict: Predict, blend: str = "hann", batch: int = 5, readers: int = 2) -> tuple:
+def mapped(plan: StripPlan, predict: Predict, blend: str = "hann", batch: int = 5, readers: int = 2) -> tuple:
     """The mask uint8 [h, w] and the scores uint8 [C - 1, rows, cols] of a whole map, put together from its shards."""
     channels = predict([Window(0, 0, plan.cover.side_px, plan.cover.side_px)]).shape[1]
     (width, height), cell = plan.size_px, plan.cell_px
@@ -121,3 +122,9 @@ def mapped(plan: Plan, predict: Predict, blend: str = "hann", batch: int = 5, re
     ).run(stitch.windows(), batch)
     assert len(order) == len(set(order))
     return mask, scores, order
+
+
+def bytes_of(store: SlideStore, name: str) -> dict[str, bytes]:
+    """Every file of `labels/<name>` and `scores/<name>`."""
+    folders = [store.path / kind / name for kind in ("labels", "scores")]
+    return {str(p.relative_to(store.path)): p.read_bytes() for f in folders for p in f.rglob("*") if p.is_file()}

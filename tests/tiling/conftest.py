@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.tilings import CONFIG
 
 from wsipipe.config.options import RunConfig
+from wsipipe.slides import SlideFile
 from wsipipe.slides.probe import Prober
+from wsipipe.tiling.job import TileJob
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +29,12 @@ def probed() -> None:
 def run(tmp_path: Path) -> RunConfig:
     """Stores and ledgers of one test."""
     return RunConfig(stores=str(tmp_path / "stores"), runs=str(tmp_path / "runs"), workers=2)
+
+
+@pytest.fixture
+def job(svs_path: Path, tmp_path: Path) -> TileJob:
+    """The generated slide, to be tiled into a folder of one test."""
+    return TileJob("blob", SlideFile(svs_path), CONFIG, tmp_path / "stores" / "blob.zarr")
 
 
 @pytest.fixture(scope="session")

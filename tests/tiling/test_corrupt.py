@@ -100,7 +100,7 @@ def test_a_bad_tile_is_one_row_and_costs_its_patches_alone(
     assert CORRUPT in store.patches().status
     (told,) = ledger(run)
     assert (told["status"], told["corrupt"], told["patches"]) == ("done", "1", str(len(store.patches().windows)))
-    assert "1 of its tiles cannot be read" in told["reason"]
+    assert "1 tile cannot be read" in told["reason"]
     assert reason in caplog.text
 
 
@@ -184,7 +184,7 @@ def test_too_many_bad_tiles_fail_the_slide_naming_the_option_and_leave_nothing(
     report, stores = tile_slides({"blob": SlideFile(path)}, CONFIG, RunContext(run))
     assert (report.exit_code, stores) == (1, [])
     reason = report.rows[0]["reason"]
-    assert "3 of its tiles cannot be read, 19% of what is needed (allowed: 5%, see --max-corrupt)" in reason
+    assert "3 tiles cannot be read, 19% of the planned pixels (limit 5%, see --max-corrupt)" in reason
     assert "tile (1, 1) is missing" in reason
     assert list(Path(run.stores).iterdir()) == []
     assert corrupt(run) == []
@@ -199,7 +199,7 @@ def test_a_single_level_that_is_mostly_gone_fails_before_it_is_tiled(
     for i in range(6, 14):
         tamper(tmp_path / "blob.svs", i, size=0)
     report, _ = tile_slides({"blob": SlideFile(tmp_path / "blob.svs")}, LENIENT, RunContext(run))
-    assert "8 of its tiles cannot be read" in report.rows[0]["reason"]
+    assert "8 tiles cannot be read" in report.rows[0]["reason"]
     assert "see --max-corrupt" in report.rows[0]["reason"]
     assert list(Path(run.stores).iterdir()) == []
 

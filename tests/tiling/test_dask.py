@@ -128,7 +128,22 @@ def test_a_lost_scheduler_is_told_and_the_run_goes_on_later(
             scheduler.kill()
 
     slides = {n: SlideFile(wide_path) for n in "abc"}
-    with pytest.raises(WsipipeError, match=r"--dask tcp://127.*: the scheduler was lost; what is written stays"):
+    with pytest.raises(WsipipeError, match=r"--dask tcp://127.*: lost the connection to the scheduler; finished"):
         tile_slides(slides, CONFIG, RunContext(replace(run, dask=address), kill_it))
     report, _ = tile_slides(slides, CONFIG, RunContext(run))
     assert [r["status"] for r in report.rows] == ["done"] * 3
+
+
+@pytest.mark.slow
+def test_a_worker_that_outlives_a_run_reads_the_changed_slide_in_the_next(
+    svs_path: Path, svs_writer, tissue_rgb, run: RunConfig, cluster: tuple[str, subprocess.Popen[bytes]], tmp_path: Path
+):
+    path = Path(shutil.copy(svs_path, tmp_path / "a.svs"))
+    far = replace(run, stores=str(tmp_path / "far"), dask=cluster[0])
+    tile_slides({"a": SlideFile(path)}, CONFIG, RunContext(far))
+    before = files(Path(far.stores))
+    shutil.rmtree(far.stores)
+    svs_writer(path, tissue_rgb[0][::-1].copy())
+    tile_slides({"a": SlideFile(path)}, CONFIG, RunContext(far))
+    tile_slides({"a": SlideFile(path)}, CONFIG, RunContext(run))
+    assert files(Path(far.stores)) == files(Path(run.stores)) != before

@@ -16,6 +16,7 @@ from wsipipe.geometry import Window
 from wsipipe.runtime.context import RunContext
 from wsipipe.slides import SlideFile
 from wsipipe.store import PatchTable, SlideStore
+from wsipipe.store.verify import VerifyOptions
 from wsipipe.store.verify import run as verify_stores
 from wsipipe.tiling import finish
 from wsipipe.tiling.stage import run as tile_slides
@@ -65,7 +66,7 @@ def test_what_is_stored_is_counted_shard_by_shard(tmp_path: Path, wide_path: Pat
 
 def test_a_new_store_is_whole_by_verify_and_by_stock_zarr(tmp_path: Path, wide_path: Path):
     store = tile_one(wide_path, tmp_path)
-    report, whole = verify_stores([store.path], False, RunContext(RunConfig(runs=str(tmp_path / "runs"))))
+    report, whole = verify_stores([store.path], VerifyOptions(), RunContext(RunConfig(runs=str(tmp_path / "runs"))))
     assert (report.exit_code, whole) == (0, [store.path])
     group = zarr.open_group(str(store.path), mode="r")
     assert group["labels/tissue/0"].shape == store.grid.level_shape(0)

@@ -15,7 +15,7 @@ from wsipipe.geometry import Grid, Window
 from wsipipe.slides import Slide, SlideFile, open_slide
 from wsipipe.slides.level import BadTile
 from wsipipe.tiling.job import TileJob
-from wsipipe.tiling.levels import bad_windows, check_share, chunk_px, copies, is_derived
+from wsipipe.tiling.levels import bad_windows, check_corrupt, chunk_px, is_copied, is_derived
 
 
 def grid_of(slide: Slide, mpp: float, origin: tuple[int, int] = (0, 0)) -> Grid:
@@ -29,11 +29,11 @@ def slide(svs_path: Path) -> Slide:
 
 def test_native_jpeg_levels_are_copied_and_all_others_made(slide: Slide):
     native, coarse, between = (grid_of(slide, mpp) for mpp in (0.5, 2.0, 1.0))
-    assert [copies(slide, native, CONFIG, k) for k in (0, 1)] == [True, True]
-    assert copies(slide, coarse, CONFIG, 0)
-    assert not copies(slide, between, CONFIG, 0)
-    assert not copies(slide, native, replace(CONFIG, codec="zstd"), 0)
-    assert not copies(slide, grid_of(slide, 0.5, (16, 16)), CONFIG, 0)
+    assert [is_copied(slide, native, CONFIG, k) for k in (0, 1)] == [True, True]
+    assert is_copied(slide, coarse, CONFIG, 0)
+    assert not is_copied(slide, between, CONFIG, 0)
+    assert not is_copied(slide, native, replace(CONFIG, codec="zstd"), 0)
+    assert not is_copied(slide, grid_of(slide, 0.5, (16, 16)), CONFIG, 0)
 
 
 @pytest.mark.parametrize(("tile", "copied", "chunk"), [(240, True, 240), (512, True, 512), (1040, False, 256)])
@@ -41,7 +41,7 @@ def test_tiles_of_any_usual_size_are_copied(tmp_path: Path, tissue_rgb, tile: in
     path = write_jpeg(tmp_path / "a.svs", tissue_rgb[0], JpegKind("444"), tile)
     slide = open_slide(path, "a", 0.5)
     grid = grid_of(slide, 0.5)
-    assert copies(slide, grid, CONFIG, 0) == copied
+    assert is_copied(slide, grid, CONFIG, 0) == copied
     assert chunk_px(slide, grid, CONFIG, 0) == chunk
     slide.close()
 
@@ -50,14 +50,14 @@ def test_tiles_of_other_codecs_are_not_copied_but_chunks_begin_with_them(tmp_pat
     path = write_tiles(tmp_path / "a.tif", tissue_rgb[0], tile=240, compression="deflate")
     slide = open_slide(path, "a", 0.5)
     for mpp, side in ((0.5, 240), (1.0, 240), (0.7, 256)):
-        assert not copies(slide, grid_of(slide, mpp), CONFIG, 0)
+        assert not is_copied(slide, grid_of(slide, mpp), CONFIG, 0)
         assert chunk_px(slide, grid_of(slide, mpp), CONFIG, 0) == side
     slide.close()
 
 
 def test_slides_without_tiles_have_the_usual_chunks(array_slide, tissue_rgb):
     slide = array_slide(tissue_rgb[0], (1, 4))
-    assert not copies(slide, grid_of(slide, 0.5), CONFIG, 0)
+    assert not is_copied(slide, grid_of(slide, 0.5), CONFIG, 0)
     assert chunk_px(slide, grid_of(slide, 0.5), CONFIG, 0) == 256
 
 
@@ -88,10 +88,10 @@ def test_more_bad_than_allowed_fails_naming_the_first_and_the_option():
     job = TileJob("a", SlideFile(Path("a.svs")), replace(CONFIG, max_corrupt=0.1), Path("a.zarr"))
     why = {BadTile(0, 0, 0): "tile (0, 0) is missing", BadTile(0, 0, 1): "other"}
     bad = [Window(0, 0, 100, 50), Window(0, 0, 50, 100)]
-    check_share(job, bad, 100_000, why)
-    check_share(job, [], 0, {})
-    message = r"a\.svs: 2 of its tiles cannot be read, 10% of what is needed \(allowed: 10%, see --max-corrupt\)"
-    with pytest.raises(SlideError, match=message + "; the first: tile .0, 0. is missing"):
-        check_share(job, bad, 99_999, why)
-    with pytest.raises(SlideError, match=r"100% of what is needed"):
-        check_share(job, bad, 1, why)
+    check_corrupt(job, bad, 100_000, why)
+    check_corrupt(job, [], 0, {})
+    message = r"a\.svs: 2 tiles cannot be read, 10% of the planned pixels \(limit 10%, see --max-corrupt\)"
+    with pytest.raises(SlideError, match=message + "; first error: tile .0, 0. is missing"):
+        check_corrupt(job, bad, 99_999, why)
+    with pytest.raises(SlideError, match=r"100% of the planned pixels"):
+        check_corrupt(job, bad, 1, why)

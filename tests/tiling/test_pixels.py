@@ -130,7 +130,7 @@ def test_where_the_slide_cuts_its_coarser_level_short_the_last_chunks_are_made_a
 
 
 def test_a_tile_that_claims_absurd_sizes_is_not_copied(tmp_path: Path, svs_path: Path, monkeypatch):
-    monkeypatch.setattr("wsipipe.tiling.levels.LARGEST_COPIED_PX", 128)
+    monkeypatch.setattr("wsipipe.tiling.levels.MAX_COPIED_PX", 128)
     store = tile_one(svs_path, tmp_path)
     assert (store.meta["copied"], store.meta["copied_levels"]) == (0.0, [])
     array, slide = store.pixels(), expected(svs_path)

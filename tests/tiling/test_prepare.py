@@ -18,7 +18,8 @@ from wsipipe.runtime.context import RunContext
 from wsipipe.slides import SlideFile
 from wsipipe.store import NOT_STORED, USABLE, SlideStore
 from wsipipe.store.verify import verify
-from wsipipe.tiling import job as jobs
+from wsipipe.tiling import cache as caches
+from wsipipe.tiling.cache import SlideCache
 from wsipipe.tiling.job import TileJob
 from wsipipe.tiling.prepare import prepare
 from wsipipe.tiling.stage import run as tile_slides
@@ -41,12 +42,10 @@ def from_array(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...,
     """Tiles a fake slide."""
 
     def tiled(slide, config: TileConfig = CONFIG) -> SlideStore:
-        jobs.forget()
-        monkeypatch.setattr(jobs, "open_slide", lambda *_: slide)
+        monkeypatch.setattr(caches, "open_slide", lambda *_: slide)
         return tile_one(Path("array.svs"), tmp_path, config)
 
-    yield tiled
-    jobs.forget()
+    return tiled
 
 
 @pytest.mark.parametrize(
@@ -99,14 +98,14 @@ def test_levels_of_a_store_with_bounds_are_those_of_the_slide_from_there(from_ar
 
 
 def test_a_slide_with_bounds_is_not_copied(tmp_path: Path, svs_path: Path, monkeypatch: pytest.MonkeyPatch):
-    real = jobs.open_slide
+    real = caches.open_slide
 
     def with_bounds(*what):
         slide = real(*what)
         slide.info = replace(slide.info, bounds_px0=(16, 16, 1000, 800))
         return slide
 
-    monkeypatch.setattr(jobs, "open_slide", with_bounds)
+    monkeypatch.setattr(caches, "open_slide", with_bounds)
     store = tile_one(svs_path, tmp_path)
     assert (store.grid.origin_px0, store.meta["copied_levels"], store.meta["copied"]) == ((16, 16), [], 0.0)
 
@@ -188,8 +187,11 @@ def test_patches_over_tissue_that_is_not_stored_are_left_out_with_a_warning(
     assert far.sum() > 0
     assert table.status.tolist() == [NOT_STORED if f else USABLE for f in far]
     assert len(table.windows) == (~far).sum() > 60
-    assert f"blob: {far.sum()} of {len(far)} patches reach over tissue that is not in the store" in caplog.text
-    assert "remove the store and tile again" in caplog.text
+    assert (
+        f"blob: excluded {far.sum()} of {len(far)} patches: the store has no pixels for some of their tissue"
+        in caplog.text
+    )
+    assert "delete the store and tile again" in caplog.text
 
 
 def test_another_share_of_tissue_for_a_lattice_has_to_be_meant(svs_path: Path, run: RunConfig):
@@ -198,7 +200,7 @@ def test_another_share_of_tissue_for_a_lattice_has_to_be_meant(svs_path: Path, r
     row = go(svs_path, run, tight)
     assert row["status"] == "failed"
     assert (
-        "its patches of 128 px every 128 px were chosen with another --min-tissue; replace them with --overwrite"
+        "its patches of 128 px every 128 px were selected with another --min-tissue; replace them with --overwrite"
         in (row["reason"])
     )
     assert files(Path(run.stores)) == before
@@ -227,7 +229,7 @@ def test_other_settings_fail_naming_overwrite_which_then_replaces(svs_path: Path
     before = stamps(Path(run.stores))
     other = replace(CONFIG, quality=70, codec="zstd")
     row = go(svs_path, run, other)
-    assert "made from another slide or with other settings; replace it with --overwrite" in row["reason"]
+    assert "blob.zarr was made from other inputs; replace it with --overwrite" in row["reason"]
     assert stamps(Path(run.stores)) == before
     assert go(svs_path, run, other, overwrite=True)["status"] == "done"
     assert store_of(run).pixels().spec.quality == 0
@@ -245,10 +247,10 @@ def test_masks_that_a_replacement_would_lose_are_named(svs_path: Path, run: RunC
     go(svs_path, run)
     store_of(run).write_labels("mine", {1: "tumour"}, {"digest": "x", "classes": ["tumour"]}, [])
     other = replace(CONFIG, codec="zstd")
-    assert "(its labels mine would go too)" in go(svs_path, run, other)["reason"]
+    assert "(its masks mine would be deleted too)" in go(svs_path, run, other)["reason"]
     assert store_of(run).names("labels") == ["mine", "tissue"]
     go(svs_path, run, other, overwrite=True)
-    assert "replaced; its labels mine are gone" in caplog.text
+    assert "replaced; its masks mine are deleted" in caplog.text
 
 
 def test_a_damaged_store_can_be_overwritten(svs_path: Path, run: RunConfig):
@@ -273,10 +275,9 @@ def test_the_users_mask_decides_what_is_tissue(svs_path: Path, run: RunConfig, t
     ]
 
 
-def test_preparing_plans_every_shard_once(svs_path: Path, tmp_path: Path):
-    job = TileJob("blob", SlideFile(svs_path), CONFIG, tmp_path / "blob.zarr")
-    first = prepare(job)
+def test_preparing_plans_every_shard_once(job: TileJob):
+    with SlideCache() as cache:
+        first, again = prepare(job, cache), prepare(job, cache)
     assert (first.status, first.written) == ("planned", 0)
     assert [(t.level, t.shard, t.chunks) for t in first.shards] == [(0, (0, 0), 17), (1, (0, 0), 2)]
-    assert prepare(job) == first
-    jobs.forget()
+    assert again == first

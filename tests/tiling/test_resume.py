@@ -23,6 +23,8 @@ from wsipipe.errors import SlideError
 from wsipipe.runtime.context import RunContext
 from wsipipe.slides import SlideFile
 from wsipipe.tiling import stage
+from wsipipe.tiling.cache import SlideCache
+from wsipipe.tiling.job import TileJob
 from wsipipe.tiling.pixels import ShardTask, write_shard
 from wsipipe.tiling.stage import run as tile_slides
 
@@ -99,11 +101,11 @@ class Stop:
         self.most, self.error = most, error
         self.written: list[ShardTask] = []
 
-    def __call__(self, job, task: ShardTask) -> int:
+    def __call__(self, job: TileJob, task: ShardTask, cache: SlideCache) -> int:
         if len(self.written) == self.most:
             raise self.error
         self.written.append(task)
-        return write_shard(job, task)
+        return write_shard(job, task, cache)
 
 
 @pytest.fixture
@@ -140,7 +142,7 @@ def test_an_interrupted_run_keeps_what_it_wrote_and_goes_on(
         )
     assert [r["status"] for r in report.rows] == ["done"]
     assert len(counted.written) == SHARDS - 2
-    assert "wide: goes on: " in caplog.text
+    assert "wide: resuming: " in caplog.text
     shards = [t for t in told if t[0] == "tile wide"]
     assert shards[0][1] - counted.written[0].chunks > 0  # what was there counts as done
     assert shards[-1][1] == shards[-1][2]
@@ -287,10 +289,10 @@ def test_an_interrupted_run_holds_its_slide_until_the_last_shard_has_ended(
     held: list[bool] = []
     number, second = itertools.count(), threading.Event()
 
-    def slow(job, shard: ShardTask) -> int:
+    def slow(job: TileJob, shard: ShardTask, cache: SlideCache) -> int:
         """The first shard ends, which interrupts the run, once another has begun, which ends later."""
         first = next(number) == 0
-        chunks = write_shard(job, shard)
+        chunks = write_shard(job, shard, cache)
         if first:
             assert second.wait(60)
         else:

@@ -28,7 +28,7 @@ from wsipipe.slides import SlideFile, find_slides
 from wsipipe.store import SlideStore
 from wsipipe.tiling import stage
 from wsipipe.tiling.plan import plan_chunks
-from wsipipe.tiling.stage import AHEAD
+from wsipipe.tiling.stage import TASKS_PER_WORKER
 from wsipipe.tiling.stage import run as tile_slides
 
 
@@ -206,7 +206,7 @@ def test_slides_overlap_in_the_pool_and_tasks_in_flight_are_bounded(
 
     monkeypatch.setattr(stage, "executor", watched)
     begun: list[tuple[str, str]] = []
-    for name in ("prepare", "write_shard", "finish"):
+    for name in ("prepare", "write_shard", "finish_store"):
         real = getattr(stage, name)
 
         def noted(job, *more, name=name, real=real):
@@ -218,16 +218,16 @@ def test_slides_overlap_in_the_pool_and_tasks_in_flight_are_bounded(
     slides = {n: SlideFile(p) for n, p in (("a", wide_path), ("b", svs_path), ("c", wide_path), ("d", svs_path))}
     report, _ = tile_slides(slides, CONFIG, RunContext(replace(run, workers=workers)))
     assert statuses(report.rows) == [(n, "done") for n in "abcd"]
-    assert 1 < Watched.most <= AHEAD * workers
+    assert 1 < Watched.most <= TASKS_PER_WORKER * workers
     for one, next_one in (("a", "b"), ("b", "c"), ("c", "d")):
-        assert begun.index((next_one, "prepare")) < begun.index((one, "finish"))
+        assert begun.index((next_one, "prepare")) < begun.index((one, "finish_store"))
     assert [s for s, n in begun if n == "write_shard"].count("a") == 4
 
 
 def test_two_runs_on_one_slide_end_with_the_name_of_the_one_that_has_it(svs_path: Path, run: RunConfig, tmp_path: Path):
     stores = Path(run.stores)
     held = SlideLock(stores / ".blob.zarr.tiling", "blob")
-    held.take()
+    held.acquire()
     aside = stores / ".blob.zarr.partial"
     aside.mkdir()
     (aside / "theirs").touch()
@@ -236,7 +236,7 @@ def test_two_runs_on_one_slide_end_with_the_name_of_the_one_that_has_it(svs_path
     loser = subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert loser.returncode == 1, loser.stderr
     assert loser.stdout == ""
-    holder = f"is held by process {os.getpid()} on {socket.gethostname()} since 20"
+    holder = f"is locked by process {os.getpid()} on {socket.gethostname()} since 20"
     assert "blob: failed: " in loser.stderr
     assert holder in " ".join(loser.stderr.split())
     assert (aside / "theirs").exists()
@@ -251,26 +251,26 @@ def test_two_runs_on_one_slide_end_with_the_name_of_the_one_that_has_it(svs_path
 
 def test_a_slide_that_is_held_costs_only_itself(svs_path: Path, wide_path: Path, run: RunConfig):
     held = SlideLock(Path(run.stores) / ".blob.zarr.tiling", "blob")
-    held.take()
+    held.acquire()
     try:
         report, _ = tile_slides({"blob": SlideFile(svs_path), "wide": SlideFile(wide_path)}, CONFIG, RunContext(run))
     finally:
         held.release()
     assert statuses(report.rows) == [("blob", "failed"), ("wide", "done")]
-    assert "wait for it to end, or stop it" in report.rows[0]["reason"]
+    assert "wait for it to finish, or stop it" in report.rows[0]["reason"]
 
 
 def test_what_a_task_of_one_slide_raises_costs_that_slide(
     svs_path: Path, wide_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch
 ):
-    real = stage.finish
+    real = stage.finish_store
 
-    def fails(job):
+    def fails(job, cache):
         if job.slide_id == "blob":
             raise StoreError("blob: no room")
-        real(job)
+        real(job, cache)
 
-    monkeypatch.setattr(stage, "finish", fails)
+    monkeypatch.setattr(stage, "finish_store", fails)
     report, stores = tile_slides({"blob": SlideFile(svs_path), "wide": SlideFile(wide_path)}, CONFIG, RunContext(run))
     assert (report.rows[0]["reason"], [p.name for p in stores]) == ("blob: no room", ["wide.zarr"])
     assert [p.name for p in Path(run.stores).iterdir()] == ["wide.zarr"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from support.examples import examples
+from support.types import Drawing, DrawTissue
 
 from wsipipe.errors import ConfigError
 from wsipipe.geometry import Grid, Window
@@ -24,16 +26,16 @@ GLASS, TISSUE, PEN, BLUR, BLACK = OverviewKind
 
 
 @pytest.fixture(scope="module")
-def blob(tissue_drawer) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def blob(tissue_drawer: DrawTissue) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Tissue on glass, 1600 x 1300 px, and its mask; not to be written to."""
     return tissue_drawer((1600, 1300))
 
 
-def working(slide, mpp: float = 0.5) -> Grid:
+def working(slide: Any, mpp: float = 0.5) -> Grid:
     return Grid.plan(slide.info.size_px0, slide.info.mpp0, slide.downsamples, mpp, (128, 128))
 
 
-def find_tissue(slide, grid: Grid, mpp: float = 8.0, min_area_um2: float = 10_000, qc: bool = True) -> TissueMask:
+def find_tissue(slide: Any, grid: Grid, mpp: float = 8.0, min_area_um2: float = 10_000, qc: bool = True) -> TissueMask:
     return module.find_tissue(SlideView(slide, grid).read, grid, TissueRules(mpp, min_area_um2, qc))
 
 
@@ -47,7 +49,7 @@ def at_working_px(tissue: TissueMask, shape: tuple[int, int]) -> NDArray[np.uint
 
 
 @pytest.mark.parametrize(("mpp", "tissue_mpp"), [(0.5, 4.0), (0.5, 8.0), (0.8, 4.0), (2.0, 4.0)])
-def test_the_blob_is_found(array_slide, tissue_drawer, mpp: float, tissue_mpp: float):
+def test_the_blob_is_found(array_slide: Any, tissue_drawer: DrawTissue, mpp: float, tissue_mpp: float) -> None:
     rgb, truth = tissue_drawer((1600, 1300), seed=1)
     slide = array_slide(rgb, (1, 4))
     grid = working(slide, mpp)
@@ -63,14 +65,14 @@ def test_the_blob_is_found(array_slide, tissue_drawer, mpp: float, tissue_mpp: f
     assert (found & expected).sum() / (found | expected).sum() > 0.9
 
 
-def test_the_blob_is_found_in_a_file(svs_path: Path, tissue_rgb):
+def test_the_blob_is_found_in_a_file(svs_path: Path, tissue_rgb: Drawing) -> None:
     slide = open_slide(svs_path, "blob")
     found = at_working_px(find_tissue(slide, working(slide), 8.0, 10_000), (900, 1200)) == TISSUE
     assert (found & tissue_rgb[1]).sum() / (found | tissue_rgb[1]).sum() > 0.9
 
 
 @pytest.mark.parametrize("grey", [255, 243, 235, 222])
-def test_a_blank_slide_is_empty_with_a_note(array_slide, grey: int):
+def test_a_blank_slide_is_empty_with_a_note(array_slide: Any, grey: int) -> None:
     rgb = np.clip(np.random.default_rng(0).normal(grey, 1.2, (700, 800, 3)), 0, 255).astype(np.uint8)
     slide = array_slide(rgb, (1, 4))
     tissue = find_tissue(slide, working(slide), 8.0, 10_000)
@@ -79,14 +81,16 @@ def test_a_blank_slide_is_empty_with_a_note(array_slide, grey: int):
 
 
 @pytest.mark.parametrize("tint", [(255, 255, 255), (235, 235, 235), (224, 226, 230)])
-def test_the_tint_of_the_glass_does_not_matter(array_slide, tissue_drawer, tint: tuple[int, int, int]):
+def test_the_tint_of_the_glass_does_not_matter(
+    array_slide: Any, tissue_drawer: DrawTissue, tint: tuple[int, int, int]
+) -> None:
     rgb, truth = tissue_drawer((1200, 1000))
     slide = array_slide(np.where(truth[..., None], rgb, np.array(tint, np.uint8)))
     found = at_working_px(find_tissue(slide, working(slide), 4.0, 10_000), (1000, 1200)) == TISSUE
     assert (found & truth).sum() / (found | truth).sum() > 0.9
 
 
-def test_a_dark_slide_is_not_bright_field(array_slide):
+def test_a_dark_slide_is_not_bright_field(array_slide: Any) -> None:
     rgb = np.zeros((600, 600, 3), np.uint8)
     rgb[200:300, 200:300, 2] = 250
     slide = array_slide(rgb)
@@ -95,7 +99,7 @@ def test_a_dark_slide_is_not_bright_field(array_slide):
     assert tissue.note == "dark background: not a bright-field slide"
 
 
-def test_a_black_frame_is_not_tissue(array_slide, tissue_drawer):
+def test_a_black_frame_is_not_tissue(array_slide: Any, tissue_drawer: DrawTissue) -> None:
     rgb, truth = tissue_drawer((1200, 1000))
     rgb = rgb.copy()
     rgb[:60], rgb[:, -60:] = 0, 0
@@ -106,7 +110,7 @@ def test_a_black_frame_is_not_tissue(array_slide, tissue_drawer):
     assert (found & truth).sum() / (found | truth).sum() > 0.9
 
 
-def test_small_pieces_and_small_holes_are_ignored(array_slide):
+def test_small_pieces_and_small_holes_are_ignored(array_slide: Any) -> None:
     rgb = np.full((800, 800, 3), 250, np.uint8)
     rgb[160:640, 160:640] = (200, 120, 170)
     rgb[360:400, 360:400] = 250
@@ -120,13 +124,13 @@ def test_small_pieces_and_small_holes_are_ignored(array_slide):
     assert not fine[47, 47]
 
 
-def test_a_slide_of_one_overview_pixel_may_be_tissue(array_slide):
+def test_a_slide_of_one_overview_pixel_may_be_tissue(array_slide: Any) -> None:
     slide = array_slide(np.full((16, 16, 3), (200, 120, 170), np.uint8))
     assert find_tissue(slide, working(slide), 8.0, 0).mask.tolist() == [[True]]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 3), (17, 40)])
-def test_a_tiny_slide_is_empty_with_a_note(array_slide, size: tuple[int, int]):
+def test_a_tiny_slide_is_empty_with_a_note(array_slide: Any, size: tuple[int, int]) -> None:
     slide = array_slide(np.full((size[1], size[0], 3), (200, 120, 170), np.uint8))
     tissue = find_tissue(slide, working(slide), 8.0, 10_000)
     assert tissue.mask.shape == (-(-size[1] // 16), -(-size[0] // 16))
@@ -142,7 +146,9 @@ def test_a_tiny_slide_is_empty_with_a_note(array_slide, size: tuple[int, int]):
     st.tuples(st.integers(1, 40), st.integers(1, 40)),
     st.integers(0, 99),
 )
-def test_fractions_agree_with_counting_pixels(step: int, n: int, at: tuple[int, int], size: tuple[int, int], seed: int):
+def test_fractions_agree_with_counting_pixels(
+    step: int, n: int, at: tuple[int, int], size: tuple[int, int], seed: int
+) -> None:
     mask = np.random.default_rng(seed).random((n, n + 2)) < 0.5
     fine = mask.repeat(step, 0).repeat(step, 1)
     y, x = at
@@ -154,11 +160,11 @@ def test_fractions_agree_with_counting_pixels(step: int, n: int, at: tuple[int, 
     assert many.tolist() == pytest.approx([expected] * 2, abs=1e-5)
 
 
-def test_fractions_of_no_windows_are_an_empty_array():
+def test_fractions_of_no_windows_are_an_empty_array() -> None:
     assert TissueMask(np.ones((3, 3), np.uint8), 4).fractions(np.zeros((0, 2), np.int64), (8, 8)).shape == (0,)
 
 
-def test_shares_are_relative_to_what_is_neither_glass_nor_black():
+def test_shares_are_relative_to_what_is_neither_glass_nor_black() -> None:
     kind = np.array(
         [
             [GLASS, GLASS, BLACK],
@@ -172,7 +178,7 @@ def test_shares_are_relative_to_what_is_neither_glass_nor_black():
 
 
 @pytest.mark.parametrize("rules", [(0.0, 1.0), (-8.0, 1.0), (float("nan"), 1.0), (8.0, -1.0)])
-def test_implausible_rules_are_refused(rules: tuple[float, float]):
+def test_implausible_rules_are_refused(rules: tuple[float, float]) -> None:
     with pytest.raises(ConfigError, match=r"expected .*, e\.g\."):
         TissueRules(*rules)
 
@@ -192,7 +198,9 @@ def stroke(shape: tuple[int, int], half_px: int = 60) -> NDArray[np.bool_]:
 
 
 @pytest.mark.parametrize("ink", INKS)
-def test_pen_is_found_over_tissue_and_over_glass(array_slide, blob, ink: tuple[int, int, int]):
+def test_pen_is_found_over_tissue_and_over_glass(
+    array_slide: Any, blob: tuple[NDArray[np.uint8], NDArray[np.bool_]], ink: tuple[int, int, int]
+) -> None:
     rgb, truth = blob
     pen = stroke(truth.shape)
     rgb = np.where(pen[..., None], np.array(ink, np.uint8), rgb)
@@ -204,7 +212,7 @@ def test_pen_is_found_over_tissue_and_over_glass(array_slide, blob, ink: tuple[i
     assert agreement(found[clear] == TISSUE, truth[clear]) > 0.85
 
 
-def test_without_qc_pen_and_blur_are_kept(array_slide, blob):
+def test_without_qc_pen_and_blur_are_kept(array_slide: Any, blob: tuple[NDArray[np.uint8], NDArray[np.bool_]]) -> None:
     rgb, truth = blob
     pen = stroke(truth.shape)
     slide = array_slide(np.where(pen[..., None], np.array(INKS[0], np.uint8), blurred(rgb)))
@@ -212,14 +220,16 @@ def test_without_qc_pen_and_blur_are_kept(array_slide, blob):
     assert kinds == {GLASS, TISSUE}
 
 
-def test_small_specks_in_the_colour_of_ink_stay_tissue(array_slide, blob):
+def test_small_specks_in_the_colour_of_ink_stay_tissue(
+    array_slide: Any, blob: tuple[NDArray[np.uint8], NDArray[np.bool_]]
+) -> None:
     rgb = blob[0].copy()
     rgb[600:640, 700:740] = INKS[3]
     slide = array_slide(rgb)
     assert not (find_tissue(slide, working(slide)).kind == PEN).any()
 
 
-def test_a_slide_entirely_in_ink_colours_is_treated_as_stained(array_slide, tissue_drawer):
+def test_a_slide_entirely_in_ink_colours_is_treated_as_stained(array_slide: Any, tissue_drawer: DrawTissue) -> None:
     rgb, truth = tissue_drawer((1200, 1000))
     slide = array_slide(np.where(truth[..., None], rgb[..., [1, 0, 2]] // 2, rgb))
     tissue = find_tissue(slide, working(slide))
@@ -228,7 +238,7 @@ def test_a_slide_entirely_in_ink_colours_is_treated_as_stained(array_slide, tiss
     assert agreement(at_working_px(tissue, truth.shape) == TISSUE, truth) > 0.85
 
 
-def test_much_pen_is_excluded_with_a_note(array_slide, tissue_drawer):
+def test_much_pen_is_excluded_with_a_note(array_slide: Any, tissue_drawer: DrawTissue) -> None:
     rgb, truth = tissue_drawer((1200, 1000))
     rgb = rgb.copy()
     rgb[:, :700][truth[:, :700]] = INKS[3]
@@ -238,7 +248,7 @@ def test_much_pen_is_excluded_with_a_note(array_slide, tissue_drawer):
     assert "--no-qc" in tissue.note
 
 
-def test_black_borders_are_marked_black(array_slide, tissue_drawer):
+def test_black_borders_are_marked_black(array_slide: Any, tissue_drawer: DrawTissue) -> None:
     rgb, truth = tissue_drawer((1200, 1000))
     rgb = rgb.copy()
     rgb[:64], rgb[:, -64:] = 3, 3
@@ -250,7 +260,9 @@ def test_black_borders_are_marked_black(array_slide, tissue_drawer):
 
 
 @pytest.mark.parametrize("tissue_mpp", [4.0, 8.0])
-def test_the_blurred_half_is_out_of_focus_and_the_sharp_half_is_not(array_slide, tissue_drawer, tissue_mpp: float):
+def test_the_blurred_half_is_out_of_focus_and_the_sharp_half_is_not(
+    array_slide: Any, tissue_drawer: DrawTissue, tissue_mpp: float
+) -> None:
     rgb, truth = tissue_drawer((2400, 1600), seed=2)
     rgb = np.concatenate([blurred(rgb)[:, :1200], rgb[:, 1200:]], axis=1)
     slide = array_slide(rgb)
@@ -261,7 +273,9 @@ def test_the_blurred_half_is_out_of_focus_and_the_sharp_half_is_not(array_slide,
     assert 0.3 < tissue.shares()["blur"] < 0.7
 
 
-def test_a_slide_entirely_out_of_focus_is_kept_with_a_note(array_slide, blob):
+def test_a_slide_entirely_out_of_focus_is_kept_with_a_note(
+    array_slide: Any, blob: tuple[NDArray[np.uint8], NDArray[np.bool_]]
+) -> None:
     rgb, _ = blob
     slide = array_slide(blurred(rgb))
     tissue = find_tissue(slide, working(slide))
@@ -272,7 +286,9 @@ def test_a_slide_entirely_out_of_focus_is_kept_with_a_note(array_slide, blob):
 @pytest.mark.parametrize(
     ("mpp", "tissue_mpp"), [(0.5, 2.0), (0.5, 4.0), (0.3, 8.0), (1.0, 8.0), (4.0, 8.0), (2.0, 24.0)]
 )
-def test_sharp_tissue_is_in_focus_at_every_resolution(array_slide, blob, mpp: float, tissue_mpp: float):
+def test_sharp_tissue_is_in_focus_at_every_resolution(
+    array_slide: Any, blob: tuple[NDArray[np.uint8], NDArray[np.bool_]], mpp: float, tissue_mpp: float
+) -> None:
     slide = array_slide(blob[0], (1, 4))
     assert set(np.unique(find_tissue(slide, working(slide, mpp), tissue_mpp).kind)) == {
         GLASS,
@@ -282,7 +298,7 @@ def test_sharp_tissue_is_in_focus_at_every_resolution(array_slide, blob, mpp: fl
 
 @examples(40)
 @given(st.lists(st.integers(0, 50), min_size=256, max_size=256))
-def test_the_threshold_is_half_of_otsus_over_all_splits(counts: list[int]):
+def test_the_threshold_is_half_of_otsus_over_all_splits(counts: list[int]) -> None:
     counts[0] += 1
     values = np.repeat(np.arange(256), counts)
     spread = [
@@ -296,7 +312,7 @@ def test_the_threshold_is_half_of_otsus_over_all_splits(counts: list[int]):
     assert module._threshold(np.array(counts)) in expected
 
 
-def test_pixels_are_read_once_inside_the_slide_and_a_strip_at_a_time():
+def test_pixels_are_read_once_inside_the_slide_and_a_strip_at_a_time() -> None:
     grid = Grid((30_000, 20_000), (0.5, 0.5), (1.0, 1.0), 256, 256)
     windows = []
 
@@ -311,27 +327,27 @@ def test_pixels_are_read_once_inside_the_slide_and_a_strip_at_a_time():
     assert sum(w.height_px for w in windows) == 2500
 
 
-def test_real_fluorescence_slide_is_empty_with_a_note(real_wsi: Path):
+def test_real_fluorescence_slide_is_empty_with_a_note(real_wsi: Path) -> None:
     slide = open_slide(real_wsi / "test3-DAPI-2-(387).ndpi", "dapi")
     tissue = find_tissue(slide, working(slide), 8.0, 10_000)
     assert not tissue.mask.any()
     assert "dark background" in tissue.note
 
 
-def test_real_bright_field_slide_has_tissue(real_wsi: Path):
+def test_real_bright_field_slide_has_tissue(real_wsi: Path) -> None:
     slide = open_slide(real_wsi / "CMU-1-Small-Region.svs", "cmu")
     share = find_tissue(slide, working(slide), 8.0, 10_000).mask.mean()
     assert 0.2 < share < 0.95
 
 
-def test_nothing_of_a_real_sharp_slide_is_pen_or_blur(real_wsi: Path):
+def test_nothing_of_a_real_sharp_slide_is_pen_or_blur(real_wsi: Path) -> None:
     slide = open_slide(real_wsi / "CMU-1-Small-Region.svs", "cmu")
     shares = find_tissue(slide, working(slide)).shares()
     assert shares["pen"] < 0.005
     assert shares["blur"] < 0.01
 
 
-def test_any_number_of_small_components_is_removed():
+def test_any_number_of_small_components_is_removed() -> None:
     mask = np.zeros((600, 600), bool)
     mask[::2, ::2] = True  # 90,000 pieces of one pixel
     mask[100:110, 200:210] = True
@@ -342,7 +358,7 @@ def test_any_number_of_small_components_is_removed():
 
 @given(st.integers(1, 9), st.integers(0, 2**32 - 1))
 @examples(20)
-def test_windows_in_chunks_have_the_same_fractions(together: int, seed: int):
+def test_windows_in_chunks_have_the_same_fractions(together: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     tissue = TissueMask(np.where(rng.random((13, 17)) < 0.5, TISSUE, GLASS).astype(np.uint8), 7)
     yx_px = rng.integers(-20, 130, (30, 2))

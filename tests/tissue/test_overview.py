@@ -21,14 +21,14 @@ STAINS = {
 
 @examples(200)
 @given(st.sampled_from([("haematoxylin", "eosin"), ("haematoxylin", "dab")]), st.floats(0, 2.5), st.floats(0, 2.5))
-def test_no_mixture_of_stains_has_the_colours_of_ink(stains: tuple[str, str], one: float, other: float):
+def test_no_mixture_of_stains_has_the_colours_of_ink(stains: tuple[str, str], one: float, other: float) -> None:
     od = one * np.array(STAINS[stains[0]]) + other * np.array(STAINS[stains[1]])
     red, green, blue = (np.array([v], np.float32) for v in od)
     assert not overview._is_ink(red, green, blue).any()
 
 
 @given(st.floats(0, 2.0), st.floats(0, 0.5))
-def test_a_blue_counterstain_with_little_dab_has_no_colours_of_ink(counterstain: float, dab: float):
+def test_a_blue_counterstain_with_little_dab_has_no_colours_of_ink(counterstain: float, dab: float) -> None:
     od = counterstain * np.array(STAINS["blue counterstain"]) + dab * np.array(STAINS["dab"])
     red, green, blue = (np.array([v], np.float32) for v in od * min(1, 1.3 / max(od.max(), 1e-9)))
     assert not overview._is_ink(red, green, blue).any()
@@ -36,7 +36,7 @@ def test_a_blue_counterstain_with_little_dab_has_no_colours_of_ink(counterstain:
 
 @examples(30)
 @given(st.integers(1, 3), st.integers(1, 3), st.sampled_from([8, 12]), st.integers(1, 4), st.integers(0, 99))
-def test_contrast_agrees_with_a_loop_over_pairs(rows: int, cols: int, side: int, lag: int, seed: int):
+def test_contrast_agrees_with_a_loop_over_pairs(rows: int, cols: int, side: int, lag: int, seed: int) -> None:
     grey = np.random.default_rng(seed).random((rows * side, cols * side)).astype(np.float32)
     found = overview._contrast(grey, side, lag)
     for i in range(rows):
@@ -48,7 +48,7 @@ def test_contrast_agrees_with_a_loop_over_pairs(rows: int, cols: int, side: int,
 
 
 @pytest.mark.parametrize("size", [(300_000, 200_000), (1, 5_000_000), (40_000, 40_000), (7, 3)])
-def test_the_overview_of_the_largest_slide_is_small(size: tuple[int, int]):
+def test_the_overview_of_the_largest_slide_is_small(size: tuple[int, int]) -> None:
     grid = Grid(size, (0.25, 0.25), (1.0, 1.0), 256, 256)
     frame = overview.OverviewFrame.plan(grid, 8.0)
     height, width = frame.shape

@@ -38,7 +38,7 @@ def test_no_mask_for_any_slide_is_an_error(tmp_path: Path) -> None:
         with_masks({"a": SlideFile(Path("a.svs"))}, str(tmp_path))
 
 
-def test_a_mask_image_is_resampled_to_the_overview(tmp_path: Path):
+def test_a_mask_image_is_resampled_to_the_overview(tmp_path: Path) -> None:
     grid = Grid((1010, 770), (0.5, 0.5), (1.0, 1.0), 128, 128)
     mask = np.zeros((770, 1010), np.uint8)
     mask[200:600, 300:1010] = 3
@@ -53,7 +53,7 @@ def test_a_mask_image_is_resampled_to_the_overview(tmp_path: Path):
         np.testing.assert_array_equal(tissue.mask, expected)
 
 
-def test_qupath_polygons_start_at_the_corner_of_the_frame(tmp_path: Path):
+def test_qupath_polygons_start_at_the_corner_of_the_frame(tmp_path: Path) -> None:
     square = [[[100, 50], [400, 50], [400, 250], [100, 250], [100, 50]]]
     text = json.dumps({"type": "Feature", "geometry": {"type": "Polygon", "coordinates": square}, "properties": {}})
     path = tmp_path / "a.geojson"
@@ -66,14 +66,14 @@ def test_qupath_polygons_start_at_the_corner_of_the_frame(tmp_path: Path):
     np.testing.assert_array_equal(tissue.mask, expected)
 
 
-def test_an_empty_mask_has_a_note(tmp_path: Path):
+def test_an_empty_mask_has_a_note(tmp_path: Path) -> None:
     (tmp_path / "none.png").write_bytes(imagecodecs.png_encode(np.zeros((64, 64), np.uint8)))
     tissue = tissue_from_mask(tmp_path / "none.png", Grid((64, 64), (0.5, 0.5), (1.0, 1.0), 16, 16), 8.0)
     assert not tissue.mask.any()
     assert tissue.note == "no tissue in the mask none.png"
 
 
-def test_a_mask_of_another_slide_is_refused(tmp_path: Path):
+def test_a_mask_of_another_slide_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(np.ones((300, 900), np.uint8)))
     with pytest.raises(SlideError, match="export the mask of the whole slide"):
         tissue_from_mask(tmp_path / "a.png", Grid((640, 640), (0.5, 0.5), (1.0, 1.0), 16, 16), 8.0)

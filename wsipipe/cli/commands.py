@@ -12,6 +12,7 @@ from wsipipe.cli.help import FIRST, OUTPUT, Command, Option
 from wsipipe.cli.options import OVERWRITE, STORES, assigned, common, options, settings_of
 from wsipipe.cli.outcome import columns, finish, reporting, show, working
 from wsipipe.errors import ConfigError
+from wsipipe.export import formats
 from wsipipe.pipeline import Settings, map_slides, run_chain, slides_of
 from wsipipe.pseudolabel.registry import parse_methods
 
@@ -135,14 +136,15 @@ def evaluate(store: tuple[Path, ...], **call: Any) -> None:
     from wsipipe.evaluate import stage
     from wsipipe.evaluate.cohort import EvaluateInputs
     from wsipipe.evaluate.figure import write_figure
-    from wsipipe.evaluate.tables import text_table, write_tables
+    from wsipipe.evaluate.files import write_files
+    from wsipipe.evaluate.text import text_table
 
     settings = settings_of(call)
     config = settings.evaluate
     with working(settings, call) as context:
         folder = context.runs / config.masks
         result = stage.run(EvaluateInputs(_stores(store, settings), settings.label_table()), config, context)
-        write_tables(result, folder)
+        write_files(result, folder)
         write_figure(result, folder / "evaluation.png")
     show(text_table(result, columns()))
     sys.exit(result.report.exit_code)
@@ -184,13 +186,13 @@ def compare(store: tuple[Path, ...], names: tuple[str, ...], **call: Any) -> Non
     sys.exit(found.exit_code)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, lists={"Formats": formats.summaries()})
 @STORES
 @options("export")
 @common()
 @OVERWRITE
 def export(store: tuple[Path, ...], **call: Any) -> None:
-    """Write masks or maps as OME-TIFF, QuPath GeoJSON, DICOM SEG, PNG overlay or table of areas.
+    """Write masks or maps as files that other programs open.
 
     Without STORE, all stores are used.
     """
@@ -318,7 +320,7 @@ def verify(store: tuple[Path, ...], decode: bool, **call: Any) -> None:
 
     settings = settings_of(call)
     with working(settings, call) as context:
-        report, stores = checking.run(_stores(store, settings), decode, context)
+        report, stores = checking.run(_stores(store, settings), checking.VerifyOptions(decode), context)
     finish(report, stores)
 
 

@@ -37,10 +37,20 @@ class Option(click.Option):
 class Command(click.Command):
     """A command whose help page shows the options under their headings; it knows the old names of its flags."""
 
-    def __init__(self, *args: Any, renamed: Mapping[str, str] | None = None, **kwargs: Any) -> None:
-        """`renamed`: old flag -> new flag, for flags that are no options of pipeline.yaml."""
+    def __init__(
+        self,
+        *args: Any,
+        renamed: Mapping[str, str] | None = None,
+        lists: Mapping[str, Mapping[str, str]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """`renamed`: old flag -> new flag, for flags that are no options of pipeline.yaml.
+
+        `lists`: heading -> term -> text, sections of the help page besides the options.
+        """
         super().__init__(*args, **kwargs)
         self.renamed = renamed or {}
+        self.lists = lists or {}
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments; an old flag is a ConfigError that names the new one."""
@@ -60,6 +70,7 @@ class Command(click.Command):
             record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
             if record is not None:
                 sections.setdefault(getattr(parameter, "group", LAST), []).append(record)
+        sections |= {heading: list(entries.items()) for heading, entries in self.lists.items()}
         for heading in (OUTPUT, LAST):
             sections[heading] = sections.pop(heading, [])
         written = {heading: records for heading, records in sections.items() if records}

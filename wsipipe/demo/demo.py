@@ -14,9 +14,11 @@ from wsipipe.demo.trivial import TrivialAnswer, best_colour_threshold, histogram
 from wsipipe.errors import WsipipeError
 from wsipipe.evaluate import stage as evaluate
 from wsipipe.evaluate.cohort import EvaluateInputs
-from wsipipe.evaluate.metrics import Confusion
-from wsipipe.evaluate.tables import shown, write_tables
-from wsipipe.export.overlay import overlay
+from wsipipe.evaluate.confusion import Confusion
+from wsipipe.evaluate.files import write_files
+from wsipipe.evaluate.metrics import per_class
+from wsipipe.evaluate.rows import shown
+from wsipipe.export.formats.overlay import write_overlay
 from wsipipe.labels import read_labels
 from wsipipe.pipeline import Settings, read_settings, run_chain
 from wsipipe.runtime.context import RunContext
@@ -59,7 +61,7 @@ def run_demo(folder: Path, progress: Progress) -> str:
     text = _table(cohort, settings, stores, folder / "truth")
     for i, path in enumerate(stores):
         store = SlideStore(path)
-        overlay(store, settings.segment.architecture, folder / "pictures" / f"{store.slide_id}.png")
+        write_overlay(store, settings.segment.architecture, folder / "pictures" / f"{store.slide_id}.png")
         progress("draw maps", i + 1, len(stores), store.slide_id)
     minutes = (time.monotonic() - began) / 60
     return f"{text}\npictures of all maps: {folder / 'pictures'}\nfinished in {minutes:.1f} minutes"
@@ -79,7 +81,7 @@ def _table(cohort: Cohort, settings: Settings, stores: list[Path], truth: Path) 
     labels = read_labels(cohort.labels_csv)
     splits = {r.slide_id: r.split for r in labels.rows}
     maps = settings.segment.architecture
-    rows = [["answer", "class", "IoU", "Dice", "precision", "recall", "slides"]]
+    rows = [["answer", "class", *(m.title for m in per_class()), "slides"]]
     for title, name, split in (
         ("pseudo-masks, training slides", settings.segment.masks, "train"),
         ("pseudo-masks, test slides", settings.segment.masks, "test"),
@@ -87,20 +89,21 @@ def _table(cohort: Cohort, settings: Settings, stores: list[Path], truth: Path) 
     ):
         config = EvaluateConfig(masks=name, truth=str(truth), truth_map=TRUTH_MAP, split=split)
         result = evaluate.run(EvaluateInputs(stores, labels), config, RunContext(settings.run))
-        write_tables(result, Path(settings.run.runs) / name / split)
+        write_files(result, Path(settings.run.runs) / name / split)
         answer, *trivial = result.answers.items()
         for k, class_name in enumerate(("none", *result.classes)):
             rows.append(_row(title, class_name, answer[1], k, len(result.slides)))
     rows += [_row(f"  trivial: {n}", c.names[0], c, 1, len(result.slides)) for n, c in trivial]
     for a in _trivial(cohort, stores, truth, splits):
-        rows.append([f"  trivial: {a.name}", cohort.classes[0], "-", shown(a.dice), "-", "-", str(len(result.slides))])
+        values = [shown(a.dice) if m.name == "dice" else "-" for m in per_class()]
+        rows.append([f"  trivial: {a.name}", cohort.classes[0], *values, str(len(result.slides))])
     note = "the last two trivial answers are tuned on the truth; nothing else has seen it"
     return "\n".join([*aligned(rows), note])
 
 
 def _row(title: str, class_name: str, confusion: Confusion, k: int, slides: int) -> list[str]:
-    scores = (confusion.iou, confusion.dice, confusion.precision, confusion.recall)
-    return [title, class_name, *(shown(float(s[k])) for s in scores), str(slides)]
+    values = [float(m.of(confusion.matrix)[k]) for m in per_class()]
+    return [title, class_name, *map(shown, values), str(slides)]
 
 
 def _trivial(cohort: Cohort, stores: list[Path], truth: Path, splits: dict[str, str]) -> list[TrivialAnswer]:

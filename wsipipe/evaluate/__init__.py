@@ -1,1 +1,1 @@
-"""Maps against truth: pooled confusion, the scores made from it, trivial answers beside them, and tables."""
+"""Masks and maps against the truth: pooled confusion, metrics, trivial answers beside them, tables and figures."""

@@ -1,4 +1,4 @@
-"""How far scores may be off because other patients might have been drawn: intervals over groups of slides."""
+"""Confidence intervals by bootstrap over groups of slides (patients): how metrics vary with the sample of patients."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from wsipipe.evaluate.confusion import Floats
 from wsipipe.evaluate.froc import Hits, froc
-from wsipipe.evaluate.metrics import Counts, Floats, accuracy_of, dice_of, iou_of, mean_of
+from wsipipe.evaluate.metrics import scores_of
 
 RESAMPLES = 2000
 
 LEAST_GROUPS = 8
-"""With fewer patients an interval says more than they know: their values are listed instead."""
+"""With fewer patients an interval would claim more than they show: their values are listed instead."""
 
 ENDS = (0.025, 0.975)
 
 
 def group_names(slides: Sequence[str], patients: dict[str, str]) -> tuple[str, ...]:
-    """The group of each slide: its patient, or itself where none is given."""
+    """The group of each slide: its patient, or the slide itself without one."""
     return tuple(patients.get(s) or s for s in slides)
 
 
@@ -34,7 +35,7 @@ def resample(groups: Sequence[str], seed: int) -> Floats:
 
 
 def interval(values: Floats) -> tuple[Floats, Floats]:
-    """The middle 95 % of resampled values [RESAMPLES, ..]: its two ends, nan where no resample is defined."""
+    """The ends of the middle 95 % of resampled values [RESAMPLES, ..]; nan where no resample is defined."""
     known = ~np.isnan(values).all(0)
     ends = np.full((2, *values.shape[1:]), np.nan)
     if known.any():
@@ -42,22 +43,10 @@ def interval(values: Floats) -> tuple[Floats, Floats]:
     return ends[0], ends[1]
 
 
-def pixel_scores(matrix: Counts) -> dict[str, Floats]:
-    """The scores that get intervals, from matrices [.., C, C]: dice, iou [.., C]; miou, miou_named, accuracy [..]."""
-    iou = iou_of(matrix)
-    return {
-        "dice": dice_of(matrix),
-        "iou": iou,
-        "miou": mean_of(iou),
-        "miou_named": mean_of(iou[..., 1:]),
-        "accuracy": accuracy_of(matrix),
-    }
-
-
 def pixel_intervals(matrices: NDArray[np.int64], weights: Floats) -> dict[str, tuple[Floats, Floats]]:
-    """The 95 % interval of every pixel score: matrices [slides, C, C], weights [RESAMPLES, slides]."""
+    """The 95 % interval of every metric: matrices [slides, C, C], weights [RESAMPLES, slides]."""
     pooled = np.tensordot(weights, matrices.astype(np.float64), 1)
-    return {score: interval(values) for score, values in pixel_scores(pooled).items()}
+    return {name: interval(values) for name, values in scores_of(pooled).items()}
 
 
 def froc_interval(hits: Sequence[Hits], weights: Floats) -> tuple[float, float]:

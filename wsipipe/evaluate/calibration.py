@@ -1,4 +1,4 @@
-"""Whether a score of 0.7 is right seven times in ten: reliability in bins and the error made of it."""
+"""Calibration: whether a score of 0.7 is right in 70 % of the cases (reliability diagram, expected error)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wsipipe.evaluate.metrics import Floats
+from wsipipe.evaluate.confusion import Floats
 from wsipipe.evaluate.slide_level import LEVELS
 
 BINS = 15
@@ -15,32 +15,33 @@ BINS = 15
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """Of one class, by bins of equal width over 0..1: `count` of scores, their mean `said`, the share `found` true.
+    """The scores of one class in bins of equal width over 0..1: float64 [BINS] each, nan where a bin is empty.
 
-    float64 [BINS] each; nan where a bin is empty.
+    count: how many scores. mean_score: their mean. observed: the fraction of them that are of the class.
     """
 
     count: Floats
-    said: Floats
-    found: Floats
+    mean_score: Floats
+    observed: Floats
 
     @property
     def error(self) -> float:
-        """Expected calibration error (Naeini et al. 2015): sum_b n_b / n |found_b - said_b|; nan without scores."""
+        """Expected calibration error (Naeini et al. 2015): sum_b n_b / n |observed_b - mean_score_b|; nan if n = 0."""
         total = self.count.sum()
-        return float(np.nansum(self.count * np.abs(self.found - self.said)) / total) if total else float("nan")
+        gap = np.abs(self.observed - self.mean_score)
+        return float(np.nansum(self.count * gap) / total) if total else float("nan")
 
 
 def reliability(scores: Floats, counts: Floats, hits: Floats) -> Reliability:
-    """From `counts` of each score (0..1) and how many of these are `hits`, i.e. of the class: [n] each."""
+    """From the `counts` of each score (0..1) and how many of these are `hits`, i.e. of the class: [n] each."""
     which = np.minimum((scores * BINS).astype(np.intp), BINS - 1)
-    n, said, found = (np.bincount(which, w, BINS).astype(np.float64) for w in (counts, counts * scores, hits))
+    n, total, found = (np.bincount(which, w, BINS).astype(np.float64) for w in (counts, counts * scores, hits))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return Reliability(n, said / n, found / n)
+        return Reliability(n, total / n, found / n)
 
 
 def pixel_reliability(counts: NDArray[np.int64]) -> list[Reliability]:
-    """Of each class, from int64 [K, LEVELS, 2]: px of the tissue by stored score, of another class and of this one."""
+    """Per class, from int64 [K, LEVELS, 2]: tissue px by stored score, of another class and of this class."""
     scores = np.arange(LEVELS) / (LEVELS - 1)
     return [reliability(scores, c.sum(1).astype(np.float64), c[:, 1].astype(np.float64)) for c in counts]
 

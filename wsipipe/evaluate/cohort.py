@@ -1,4 +1,4 @@
-"""Which stores are evaluated, and what labels.csv says of their slides: split, patient and classes."""
+"""Which stores are evaluated, and the labels of their slides: split, patient and classes."""
 
 from __future__ import annotations
 

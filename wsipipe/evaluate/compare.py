@@ -1,4 +1,4 @@
-"""Several masks or maps of the same slides side by side: one line each, and how far they agree with each other."""
+"""The compare command: several masks or maps of the same slides, the metrics of each, and how well they agree."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from wsipipe.config.options import EvaluateConfig
 from wsipipe.errors import ConfigError, check
 from wsipipe.evaluate import stage
 from wsipipe.evaluate.cohort import EvaluateInputs, select
-from wsipipe.evaluate.metrics import count_pairs, dice_of
-from wsipipe.evaluate.result import Evaluation
-from wsipipe.evaluate.tables import shown
+from wsipipe.evaluate.confusion import count_pairs
+from wsipipe.evaluate.evaluation import Evaluation
+from wsipipe.evaluate.metrics import per_class
+from wsipipe.evaluate.metrics.overlap import dice_of
+from wsipipe.evaluate.rows import blank_undefined, columns, metric_row, shown
+from wsipipe.evaluate.text import interval_block
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE, Tissue
 from wsipipe.runtime.atomic import write_csv
@@ -28,16 +31,14 @@ from wsipipe.runtime.table import aligned
 from wsipipe.store import SlideStore
 from wsipipe.store.label_images import shard_windows
 
-COLUMNS = ("masks", "class", "dice", "dice_low", "dice_high", "iou", "precision", "recall", "slide_auc", "painted")
-
 
 @dataclass(frozen=True)
 class Comparison:
-    """What several answers say of the same slides.
+    """Several masks of the same slides.
 
-    paths: of the compared stores. names: of the answers. classes: what they paint. evaluations: by name, empty without
-    a truth. counts: int64 [names, K + 2], pixels of tissue with each mask value (0..K, then 255). agreement: Dice of
-    each class, float64 [C], between the answers of every pair of names, over the tissue that both speak of.
+    paths: the compared stores. names: the masks. classes: their classes. evaluations: by name, empty without a truth.
+    counts: int64 [names, K + 2], tissue px of each mask value (0..K, then 255). agreement: Dice per class, float64 [C],
+    between the masks of every pair of names, over the tissue where neither is 255.
     """
 
     paths: tuple[Path, ...]
@@ -49,39 +50,36 @@ class Comparison:
 
     @property
     def exit_code(self) -> int:
-        """0 unless stores failed beyond what is allowed."""
+        """0 unless more stores failed than allowed."""
         return max((e.report.exit_code for e in self.evaluations.values()), default=0)
+
+    def share(self, name: str) -> NDArray[np.float64]:
+        """Fraction of the tissue of each mask value (0..K, then 255): float64 [K + 2]."""
+        counts = self.counts[self.names.index(name)]
+        return np.asarray(counts / max(1, counts.sum()), np.float64)
 
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """The masks to compare (none: those that every store has), and how each is evaluated if there is a truth."""
+    """The masks to compare (default: those that every store has), and how each is evaluated if there is a truth."""
 
     masks: Sequence[str] = ()
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
 
 def run(inputs: EvaluateInputs, options: CompareOptions, context: RunContext) -> Comparison:
-    """Compare masks over the stores, each evaluated as by `evaluate.stage` if there is a truth.
+    """Compare masks over the stores of the split; with a truth, each is evaluated as by `evaluate.stage`.
 
-    A split leaves the other slides out everywhere. ConfigError if there are no two answers, or they name other classes;
-    StoreError for a store that lacks one.
+    Raises ConfigError for fewer than two masks or different classes; StoreError for a store that lacks one.
     """
     config = options.evaluate
     stores, _ = select([SlideStore(p) for p in inputs.stores], inputs.labels, config.split)
     paths = tuple(s.path for s in stores)
-    common = common_names(stores)
-    names = tuple(dict.fromkeys(options.masks)) or common
-    check(
-        len(names) >= 2,
-        f"compare: two answers are wanted, not {', '.join(names) or 'none'}; every store has "
-        f"{', '.join(common) or 'no masks'}: name two of them with --masks a,b",
-    )
+    names = _names(stores, options.masks)
     classes = {tuple(s.attributes("labels", n)["classes"]) for s in stores for n in names}
     if len(classes) > 1:
-        raise ConfigError(
-            f"compare: the masks name different classes: {sorted(classes)}; compare those that name the same"
-        )
+        found = "; ".join(sorted(", ".join(c) for c in classes))
+        raise ConfigError(f"compare: the masks have different classes ({found}); compare masks of the same classes")
     (agreed,) = classes
     evaluations = {}
     if config.truth:
@@ -91,8 +89,20 @@ def run(inputs: EvaluateInputs, options: CompareOptions, context: RunContext) ->
     return Comparison(paths, names, agreed, evaluations, counts, {p: dice_of(m) for p, m in pairs.items()})
 
 
+def _names(stores: Sequence[SlideStore], wanted: Sequence[str]) -> tuple[str, ...]:
+    """The `wanted` masks, or those that every store has; ConfigError if there are fewer than two."""
+    common = common_names(stores)
+    names = tuple(dict.fromkeys(wanted)) or common
+    check(
+        len(names) >= 2,
+        f"compare: needs two or more masks, not {', '.join(names) or 'none'}; every store has "
+        f"{', '.join(common) or 'no masks'}: name them with --masks a,b",
+    )
+    return names
+
+
 def common_names(stores: Sequence[SlideStore]) -> tuple[str, ...]:
-    """Masks that every store has, besides the tissue."""
+    """Masks that every store has, without the tissue mask."""
     having = [set(s.names("labels")) - {"tissue"} for s in stores]
     return tuple(sorted(set.intersection(*having))) if having else ()
 
@@ -100,7 +110,7 @@ def common_names(stores: Sequence[SlideStore]) -> tuple[str, ...]:
 def _counts(
     stores: Sequence[SlideStore], names: Sequence[str], classes: int, progress: Progress
 ) -> tuple[NDArray[np.int64], dict[tuple[str, str], NDArray[np.int64]]]:
-    """Pixels of each mask value on tissue, int64 [names, K + 2]; and of each pair of answers, int64 [C, C]."""
+    """Tissue px of each mask value, int64 [names, K + 2]; and the confusion of each pair of masks, int64 [C, C]."""
     counts = np.zeros((len(names), classes + 2), np.int64)
     pairs = {p: np.zeros((classes + 1, classes + 1), np.int64) for p in itertools.combinations(names, 2)}
     for i, store in enumerate(stores):
@@ -124,53 +134,55 @@ def _on_tissue(store: SlideStore, name: str, window: Window, tissue: NDArray[np.
 
 
 def rows_of(comparison: Comparison) -> list[dict[str, Any]]:
-    """A row for each answer and class, keys as in `COLUMNS`; nan where there is no truth, no interval or no score."""
+    """A row per mask and class: metrics, slide AUC, share of the tissue; nan without a truth, groups or scores."""
     rows = []
-    for i, name in enumerate(comparison.names):
+    for name in comparison.names:
         evaluation = comparison.evaluations.get(name)
         for k, of_class in enumerate(comparison.classes, 1):
-            row: dict[str, Any] = dict.fromkeys(COLUMNS, math.nan)
-            row |= {"masks": name, "class": of_class}
-            row["painted"] = comparison.counts[i, k] / max(1, comparison.counts[i].sum())
+            row: dict[str, Any] = {"masks": name, "class": of_class, **dict.fromkeys(columns(), math.nan)}
+            row |= {"slide_auc": math.nan, "share_of_tissue": float(comparison.share(name)[k])}
             if evaluation:
-                confusion, level = evaluation.answers[name], evaluation.slide_level
-                row |= {s: float(getattr(confusion, s)[k]) for s in ("dice", "iou", "precision", "recall")}
+                row |= metric_row(evaluation, name, k)
+                level = evaluation.slide_level
                 row["slide_auc"] = float(level.auc[k - 1]) if level else math.nan
-                if ends := evaluation.spread[name].intervals.get("dice"):
-                    row |= {"dice_low": float(ends[0][k]), "dice_high": float(ends[1][k])}
             rows.append(row)
     return rows
 
 
 def text_table(comparison: Comparison, width: int = 0) -> str:
-    """A table, a row per answer and class; then how far the answers agree.
+    """Tables: metrics and intervals of each mask (with a truth), shares of the tissue, agreement of every pair.
 
     `width`: columns of the terminal; 0: no limit.
     """
-    heads = ("masks", "class", "Dice", "low", "high", "IoU", "precision", "recall", "slide AUC", "painted")
-    keys = COLUMNS if comparison.evaluations else ("masks", "class", "painted")
-    chosen = [heads[COLUMNS.index(k)] for k in keys]
-    cells = [[r[k] if isinstance(r[k], str) else shown(r[k]) for k in keys] for r in rows_of(comparison)]
-    lines = aligned([chosen, *cells], width=width)
-    lines.append(
-        "painted: share of the tissue; uncertain (255): "
-        + ", ".join(
-            f"{n} {shown(c[-1] / max(1, c.sum()))}" for n, c in zip(comparison.names, comparison.counts, strict=True)
-        )
-    )
-    for (a, b), dice in comparison.agreement.items():
-        lines.append(
-            f"{a} and {b} agree: Dice "
-            + ", ".join(f"{c} {shown(float(d))}" for c, d in zip(comparison.classes, dice[1:], strict=True))
-        )
-    if comparison.evaluations:
-        lines += next(iter(comparison.evaluations.values())).note.replace("; ", "\n  ").splitlines()
-    return "\n".join(lines)
+    evaluations = list(comparison.evaluations.values())
+    blocks = [aligned(_metric_table(comparison), width=width)] if evaluations else []
+    blocks += [interval_block(e, width) for e in evaluations if e.intervals(e.name)]
+    blocks += [
+        aligned(table, text_columns=1, width=width) for table in (_share_table(comparison), _agreement(comparison))
+    ]
+    if evaluations:
+        blocks.append(evaluations[0].coverage.lines)
+    return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def _metric_table(comparison: Comparison) -> list[list[str]]:
+    keys = [*(m.name for m in per_class()), "slide_auc"]
+    rows = [["masks", "class", *(m.title for m in per_class()), "slide AUC"]]
+    return rows + [[r["masks"], r["class"], *(shown(r[k]) for k in keys)] for r in rows_of(comparison)]
+
+
+def _share_table(comparison: Comparison) -> list[list[str]]:
+    rows = [["share of tissue", *comparison.classes, "ignore (255)"]]
+    return rows + [[n, *(shown(float(v)) for v in comparison.share(n)[1:])] for n in comparison.names]
+
+
+def _agreement(comparison: Comparison) -> list[list[str]]:
+    rows = [["agreement (Dice)", *comparison.classes]]
+    pairs = comparison.agreement.items()
+    return rows + [[f"{a} and {b}", *(shown(float(d)) for d in dice[1:])] for (a, b), dice in pairs]
 
 
 def write_comparison(comparison: Comparison, path: Path) -> None:
-    """Write the rows as CSV; what is not known is an empty cell."""
-    blank = [
-        {k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in r.items()} for r in rows_of(comparison)
-    ]
-    write_csv(path, COLUMNS, blank)
+    """Write the rows as CSV; an undefined value is an empty cell."""
+    names = ("masks", "class", *columns(), "slide_auc", "share_of_tissue")
+    write_csv(path, names, blank_undefined(rows_of(comparison)))

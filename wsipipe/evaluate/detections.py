@@ -1,4 +1,4 @@
-"""Detections: the local maxima of a score map, and the CSV in which they are published or come from elsewhere."""
+"""Detections: the local maxima of a score map, or points of a CSV; written as CSV."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from skimage.feature import peak_local_max
 
 from wsipipe.errors import ConfigError
 from wsipipe.evaluate.froc import LESION_MPP, Detections
-from wsipipe.geometry import Window
+from wsipipe.geometry import Window, ceil_div
 from wsipipe.labels import read_table, slide_id_of
 from wsipipe.runtime.atomic import write_csv
 from wsipipe.store import SlideStore
@@ -19,18 +19,18 @@ from wsipipe.store import SlideStore
 COLUMNS = ("slide", "class", "x_px0", "y_px0", "p")
 
 _BAND = 512
-"""Rows of cells that are read at once."""
+"""Rows of cells read at once."""
 
-Found = Mapping[str, Mapping[str, Detections]]
+SlideDetections = Mapping[str, Mapping[str, Detections]]
 """Slide id -> class -> detections."""
 
 
 def find_detections(store: SlideStore, name: str, nms_um: float) -> list[Detections]:
-    """The detections of each class of `scores/<name>`: cells on tissue that none within `nms_um` exceeds.
+    """The detections of each class of `scores/<name>`: tissue cells that are the maximum within `nms_um`.
 
-    A cell is the highest score within about 7.8 um (or one stored score where these are larger). Among equal cells the
-    upper left one stays and suppresses those nearer than `nms_um`, so that a large saturated area gives a detection
-    every `nms_um`. Distances are the larger of those along x and y. Scores of 0 are no detections.
+    A cell is the highest score within about 7.8 um (or one stored score, if these are larger). Of equal cells the upper
+    left one is kept and suppresses the others within `nms_um`, so that a large saturated area gives one detection per
+    `nms_um`. Distances are the maximum of those along x and y. Cells of score 0 are no detections.
     """
     cells, cell_px = _cells(store, name)
     mpp = store.grid.mean_mpp
@@ -44,12 +44,13 @@ def find_detections(store: SlideStore, name: str, nms_um: float) -> list[Detecti
 
 
 def maxima(cells: NDArray[np.uint8], reach: int) -> NDArray[np.intp]:
-    """Cells above 0 that none within `reach` rows and columns exceeds: uint8 [h, w] -> (row, col) [n, 2].
+    """Cells above 0 that are the maximum within `reach` rows and columns: uint8 [h, w] -> (row, col) [n, 2].
 
-    The highest come first, the upper left one first of equal ones, which suppresses the equal ones nearer than `reach`.
+    Sorted by score, the highest first, and of equal cells the upper left one first; it suppresses equal cells within
+    `reach`.
     """
-    rimmed = np.pad(cells.astype(np.int16), 1)  # an image of one value only would have no maximum
-    return np.asarray(peak_local_max(rimmed, min_distance=reach, threshold_abs=0, exclude_border=False) - 1, np.intp)
+    padded = np.pad(cells.astype(np.int16), 1)  # a constant image would have no maximum
+    return np.asarray(peak_local_max(padded, min_distance=reach, threshold_abs=0, exclude_border=False) - 1, np.intp)
 
 
 def _cells(store: SlideStore, name: str) -> tuple[NDArray[np.uint8], int]:
@@ -58,7 +59,7 @@ def _cells(store: SlideStore, name: str) -> tuple[NDArray[np.uint8], int]:
     block = max(1, round(LESION_MPP / (stride_px * store.grid.mean_mpp)))
     array = store.scores(name)
     classes, height, width = array.spec.shape
-    out = np.zeros((classes, -(-height // block), -(-width // block)), np.uint8)
+    out = np.zeros((classes, ceil_div(height, block), ceil_div(width, block)), np.uint8)
     for first in range(0, out.shape[1], _BAND):
         y = first * block
         rows = min(_BAND * block, height - y)
@@ -70,8 +71,8 @@ def _cells(store: SlideStore, name: str) -> tuple[NDArray[np.uint8], int]:
     return out, cell_px
 
 
-def write_detections(path: Path, found: Found) -> None:
-    """Write detections as CSV: a row for each point, in level-0 px, the surest first."""
+def write_detections(path: Path, found: SlideDetections) -> None:
+    """Write detections as CSV: a row per point, in level-0 px, sorted by p, the highest first."""
     write_csv(
         path,
         COLUMNS,
@@ -84,8 +85,8 @@ def write_detections(path: Path, found: Found) -> None:
     )
 
 
-def read_detections(path: Path, classes: Sequence[str]) -> Found:
-    """Read such a CSV; `class` may be left out where there is one class. Raises ConfigError with every problem."""
+def read_detections(path: Path, classes: Sequence[str]) -> SlideDetections:
+    """Read such a CSV; with one class, `class` is optional. Raises ConfigError with every problem."""
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,6 +1,6 @@
-"""A picture that shows several answers at the same places: image, truth, and the scores and mask of each.
+"""A picture of several masks at the same places: image, truth, and the scores and mask of each.
 
-Scores are those of the method, before any refinement; masks are as they are stored, after it. The two may differ.
+Scores are those of the method, before any refinement; masks are as stored, after it. The two may differ.
 """
 
 from __future__ import annotations
@@ -17,27 +17,29 @@ from numpy.typing import NDArray
 from wsipipe.annotations.mask_image import ValueMap, find_masks
 from wsipipe.annotations.open import SUFFIXES, open_truth
 from wsipipe.config.options import EvaluateConfig
-from wsipipe.geometry import LEVEL_FACTOR, Window
+from wsipipe.geometry import LEVEL_FACTOR, Window, ceil_div
 from wsipipe.labels import IGNORE
 from wsipipe.runtime.atomic import write_bytes
 from wsipipe.store import SlideStore
-from wsipipe.store.layout import COLOURS
+from wsipipe.store.colours import blend, class_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIDE_PX = 1024
-"""Side of what is shown of a place, in working px; read from the level a quarter as fine."""
+"""Side of a place in working px; read from the level that is 4 times coarser."""
 
-MOST = 6
-"""Places shown."""
+MOST_PLACES = 6
+
+OPACITY = 0.55
+"""Opacity of the colours of classes over the image."""
 
 Reader = Callable[[Window], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
 class Place:
-    """A window of a store that is worth a look, and how much so."""
+    """A window of a store, and how instructive it is: `interest` 0..0.5 by the truth, 0..1 by disagreement."""
 
     store: SlideStore
     window: Window
@@ -47,7 +49,7 @@ class Place:
 def write_examples(
     paths: Sequence[Path], names: Sequence[str], classes: Sequence[str], config: EvaluateConfig, path: Path
 ) -> list[Place]:
-    """Write the picture as PNG and return its places: those where tissue is mixed by the truth, or by the answers."""
+    """Write the picture as PNG and return its places: tissue where the truth is mixed, or where the masks disagree."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -86,16 +88,18 @@ def _truths(stores: Sequence[SlideStore], config: EvaluateConfig, classes: tuple
 
 
 def choose(stores: Sequence[SlideStore], names: Sequence[str], truths: Mapping[str, Reader]) -> list[Place]:
-    """At most `MOST` places, spread over the slides, the most mixed first; ties go to the first slide and row.
+    """At most `MOST_PLACES` places, spread over the slides, by interest; ties go to the first slide and row.
 
-    Mixed is a place whose truth is half of a class and half not, or (without a truth) of which the answers disagree.
+    Interest is highest where half of the truth is of a class; without a truth, where the masks disagree everywhere.
     """
     best: list[list[Place]] = []
     for store in stores:
         found = [p for p in _places(store, names, truths) if p.interest > 0]
-        best.append(sorted(found, key=lambda p: -p.interest)[:MOST])
-    rounds = [p for turn in range(MOST) for p in sorted((b[turn] for b in best if turn < len(b)), key=_by_interest)]
-    return rounds[:MOST]
+        best.append(sorted(found, key=lambda p: -p.interest)[:MOST_PLACES])
+    rounds = [
+        p for turn in range(MOST_PLACES) for p in sorted((b[turn] for b in best if turn < len(b)), key=_by_interest)
+    ]
+    return rounds[:MOST_PLACES]
 
 
 def _by_interest(place: Place) -> float:
@@ -103,7 +107,7 @@ def _by_interest(place: Place) -> float:
 
 
 def _places(store: SlideStore, names: Sequence[str], truths: Mapping[str, Reader]) -> list[Place]:
-    """Every window of `SIDE_PX` (less where the slide is smaller) that is half tissue, with its interest."""
+    """Every window of `SIDE_PX` (smaller in a small slide) with half or more tissue."""
     level = min(2, store.grid.levels - 1)
     f = LEVEL_FACTOR**level
     width, height = store.grid.size_px
@@ -119,7 +123,7 @@ def _places(store: SlideStore, names: Sequence[str], truths: Mapping[str, Reader
             named = float(((truth > 0) & (truth != IGNORE)).mean())
             interest = min(named, 1 - named)
         else:
-            small = Window(x // f, y // f, -(-window.width_px // f), -(-window.height_px // f))
+            small = Window(x // f, y // f, ceil_div(window.width_px, f), ceil_div(window.height_px, f))
             masks = np.stack([store.labels(n, level).read(small) for n in names])
             interest = float((masks != masks[0]).any(0).mean())
         out.append(Place(store, window, interest))
@@ -129,7 +133,7 @@ def _places(store: SlideStore, names: Sequence[str], truths: Mapping[str, Reader
 def _draw_row(
     panels: list[Axes], place: Place, answers: Sequence[tuple[str, str]], truth: Reader | None, with_truth: bool
 ) -> None:
-    """Image, truth and `answers`, each (name, scores or mask), of a place; panels with nothing to show stay empty."""
+    """Image, truth and `answers`, each (name, scores or mask), of a place; panels without content are hidden."""
     store, w = place.store, place.window
     level = min(1, store.grid.levels - 1)
     f = LEVEL_FACTOR**level
@@ -152,7 +156,7 @@ def _draw_row(
 
 
 def _scores(store: SlideStore, name: str, w: Window) -> NDArray[Any] | None:
-    """The scores in a window, one a cell: of one class float64 [h, w] 0..1, of several an RGB image uint8 [h, w, 3].
+    """The stored scores in a window: of one class float64 [h, w] 0..1, of several an RGB image uint8 [h, w, 3].
 
     None if the store has no scores of this name.
     """
@@ -165,22 +169,14 @@ def _scores(store: SlideStore, name: str, w: Window) -> NDArray[Any] | None:
 
 
 def coloured(scores: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Every cell in the colour of its strongest class, as bright as its score: uint8 [K, h, w] -> uint8 [h, w, 3].
+    """Every cell in the colour of its class of highest score, as bright as the score: uint8 [K, h, w] -> [h, w, 3].
 
-    Black is 0. Among classes that are as strong as each other, the first counts.
+    A score of 0 is black. Of equal scores the first class counts.
     """
-    return np.asarray(_colours()[scores.argmax(0) + 1] * (scores.max(0) / 255)[..., None], np.uint8)
+    black, best = np.zeros((*scores.shape[1:], 3), np.uint8), np.asarray(scores.argmax(0) + 1, np.uint8)
+    return blend(black, best, class_colours(), np.asarray(scores.max(0) / 255, np.float32))
 
 
 def tinted(rgb: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Classes in their colours over the image, 255 in grey: uint8 [h, w, 3] and uint8 [h, w] -> uint8 [h, w, 3]."""
-    share = np.where(mask > 0, 0.55, 0.0)[..., None]
-    return np.asarray(rgb * (1 - share) + _colours()[mask] * share, np.uint8)
-
-
-def _colours() -> NDArray[np.float64]:
-    """The colour of every mask value: float64 [256, 3] 0..255."""
-    colours = np.zeros((256, 3))
-    colours[1:IGNORE] = [COLOURS[(v - 1) % len(COLOURS)] for v in range(1, IGNORE)]
-    colours[IGNORE] = 128
-    return colours
+    return blend(rgb, mask, class_colours(), OPACITY)

@@ -1,12 +1,13 @@
-"""Lesion detection by the rules of Camelyon16: which detections hit which lesion, and the FROC curve made of it.
+"""Lesion detection by the rules of Camelyon16: which detections hit which lesion, and the FROC curve.
 
 Rules (the organisers' evaluation code, Ehteshami Bejnordi et al. 2017): truth at about 7.8 um/px (level 5 of a 0.243
 um/px slide); tumour dilated by 37.5 um, holes filled, components of 8 neighbours labelled; a component whose major axis
-is below 275 um (isolated tumour cells) is neither a hit nor a false positive; a lesion is scored by its highest hit;
-false positives are averaged over all slides; the score is the mean sensitivity at 1/4, 1/2, 1, 2, 4 and 8 of them.
-Two things differ: a lesion that nothing hits stays missed at every threshold (the organisers give it probability 0 and
-leave out the lowest threshold, which is a real one when every lesion is hit), and what the truth says to ignore is
-neither a hit nor a false positive.
+is below 275 um (isolated tumour cells) is neither a hit nor a false positive; the score of a lesion is its highest hit;
+false positives are averaged over all slides; the FROC score is the mean sensitivity at 1/4, 1/2, 1, 2, 4 and 8 false
+positives per slide.
+Two deviations: a lesion without a hit is missed at every threshold (the organisers assign it probability 0 and drop the
+lowest threshold, which is a real one when every lesion is hit), and detections where the truth is ignore are neither
+hits nor false positives.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.measure import label, regionprops_table
 
-from wsipipe.evaluate.metrics import Floats
+from wsipipe.evaluate.confusion import Floats
 
 LESION_MPP = 0.243 * 2**5
 DILATION_UM = 37.5
@@ -31,7 +32,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """Points of one class on one slide: `xy_px0` float64 [n, 2] in level-0 px, `p` float64 [n] how sure, 0..1."""
+    """Points of one class on one slide: `xy_px0` float64 [n, 2] in level-0 px, `p` float64 [n] their scores, 0..1."""
 
     xy_px0: Floats
     p: Floats
@@ -60,9 +61,10 @@ class Lesions:
 
 @dataclass(frozen=True, eq=False)
 class Hits:
-    """One slide matched: `lesions` float64 [lesions] the highest p that hit each (nan: none), `false` the p of others.
+    """The matches of one slide.
 
-    `itc`: components too small to count.
+    lesions: float64 [lesions], the highest p that hits each; nan without a hit. false: the p of false positives.
+    itc: number of components too small to count.
     """
 
     lesions: Floats
@@ -72,9 +74,9 @@ class Hits:
 
 @dataclass(frozen=True, eq=False)
 class Froc:
-    """The curve from the surest detections on: false positives per slide, sensitivity; float64 [thresholds + 1].
+    """The curve by descending threshold: false positives per slide and sensitivity, float64 [thresholds + 1].
 
-    interval: the 95 % interval of `score`, None where there are too few groups for one.
+    interval: the 95 % interval of `score`, None with too few groups.
     """
 
     false_positives: Floats
@@ -86,7 +88,7 @@ class Froc:
 
     @property
     def at(self) -> dict[float, float]:
-        """Sensitivity at each of `FALSE_POSITIVES`, between points by a straight line; nan without lesions."""
+        """Sensitivity at each of `FALSE_POSITIVES`, linearly interpolated; nan without lesions."""
         return {f: float(np.interp(f, self.false_positives, self.sensitivity)) for f in FALSE_POSITIVES}
 
     @property
@@ -107,7 +109,7 @@ def find_lesions(mask: Mask, mpp: tuple[float, float]) -> Lesions:
 
 
 def match(lesions: Lesions, rows: NDArray[np.intp], cols: NDArray[np.intp], p: Floats, ignored: Mask) -> Hits:
-    """What detections at (rows, cols) of the lesions' frame hit; `ignored` bool [h, w] is what counts for nothing.
+    """Match detections at (rows, cols) of the lesions' frame; `ignored` bool [h, w]: where truth is ignore.
 
     Detections outside the frame are false positives.
     """

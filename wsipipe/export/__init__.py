@@ -1,1 +1,1 @@
-"""Maps for other programs and for people: one file a format."""
+"""Masks and maps as files that other programs open: one module per format in `formats/`."""

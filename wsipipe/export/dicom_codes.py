@@ -1,4 +1,4 @@
-"""What classes are in coded terms, as every segment of a DICOM SEG has to say."""
+"""Coded terms for classes, which every segment of a DICOM SEG needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Code = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class SegmentCode:
-    """What a segment is, in codes: its property category (CID 7150) and its property type (CID 7151)."""
+    """The codes of a segment: property category (CID 7150) and property type (CID 7151)."""
 
     category: Code = ("85756007", "SCT", "Tissue")
     type: Code = ("85756007", "SCT", "Tissue")
@@ -27,14 +27,14 @@ KNOWN_CODES: dict[str, SegmentCode] = {
     "stroma": SegmentCode(type=("21793004", "SCT", "Connective tissue")),
     "fat": SegmentCode(type=("55603005", "SCT", "Fat")),
 }
-"""Codes of classes by their names; any other class is Tissue, as long as the user does not say better."""
+"""Class name -> codes; any other class is Tissue unless the user gives a code."""
 
 UNDETERMINED = SegmentCode(("309825002", "SCT", "Spatial and Relational Concept"), ("373068000", "SCT", "Undetermined"))
-"""Codes of the pixels of which the mask says nothing (255)."""
+"""Codes of pixels where the mask is 255."""
 
 
 def parse_codes(assignments: Sequence[str]) -> dict[str, SegmentCode]:
-    """Codes of classes from texts `CLASS=VALUE^SCHEME^MEANING` or, with a category, `CLASS=TYPE/CATEGORY`.
+    """Codes of classes from texts `CLASS=VALUE^SCHEME^MEANING`, or with a category `CLASS=TYPE/CATEGORY`.
 
     E.g. `tumour=108369006^SCT^Neoplasm/49755003^SCT^Morphologically Abnormal Structure`. Raises ConfigError.
     """
@@ -45,5 +45,5 @@ def parse_codes(assignments: Sequence[str]) -> dict[str, SegmentCode]:
         if not name.strip() or len(parts) > 2 or any(len(p) != 3 or not all(p) for p in parts):
             raise ConfigError(f"code {text!r}: expected CLASS=VALUE^SCHEME^MEANING, e.g. tumour=108369006^SCT^Neoplasm")
         type_, category = (parts[0], parts[1] if len(parts) > 1 else SegmentCode().category)
-        codes[name.strip()] = SegmentCode(category, type_)  # type: ignore[arg-type]  # three words each, as seen above
+        codes[name.strip()] = SegmentCode(category, type_)  # type: ignore[arg-type]  # three words each, checked above
     return codes

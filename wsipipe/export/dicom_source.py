@@ -1,4 +1,4 @@
-"""The DICOM image that a mask belongs to: which it is, what a SEG takes from it, and where mask pixels lie in it."""
+"""The DICOM image that a mask belongs to: finding it, what a SEG copies from it, and where mask pixels lie in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wsipipe.store import SlideStore
 log = logging.getLogger(__name__)
 
 THICKNESS_MM = 0.001
-"""Thickness of a section's image where the source does not say it: about the depth of field; readers want a number."""
+"""Slice thickness if the source has none: about the depth of field; readers require a number."""
 
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _KEPT = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID", "FrameOfReferenceUID", "Modality")
@@ -24,16 +24,16 @@ _EMPTY_OR_KEPT = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
     "AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator",
 )  # fmt: skip
-"""Type 2: they have to be there, if only empty."""
+"""Type 2: required, may be empty."""
 _KEPT_IF_THERE = (
     "LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod",
     "PatientSpeciesDescription", "PatientSpeciesCodeSequence", "PatientBreedDescription", "PatientBreedCodeSequence",
     "BreedRegistrationSequence", "ResponsiblePerson", "ResponsibleOrganization",
     "ContainerIdentifier",
 )  # fmt: skip
-"""Type 1C and 2C: of compressed images, of animals, of specimens."""
+"""Type 1C and 2C: for compressed images, animals, specimens."""
 _OF_CONTAINER = ("IssuerOfTheContainerIdentifierSequence", "ContainerTypeCodeSequence")
-"""Type 2 beside specimens."""
+"""Type 2 if there are specimens."""
 _OF_SPECIMEN = ("SpecimenIdentifier", "SpecimenUID")
 _OF_PLACE = (
     "ImageType", "ImageOrientationSlide", "TotalPixelMatrixOriginSequence", "TotalPixelMatrixColumns",
@@ -43,7 +43,7 @@ _OF_PLACE = (
 
 @dataclass(frozen=True)
 class Source:
-    """The image of highest resolution of a slide, and the frame of a mask of it.
+    """The image of highest resolution of a slide, and the grid of a mask of it.
 
     dataset: its attributes, without pixels. spacing0_mm: (row, column) spacing of its pixels, as in DICOM.
     """
@@ -66,7 +66,7 @@ class Source:
         return row * sy, col * sx
 
     def position_mm(self, x_px: int, y_px: int) -> tuple[float, float, float]:
-        """Where the centre of a pixel of the mask lies in the slide coordinate system of the source."""
+        """The centre of a mask pixel in the slide coordinate system of the source."""
         x_px0, y_px0 = self.grid.to_px0((x_px + 0.5, y_px + 0.5))
         origin = self.dataset.TotalPixelMatrixOriginSequence[0]
         start = [float(origin.get(f"{a}OffsetInSlideCoordinateSystem") or 0) for a in "XYZ"]
@@ -78,7 +78,7 @@ class Source:
         return x, y, z
 
     def reference(self, tile_px: int) -> Any:
-        """What a SEG has to know of the source, and no more; its size is that of one tile."""
+        """What a SEG needs from the source, and no more; its size is that of one tile."""
         from pydicom.dataset import Dataset
 
         d, out = self.dataset, Dataset()
@@ -116,17 +116,17 @@ class Source:
 
 
 def find_source(store: SlideStore, given: Path | None) -> Source:
-    """The image of the slide's own size in the folder (or file) `given`, or where the slide was tiled from.
+    """The image of the slide's size in the folder (or file) `given`; default: the slide that the store was tiled from.
 
-    Raises ConfigError if the slide is not DICOM and nothing is given, if no image or several fit, or if their pixels
-    are of another size; SlideError if the image lacks what places it.
+    Raises ConfigError if that slide is not DICOM, if no image or several match, or if the pixel size differs;
+    SlideError if the image has no position.
     """
     slide = store.meta["slide"]
     own = slide.get("vendor") == "dicom"
     if given is None and not own:
         raise ConfigError(
-            f"{store.slide_id}: its slide is no DICOM ({slide.get('vendor')}), and a DICOM SEG has to name the images "
-            "that it belongs to; convert the slide to DICOM (e.g. with wsidicomizer) and give the folder as source, or "
+            f"{store.slide_id}: its slide is not DICOM ({slide.get('vendor')}), and a DICOM SEG must refer to DICOM "
+            "images; convert the slide to DICOM (e.g. with wsidicomizer) and name the folder with --dicom-source, or "
             "export OME-TIFF or GeoJSON"
         )
     at = given or Path(slide["path"])
@@ -143,13 +143,13 @@ def find_source(store: SlideStore, given: Path | None) -> Source:
         sizes = ", ".join(f"{w} x {h}" for w, h in sorted({_size(d) for _, d in images}, reverse=True)) or "none"
         raise ConfigError(
             f"{at}: {len(fitting)} whole-slide images of {size[0]} x {size[1]} px, the size of {store.slide_id}, where "
-            f"one is expected (found: {sizes}); give the folder of this slide as source"
+            f"one is expected (found: {sizes}); name the folder of this slide with --dicom-source"
         )
     return _placed(*fitting[0], store)
 
 
 def _placed(path: Path, dataset: Any, store: SlideStore) -> Source:
-    """The source with what places it checked; a missing origin is taken to be that of the coordinate system."""
+    """The source, its position checked; a missing origin is set to that of the coordinate system."""
     from pydicom.dataset import Dataset
 
     slide = store.meta["slide"]
@@ -162,16 +162,16 @@ def _placed(path: Path, dataset: Any, store: SlideStore) -> Source:
             raise AttributeError(", ".join(missing))
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise SlideError(
-            f"{path}: it lacks what places a mask on it ({error}); a SEG cannot refer to it: convert the slide again"
+            f"{path}: attributes that place a mask on it are missing ({error}); convert the slide again"
         ) from None
     off = max(abs(mm * 1000 / um - 1) for mm, um in zip((col, row), slide["mpp0"], strict=True))
     if off > NATIVE_TOLERANCE and slide.get("mpp_source") not in ("override", "manifest"):
         raise ConfigError(
             f"{path}: pixels of {col * 1000:.4g} x {row * 1000:.4g} um, those of {store.slide_id} have "
-            f"{slide['mpp0'][0]:.4g} x {slide['mpp0'][1]:.4g}; is it the same slide? give its folder as source"
+            f"{slide['mpp0'][0]:.4g} x {slide['mpp0'][1]:.4g}; name the folder of this slide with --dicom-source"
         )
     if not dataset.get("TotalPixelMatrixOriginSequence"):
-        log.warning("%s: it does not say where its origin lies on the slide; 0, 0 is taken", path)
+        log.warning("%s: has no origin on the slide; 0, 0 is used", path)
         origin = Dataset()
         origin.XOffsetInSlideCoordinateSystem = origin.YOffsetInSlideCoordinateSystem = "0"
         dataset.TotalPixelMatrixOriginSequence = [origin]
@@ -179,13 +179,13 @@ def _placed(path: Path, dataset: Any, store: SlideStore) -> Source:
 
 
 def _read(path: Path) -> Any:
-    """The attributes of a whole-slide image that are needed here; None for any other file."""
+    """The attributes of a whole-slide image that a SEG needs; None for any other file."""
     import pydicom
 
     tags: Sequence[str] = [*_KEPT, *_EMPTY_OR_KEPT, *_KEPT_IF_THERE, *_OF_CONTAINER, *_OF_PLACE]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of values that others wrote and that are not taken over
+            warnings.simplefilter("ignore")  # about invalid values that are not copied
             dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
     except (OSError, pydicom.errors.InvalidDicomError) as error:
         log.info("%s: not read as DICOM (%s)", path, error)
@@ -199,7 +199,7 @@ def _size(dataset: Any) -> tuple[int, int]:
 
 
 def _specimen(item: Any) -> Any:
-    """What identifies a specimen; how it was prepared may be left empty (type 2)."""
+    """The identifiers of a specimen; its preparation may be empty (type 2)."""
     from pydicom.dataset import Dataset
 
     out = Dataset()
@@ -212,7 +212,7 @@ def _specimen(item: Any) -> Any:
 
 
 def _code(value: str, meaning: str) -> Any:
-    """An item of a code sequence, from DICOM's own codes."""
+    """An item of a code sequence, from the codes of DICOM itself."""
     from pydicom.dataset import Dataset
 
     out = Dataset()

@@ -1,15 +1,15 @@
-"""Trace a mask that arrives in bands into polygons along its pixel edges, exactly, holding only what is still open.
+"""Trace a mask that arrives in bands into exact polygons along its pixel edges; only open outlines stay in memory.
 
-A piece is a 4-connected set of pixels of one value. Its outline is one ring for the outside and one for each hole; a
-ring never visits a point twice, and two rings of a piece meet in points at most, so that every polygon is valid (OGC
-simple features) also where pixels touch by their corners only.
+A piece is a 4-connected component of one value. Its outline is one ring for the exterior and one per hole. A ring never
+visits a point twice, and two rings of a piece meet in points at most, so that every polygon is valid (OGC simple
+features), even where pixels touch only at their corners.
 
-How. A vertex is a corner of a piece: of the 2 x 2 pixels round a lattice point, one alone (convex), three (reflex), or
-two that touch diagonally (two convex corners). In every lattice row the corners of a value, sorted, are the two ends of
-horizontal edges in turn, and in every column those of vertical edges: sorting links all vertices at once. What is open
-at the lower end of a band are vertical edges; they wait, each an end of a chain of vertices, for the bands to come.
-Pixels are grouped into pieces by their runs in rows. A ring that passes twice through a point, where a piece touches
-itself diagonally, is cut there into the rings that touch.
+Method. A vertex is a corner of a piece: of the 2 x 2 pixels around a lattice point, one belongs to it (convex), three
+do (reflex), or two diagonal ones (two convex corners). In every lattice row, the sorted corners of a value are the two
+ends of horizontal edges in turn, and in every column those of vertical edges: sorting links all vertices at once. Only
+vertical edges are open at the lower end of a band; each is the end of a chain of vertices that later bands continue.
+Runs in rows group the pixels into pieces. A ring that passes twice through a point, where a piece touches itself
+diagonally, is cut there into the rings that touch.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from scipy.sparse.csgraph import connected_components
 from wsipipe.export.rings import Ring, areas_of, cut, joined, key_of
 
 PIXELS_AT_ONCE = 2**21
-"""Pixels of a band that are looked at together: bounds the temporary arrays, and they stay in the cache."""
+"""Pixels of a band processed at once: bounds the temporary arrays, which then fit in the cache."""
 
 CORNERS_AT_ONCE = 2**17
-"""Lattice points with corners that are linked together; a noisy band is halved until it has fewer."""
+"""Lattice points with corners linked at once; a noisy band is halved until it has fewer."""
 
 Rope = Any
 """Vertices of an open chain: a Ring, or a list of Ropes, so that joining chains copies nothing."""
@@ -39,8 +39,8 @@ Rope = Any
 class Outline:
     """One piece of a mask. `first_px` (x, y): its first pixel, row by row from the top; no two pieces share it.
 
-    rings: the outside, then the holes. Coordinates taken as (x, y) of a right-handed plane, the outside runs
-    counter-clockwise and holes clockwise (RFC 7946); no three vertices in a row are on a line.
+    rings: the exterior, then the holes. In a right-handed plane (x, y) the exterior runs counter-clockwise and holes
+    clockwise (RFC 7946); no three successive vertices are on a line.
     """
 
     value: int
@@ -50,7 +50,7 @@ class Outline:
 
 @dataclass(eq=False)
 class _Piece:
-    """A piece whose last pixel is not known yet: the outside, once it is closed, and the holes closed so far."""
+    """A piece that may continue below: its exterior, once closed, and the holes closed so far."""
 
     value: int
     first: tuple[int, int]
@@ -58,14 +58,14 @@ class _Piece:
     holes: list[Ring] = field(default_factory=list)
 
     def take(self, other: _Piece) -> None:
-        """Be one with `other`, which turned out to be the same piece."""
+        """Merge with `other`, which turned out to be the same piece."""
         self.first = min(self.first, other.first)
         self.outside += other.outside
         self.holes += other.holes
 
     def outline(self) -> Outline:
-        """As it is handed out."""
-        assert len(self.outside) == 1, "a piece has one outside"
+        """The complete outline."""
+        assert len(self.outside) == 1, "a piece has one exterior"
         self.holes.sort(key=lambda ring: (int(ring[0, 1]), int(ring[0, 0])))
         return Outline(self.value, self.first[::-1], (*self.outside, *self.holes))
 
@@ -75,8 +75,8 @@ class _Corners:
     """Corners of pieces in a band, row by row: arrays [N].
 
     y, x: lattice point, y in rows of the band. value, owner: the mask value and the flat index of a pixel of the piece
-    at the corner. right, down: where the horizontal and the vertical edge lead to from here. leaves_up_or_down: whether
-    the outline, the piece on its right as the picture is seen, goes on along the vertical edge.
+    at the corner. right, down: whether the horizontal edge leads right and the vertical one down. leaves_up_or_down:
+    whether the outline (on screen the piece is on its right) continues along the vertical edge.
     """
 
     y: NDArray[np.int64]
@@ -90,9 +90,9 @@ class _Corners:
 
 @dataclass(frozen=True, eq=False)
 class _Ends:
-    """Ends of open chains, arrays [A], two of each chain: vertical edges that go on below the band.
+    """Ends of open chains, arrays [A], two per chain: vertical edges that continue below the band.
 
-    column: value * (width + 1) + x. chain: whose end it is. tail: whether the outline runs down through it.
+    column: value * (width + 1) + x. chain: the number of its chain. tail: whether the outline runs down through it.
     """
 
     column: NDArray[np.int64]
@@ -108,10 +108,10 @@ class _Ends:
 
 
 def trace(bands: Iterable[NDArray[np.uint8]], width_px: int) -> Iterator[Outline]:
-    """The outlines of all pieces of a mask, each handed out as soon as it is complete.
+    """Yield the outline of every piece of a mask as soon as it is complete.
 
-    bands: uint8 [h, width_px], from the top down, of any heights; 0 belongs to no piece. Same mask, same outlines,
-    whatever the bands; only the order depends on them.
+    bands: uint8 [h, width_px], from top to bottom, of any heights; 0 belongs to no piece. The outlines do not depend on
+    the bands, only their order does.
     """
     tracer = _Tracer(width_px)
     rows = max(1, PIXELS_AT_ONCE // width_px)
@@ -122,20 +122,20 @@ def trace(bands: Iterable[NDArray[np.uint8]], width_px: int) -> Iterator[Outline
 
 
 class _Tracer:
-    """What is known after some bands: the pieces and the chains that are open, and the last row of pixels."""
+    """The state after some bands: open pieces, open chains, and the last row of pixels."""
 
     def __init__(self, width_px: int) -> None:
         self._width = width_px
         self._y = 0
-        self._last_row = np.zeros(width_px + 2, np.uint8)  # a pixel of 0 at either side
+        self._last_row = np.zeros(width_px + 2, np.uint8)  # with a pixel of 0 on either side
         self._last_pieces = np.zeros(0, np.int64)  # of the runs of the last row
         self._pieces: dict[int, _Piece] = {}
         self._chains: dict[int, Rope] = {}
         self._ends = _Ends(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool))
-        self._made = 0  # pieces and chains so far; the next one's number
+        self._made = 0  # number of the latest piece or chain
 
     def feed(self, band: NDArray[np.uint8]) -> list[Outline]:
-        """Go on with uint8 [h, width]; returns the pieces that are complete."""
+        """Take the next band, uint8 [h, width]; returns the outlines that are complete."""
         pixels = np.zeros((len(band) + 1, self._width + 2), np.uint8)
         pixels[0], pixels[1:, 1:-1] = self._last_row, band
         if not pixels.any():
@@ -161,7 +161,7 @@ class _Tracer:
     def _group(
         self, pixels: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """The number of the piece of each run; pieces that meet become one, new ones are begun."""
+        """The number of the piece of each run; merges pieces that meet and starts new ones."""
         flat, stride, n = pixels.reshape(-1), pixels.shape[1], len(starts)
         above, below = _touching(flat, starts, ends, stride)
         known, which = np.unique(self._last_pieces, return_inverse=True)
@@ -184,7 +184,7 @@ class _Tracer:
         return np.asarray(number[label[:n]])
 
     def _keep(self, closed: Sequence[tuple[Ring, int]], piece_of_corner: NDArray[np.int64]) -> None:
-        """Give closed rings, each with one of its corners, to their pieces, from their upper left vertex on."""
+        """Add closed rings, each with one of its corners, to their pieces; rings start at their upper left vertex."""
         rings, pieces = cut([ring for ring, _ in closed], self._width), piece_of_corner[[c for _, c in closed]].tolist()
         flat = [(ring, piece) for some, piece in zip(rings, pieces, strict=True) for ring in some]
         if not flat:
@@ -198,15 +198,15 @@ class _Tracer:
             (self._pieces[piece].outside if is_outside else self._pieces[piece].holes).append(turned)
 
     def _follow(self, corners: _Corners, rows: int) -> tuple[list[tuple[Ring, int]], _Ends]:
-        """Walk along the outlines: the rings that close, each with one of its corners, and the ends still open.
+        """Follow the outlines; returns the closed rings, each with one of its corners, and the ends that remain open.
 
-        Nodes of the walk are the corners and then the ends that were open before.
+        Nodes are the corners, then the ends that were open before.
         """
         n, ends = len(corners.x), self._ends
         follower, column = self._links(corners, rows)
         lonely = np.ones(n + len(ends.column), bool)
-        lonely[follower[follower >= 0]] = False  # nothing leads there: a new chain begins
-        lonely[n:] &= follower[follower[n:]] >= 0  # a chain of which neither end met anything stays as it is
+        lonely[follower[follower >= 0]] = False  # no predecessor: a new chain starts
+        lonely[n:] &= follower[follower[n:]] >= 0  # a chain with two free ends stays as it is
         begun = np.flatnonzero(lonely).tolist()
         nodes, first = _walks(follower, begun, n)
         ropes = self._ropes(nodes, first, np.stack([corners.x, corners.y + self._y], 1).astype(np.int32))
@@ -226,7 +226,7 @@ class _Tracer:
         return list(zip(rings, nodes[first[len(begun) :]].tolist(), strict=True)), opened
 
     def _links(self, corners: _Corners, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The node that follows each node, or -1 where the outline goes on below the band; and the node's column."""
+        """The successor of each node, -1 where the outline continues below the band; and the column of each node."""
         n, ends, side = len(corners.x), self._ends, self._width + 1
         level = np.empty(n, np.int64)
         order = np.argsort(((corners.value * rows + corners.y) * side + corners.x) * 2 + corners.right)
@@ -238,19 +238,19 @@ class _Tracer:
         upper = np.flatnonzero((down[order[:-1]] == 1) & (down[order[1:]] == 0))
         upright = np.full(len(column), -1, np.int64)
         upright[order[upper]], upright[order[upper + 1]] = order[upper + 1], order[upper]
-        assert (upright[:n][corners.down == 0] >= 0).all(), "every edge that comes from above began somewhere"
+        assert (upright[:n][corners.down == 0] >= 0).all(), "every edge from above has a start"
         return np.concatenate(
             [
                 np.where(corners.leaves_up_or_down, upright[:n], level),
-                np.where(ends.tail, upright[n:], n + ends.partner()),  # through a chain from its head to its tail
+                np.where(ends.tail, upright[n:], n + ends.partner()),  # from the head of a chain to its tail
             ]
         ), column
 
     def _ropes(self, nodes: NDArray[np.int64], first: NDArray[np.int64], xy: Ring) -> list[Rope]:
-        """The vertices along each walk; chains that it runs through are taken out of those that are open."""
+        """The vertices along each walk; open chains on it are joined to it."""
         n = len(xy)
         vertices = xy[np.minimum(nodes, n - 1)]
-        joints = np.flatnonzero(nodes >= n)[::2]  # each chain is two nodes: head, tail
+        joints = np.flatnonzero(nodes >= n)[::2]  # a chain is two nodes: head, tail
         chains = self._ends.chain[nodes[joints] - n].tolist()
         walk_of_joint = (np.searchsorted(first, joints, "right") - 1).tolist()
         begin, end = first.tolist(), np.append(first, len(nodes))[1:].tolist()
@@ -260,15 +260,15 @@ class _Tracer:
             rope += [vertices[begin[walk] : joint].copy(), self._chains.pop(chain)]
             begin[walk] = joint + 2
         for walk, (rope, a, b) in enumerate(zip(ropes, begin, end, strict=True)):
-            rest = vertices[a:b].copy()  # lest a few vertices hold all those of the band
+            rest = vertices[a:b].copy()  # a view would keep all vertices of the band in memory
             ropes[walk] = rest if rope is None else [*rope, rest]
         return ropes
 
 
 def _corner_points(pixels: NDArray[np.uint8], steps: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Lattice points at which some value has a corner, as flat indices into [rows, width + 1].
+    """Lattice points where some value has a corner, as flat indices into [rows, width + 1].
 
-    None has, exactly where both rows of the 2 x 2 pixels are of one value each, or both columns are.
+    These are the points where neither both rows of the 2 x 2 pixels nor both columns are of one value each.
     """
     jumps = pixels[1:] != pixels[:-1]
     return np.flatnonzero((steps[1:] | steps[:-1]) & (jumps[:, 1:] | jumps[:, :-1]))
@@ -297,7 +297,7 @@ def _corners(pixels: NDArray[np.uint8], points: NDArray[np.int64]) -> _Corners:
 
 
 def _runs(pixels: NDArray[np.uint8], steps: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First pixel and end, flat indices, of all runs of one value but 0 in the rows."""
+    """First pixel and end, as flat indices, of all runs of one value except 0 in the rows."""
     changes = np.flatnonzero(steps)
     starts = changes + changes // steps.shape[1] + 1
     kept = np.flatnonzero(pixels.reshape(-1)[starts])  # never the last: rows end with 0
@@ -307,7 +307,7 @@ def _runs(pixels: NDArray[np.uint8], steps: NDArray[np.bool_]) -> tuple[NDArray[
 def _touching(
     flat: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64], stride: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs (upper, lower) of runs of one value that share an edge of a pixel."""
+    """Pairs (upper, lower) of runs of one value that share a pixel edge."""
     low, high = np.searchsorted(ends, starts - stride, "right"), np.searchsorted(starts, ends - stride, "left")
     count = high - low
     lower = np.repeat(np.arange(len(starts)), count)
@@ -319,9 +319,9 @@ def _touching(
 def _walks(
     follower: NDArray[np.int64], begun: Sequence[int], corners: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Nodes of all walks along the outlines, one after the other, and where each begins.
+    """The nodes of all walks along the outlines, one walk after the other, and where each starts.
 
-    First those from the nodes `begun` until the outline goes on below the band, then those round the rings.
+    First the walks from the nodes `begun` to the lower end of the band, then those around closed rings.
     """
     following, seen = follower.tolist(), bytearray(len(follower))
     path, first = list[int](), list[int]()
@@ -343,7 +343,7 @@ def _walks(
 
 
 def _flat(rope: Rope) -> list[Ring]:
-    """The parts of a rope in their order."""
+    """The parts of a rope in order."""
     out, waiting = [], [rope]
     while waiting:
         part = waiting.pop()

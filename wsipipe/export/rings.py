@@ -1,4 +1,4 @@
-"""Rings of lattice points as arrays: their areas, and cutting those that touch themselves."""
+"""Rings of lattice points as arrays: areas, and cutting rings that touch themselves."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Ring = NDArray[np.int32]
 
 
 def area(x: NDArray[Any], y: NDArray[Any]) -> float:
-    """Area that a ring of vertices (x, y) encloses, negative if it runs clockwise in a plane whose y points up."""
+    """Area of a ring of vertices (x, y), negative if it runs clockwise in a plane whose y points up."""
     x, y = (
         x.astype(np.float64) - x[0],
         y.astype(np.float64) - y[0],
-    )  # which also makes the edge back to the first vertex count nothing
+    )  # so the edge back to the first vertex adds 0
     return float(x[:-1] @ y[1:] - x[1:] @ y[:-1]) / 2
 
 
 def joined(rings: Sequence[Ring]) -> tuple[Ring, NDArray[np.int64]]:
-    """All rings as one array, and where each begins."""
+    """All rings as one array, and where each starts."""
     return np.concatenate(rings), np.cumsum([0, *map(len, rings[:-1])])
 
 
@@ -32,7 +32,7 @@ def key_of(ring: Ring, width_px: int) -> NDArray[np.int64]:
 
 
 def areas_of(whole: NDArray[Any], first: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Areas of the rings that begin at `first` in whole [N, 2], each relative to its first vertex (shoelace)."""
+    """Areas of the rings that start at `first` in whole [N, 2], each relative to its first vertex (shoelace)."""
     count = np.diff(first, append=len(whole))
     x, y = (whole - np.repeat(whole[first], count, axis=0)).T.astype(np.float64)
     after = np.arange(1, len(whole) + 1)
@@ -41,7 +41,7 @@ def areas_of(whole: NDArray[Any], first: NDArray[np.int64]) -> NDArray[np.float6
 
 
 def cut(rings: Sequence[Ring], width_px: int) -> list[list[Ring]]:
-    """The rings that each ring is made of, none of which visits a point twice."""
+    """The parts of each ring such that no part visits a point twice."""
     out = [[ring] for ring in rings]
     if rings:
         whole, first = joined(rings)
@@ -54,11 +54,11 @@ def cut(rings: Sequence[Ring], width_px: int) -> list[list[Ring]]:
 
 
 def _cut_one(ring: Ring, key: NDArray[np.int64]) -> list[Ring]:
-    """`_cut` of a ring that visits points twice; `key` tells its points apart."""
+    """The parts of a ring that visits points twice; equal points have equal `key`."""
     _, which, count = np.unique(key, return_inverse=True, return_counts=True)
     marks = np.flatnonzero(count[which] > 1)
     turned = np.concatenate((ring[marks[0] :], ring[: marks[0]]))
-    parts = np.split(turned, marks[1:] - marks[0])  # each begins at a point visited twice
+    parts = np.split(turned, marks[1:] - marks[0])  # each starts at a point visited twice
     out, stack, place = [], list[tuple[int, Ring]](), dict[int, int]()
     for point, part in zip(which[marks].tolist(), parts, strict=True):
         if point in place:

@@ -1,9 +1,9 @@
-"""Leave out vertices of a polygon within a tolerance (Douglas and Peucker, 1973), and stay a valid polygon.
+"""Simplify a polygon within a tolerance (Douglas and Peucker, 1973) and keep it valid.
 
-Every ring keeps its upper left vertex and the one farthest from it; between two kept vertices, the one farthest from
-their line is kept if it is farther away than the tolerance. Where rings touch, the touching vertices and their
-neighbours stay. A ring that would lose its area stays as it is; a polygon whose rings would meet, or swap inside and
-outside, gets half the tolerance, and in the end is left as it is.
+Every ring keeps its upper left vertex and the one farthest from it. Between two kept vertices, the vertex farthest from
+their line is kept if its distance exceeds the tolerance. Where rings touch, the touching vertices and their neighbours
+are kept. A ring that would lose its area is left unchanged. If rings would meet, or interior and exterior would swap,
+the tolerance is halved; after `HALVINGS` the polygon is left unchanged.
 """
 
 from __future__ import annotations
@@ -12,23 +12,25 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
 
 from wsipipe.export.rings import Ring, area, areas_of, joined
 
 HALVINGS = 4
-"""How often a tolerance that spoils a polygon is halved."""
+"""How often the tolerance is halved before a polygon is left unchanged."""
 
 _PAIRS = 2**20
-"""Pairs of edges that are compared at a time."""
+"""Pairs of edges compared at a time."""
 
 Points = NDArray[np.int64]
 """[N, 2] (x, y)."""
 
 
 def simplified(rings: Sequence[Ring], um_per_px: tuple[float, float], tolerance_um: float) -> tuple[Ring, ...]:
-    """The outside and the holes of a valid polygon with fewer vertices, none of them moved; still valid.
+    """The rings of a valid polygon (exterior, then holes) with fewer vertices; no vertex moves, and it stays valid.
 
-    um_per_px: (x, y) um between lattice points. Every vertex left out lies within `tolerance_um` of the new outline.
+    um_per_px: (x, y) um between lattice points. Every removed vertex is within `tolerance_um` of the new outline.
     """
     whole, first = joined(rings)
     size = np.diff(first, append=len(whole))
@@ -50,9 +52,9 @@ def simplified(rings: Sequence[Ring], um_per_px: tuple[float, float], tolerance_
 
 
 def is_valid(rings: Sequence[Ring]) -> bool:
-    """Whether rings that visit no point twice meet nowhere but in common vertices, all holes inside the outside.
+    """Whether rings meet only in common vertices, with all holes inside the exterior; no ring visits a point twice.
 
-    Rings begin with their upper left vertex. Rings that touch must be known not to cross there.
+    Rings start at their upper left vertex. Rings that touch must not cross there; this is not checked.
     """
     whole, first = joined(rings)
     size = np.diff(first, append=len(whole))
@@ -60,17 +62,36 @@ def is_valid(rings: Sequence[Ring]) -> bool:
     points = whole.astype(np.int64)
     if any(_meet(a, b).any() for a, b in _near(points, points[after])):
         return False
-    shared = np.logical_or.reduceat(_shared(whole), first)
-    loose = np.flatnonzero(~shared[1:]) + 1  # a hole that touches another ring is inside, as nothing crosses
-    return bool((_crossings(points, after, first[loose]) % 2 == 1).all())
+    return bool((_crossings(points, after, first[_loose(whole, first, size)]) % 2 == 1).all())
+
+
+def _loose(whole: Ring, first: Points, size: Points) -> Points:
+    """Of each group of holes that touch each other but not the exterior, the hole with the upper left vertex.
+
+    If it is inside the exterior, so are the others; holes that touch the exterior are inside too, as no edges cross.
+    """
+    point, count = _visits(whole)
+    ring_of = np.repeat(np.arange(len(first)), size)
+    touch = np.flatnonzero(count[point] > 1)
+    links = (np.ones(len(touch), bool), (ring_of[touch], len(first) + point[touch]))
+    group = connected_components(csr_array(links, shape=(len(first) + len(count),) * 2), directed=False)[1]
+    group = group[: len(first)]
+    order = np.lexsort((*whole[first].T, group))
+    upper = order[np.flatnonzero(np.diff(group[order], prepend=-1))]
+    return np.asarray(upper[group[upper] != group[0]], np.int64)
 
 
 def _shared(whole: Ring) -> NDArray[np.bool_]:
-    """Which vertices belong to two rings: bool [N]."""
-    _, which, count = np.unique(
-        whole[:, 1].astype(np.int64) << 32 | whole[:, 0], return_inverse=True, return_counts=True
-    )
-    return np.asarray(count[which] > 1)
+    """Whether each vertex belongs to two rings: bool [N]."""
+    point, count = _visits(whole)
+    return np.asarray(count[point] > 1)
+
+
+def _visits(whole: Ring) -> tuple[Points, Points]:
+    """The number of the point at each vertex, [N], and how often each point is visited, [points]."""
+    key = whole[:, 1].astype(np.int64) << 32 | whole[:, 0]
+    _, point, count = np.unique(key, return_inverse=True, return_counts=True)
+    return np.asarray(point, np.int64), np.asarray(count, np.int64)
 
 
 def _neighbours(first: Points, size: Points) -> tuple[Points, Points]:
@@ -83,16 +104,16 @@ def _neighbours(first: Points, size: Points) -> tuple[Points, Points]:
 
 def _farthest(whole: Ring, first: Points, size: Points) -> Points:
     """Of each ring the index of the vertex farthest from its first."""
-    apart = ((whole - np.repeat(whole[first], size, axis=0)).astype(np.int64) ** 2).sum(1)
-    most = np.repeat(np.maximum.reduceat(apart, first), size)
-    at = np.flatnonzero(apart == most)
+    far = ((whole - np.repeat(whole[first], size, axis=0)).astype(np.int64) ** 2).sum(1)
+    most = np.repeat(np.maximum.reduceat(far, first), size)
+    at = np.flatnonzero(far == most)
     return at[np.searchsorted(at, first)]
 
 
 def _kept(
     um: NDArray[np.float64], first: Points, size: Points, anchors: NDArray[np.bool_], tolerance_um: float
 ) -> NDArray[np.bool_]:
-    """Which vertices stay: bool [N]. All stretches between kept vertices are split at once, as often as it takes."""
+    """Whether each vertex is kept: bool [N]. All spans between kept vertices are split at once, until none is left."""
     n = len(um)
     kept = anchors.copy()
     end = np.repeat(first + size, size)
@@ -102,7 +123,7 @@ def _kept(
         stay = np.append(np.flatnonzero(kept), n)
         at = np.searchsorted(stay, waiting)
         low, high = stay[at - 1], stay[at]
-        high = np.where(high >= end[waiting], start[waiting], high)  # rings are closed: after the last comes the first
+        high = np.where(high >= end[waiting], start[waiting], high)  # rings are closed: the first follows the last
         away = _distance(um[waiting], um[low], um[high])
         begins = np.append(True, low[1:] != low[:-1])
         group, of = np.flatnonzero(begins), np.cumsum(begins) - 1
@@ -114,7 +135,7 @@ def _kept(
 
 
 def _distance(point: NDArray[np.float64], start: NDArray[np.float64], end: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of points [N, 2] to segments: float64 [N]."""
+    """Distances of points [N, 2] to segments: float64 [N]."""
     along, to = end - start, point - start
     length = np.maximum((along**2).sum(1), np.finfo(float).tiny)
     share = np.clip((to * along).sum(1) / length, 0, 1)
@@ -122,8 +143,8 @@ def _distance(point: NDArray[np.float64], start: NDArray[np.float64], end: NDArr
 
 
 def _near(start: Points, end: Points) -> Iterator[tuple[tuple[Points, Points], tuple[Points, Points]]]:
-    """Pairs of edges whose boxes meet, in blocks: (start, end) of one and (start, end) of the other."""
-    axis = int(np.argmax(np.ptp(start, axis=0)))  # along the longer side fewer boxes overlap
+    """Pairs of edges whose bounding boxes meet, in blocks: (start, end) of one and (start, end) of the other."""
+    axis = int(np.argmax(np.ptp(start, axis=0)))  # fewer boxes overlap along the longer side
     order = np.argsort(np.minimum(start[:, axis], end[:, axis]), kind="stable")
     start, end = start[order], end[order]
     low, high = np.minimum(start, end), np.maximum(start, end)
@@ -144,7 +165,7 @@ def _near(start: Points, end: Points) -> Iterator[tuple[tuple[Points, Points], t
 
 
 def _meet(one: tuple[Points, Points], other: tuple[Points, Points]) -> NDArray[np.bool_]:
-    """Which pairs of edges with boxes that meet have a point in common beside an end of both: bool [M]."""
+    """Whether two edges, whose boxes meet, share a point other than an end of both: bool [M]."""
     (a, b), (c, d) = one, other
     cross = (_side(a, b, c) * _side(a, b, d) <= 0) & (_side(c, d, a) * _side(c, d, b) <= 0)
     back = np.zeros(len(a), bool)
@@ -157,13 +178,13 @@ def _meet(one: tuple[Points, Points], other: tuple[Points, Points]) -> NDArray[n
 
 
 def _side(a: Points, b: Points, c: Points) -> Points:
-    """On which side of the line from a to b the point c is: -1, 0 or 1."""
+    """The side of the line from a to b on which c is: -1, 0 or 1."""
     turn = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
     return np.asarray(np.sign(turn))
 
 
 def _crossings(points: Points, after: Points, asked: Points) -> Points:
-    """How many edges of other rings lie left of the vertices `asked`, each the upper left one of its ring."""
+    """Number of edges of other rings left of the vertices `asked`, each the upper left vertex of its ring."""
     xy = points[asked][np.argsort(points[asked, 1], kind="stable")]
     down = (points[:, 1] < points[after, 1])[:, None]
     upper, lower = np.where(down, points, points[after]), np.where(down, points[after], points)

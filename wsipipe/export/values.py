@@ -1,12 +1,8 @@
-"""What every export shares: the values of a mask with name and colour, files written aside, and pixels compared."""
+"""Shared by the formats: mask values with name and colour, and the comparison of pixels."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,14 +12,12 @@ from wsipipe.errors import StoreError
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
 from wsipipe.store import SlideStore, layout
-
-GREY = (128, 128, 128)
-"""Of values to which the label image gives no colour."""
+from wsipipe.store.colours import GREY
 
 
 @dataclass(frozen=True)
 class LabelValue:
-    """A value of a mask, what it means, and its colour (r, g, b) 0..255."""
+    """A mask value, the name of its class, and its colour (r, g, b) 0..255."""
 
     value: int
     name: str
@@ -31,13 +25,13 @@ class LabelValue:
 
 
 def label_values(store: SlideStore, name: str) -> tuple[LabelValue, ...]:
-    """The values that `labels/<name>` may hold, ascending, as the label image itself names and colours them."""
+    """The values of `labels/<name>`, ascending, with the names and colours of the label image."""
     store.attributes("labels", name)
     image = layout.read_attributes(store.path / "labels" / name).get("ome", {}).get("image-label", {})
     shown = {int(c["label-value"]): c["rgba"] for c in image.get("colors", ()) if c["rgba"][3]}
     named = {int(p["label-value"]): str(p["name"]) for p in image.get("properties", ())}
     if not named:
-        raise StoreError(f"{store.path}: labels/{name} does not say what its values mean; make it again")
+        raise StoreError(f"{store.path}: labels/{name} has no names of its values; compute or import it again")
     plain = {0: (0, 0, 0), IGNORE: GREY}
 
     def colour(value: int) -> tuple[int, int, int]:
@@ -48,7 +42,7 @@ def label_values(store: SlideStore, name: str) -> tuple[LabelValue, ...]:
 
 
 def compare(found: NDArray[Any], expected: NDArray[Any], window: Window, where: str) -> None:
-    """StoreError that names the first pixel of `window` where found and expected uint8 [h, w] differ."""
+    """Raise StoreError with the first pixel of `window` where `found` and `expected`, uint8 [h, w], differ."""
     wrong = found != expected
     if wrong.any():
         row, col = (int(i) for i in np.unravel_index(int(wrong.argmax()), wrong.shape))
@@ -58,19 +52,6 @@ def compare(found: NDArray[Any], expected: NDArray[Any], window: Window, where: 
         )
 
 
-@contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when the block ends well, and goes when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 def label_classes(store: SlideStore, name: str) -> dict[int, LabelValue]:
-    """Mask value -> class of `labels/<name>`; 0 and 255 are no classes."""
+    """Mask value -> class of `labels/<name>`, without 0 and 255."""
     return {v.value: v for v in label_values(store, name) if v.value not in (0, IGNORE)}

@@ -1,10 +1,9 @@
-"""Checkpoints: weights as safetensors with a JSON beside it that says what they are for."""
+"""Checkpoints: weights as safetensors, and a JSON beside them that says how to use them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,18 +15,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wsipipe.errors import CheckpointError
-from wsipipe.runtime.atomic import write_json
+from wsipipe.runtime.atomic import replacing, write_json
 
 SCHEMA = 1
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What weights need to be used rightly. `mpp` in um/px; `mean`, `std` of RGB in 0..1.
+    """How a set of weights is to be used. `mpp` in um/px; `mean`, `std` of RGB in 0..1.
 
-    `network` names the architecture (`encoder` for an encoder alone), `digest` all that it was trained on, `settings`
-    what else its maker needs; `normalise_stain`, whether a fit or a
-    network saw slides with their stain evened out (an encoder may serve either).
+    network: the architecture (`encoder` for an encoder alone). digest: of all that it was trained on. settings: the
+    options of the stage that made it. normalise_stain: whether a fit or a network saw slides with normalised stain (an
+    encoder may serve either).
     """
 
     network: str
@@ -42,7 +41,7 @@ class Checkpoint:
     normalise_stain: bool = False
 
     def save(self, folder: Path, model: nn.Module, name: str = "model") -> Path:
-        """Write `<name>.safetensors` and then `<name>.json`, each aside and renamed; returns the JSON's path."""
+        """Write `<name>.safetensors`, then `<name>.json`, each atomically; returns the path of the JSON."""
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(folder / f"{name}.safetensors", model)
         path = folder / f"{name}.json"
@@ -51,11 +50,9 @@ class Checkpoint:
 
 
 def save_weights(path: Path, model: nn.Module) -> None:
-    """Weights and buffers of a model as safetensors, written aside and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, aside)
-    os.replace(aside, path)
+    """Write weights and buffers of a model as safetensors, atomically."""
+    with replacing(path) as partial:
+        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, partial)
 
 
 def digest_of(model: nn.Module) -> str:
@@ -76,6 +73,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise KeyError("kind")
         for key in ("classes", "mean", "std"):
             data[key] = tuple(data[key])
+        data["normalise_stain"] = data.pop("even_stain", data.get("normalise_stain", False))  # its name before 0.1.0
         return Checkpoint(**data)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no checkpoint here; train one with: wsipipe segment") from None
@@ -84,7 +82,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def maker_of(weights: Path) -> Checkpoint | None:
-    """The checkpoint that a weights file belongs to; None if it has none of ours."""
+    """The checkpoint that a weights file belongs to; None if wsipipe did not make it."""
     try:
         return read_checkpoint(weights)
     except CheckpointError:
@@ -92,7 +90,7 @@ def maker_of(weights: Path) -> Checkpoint | None:
 
 
 def weights_file(path: Path) -> Path:
-    """The file of weights that `path` means: a checkpoint's folder, its JSON, or the file itself."""
+    """The weights file of `path`: a checkpoint's folder, its JSON, or the file itself."""
     if path.is_dir():
         found = [path / n for n in ("model.safetensors", "pytorch_model.bin") if (path / n).is_file()]
         return found[0] if found else path / "model.safetensors"
@@ -100,7 +98,7 @@ def weights_file(path: Path) -> Path:
 
 
 def weights_digest(path: Path | None) -> str:
-    """Digest of a weights file, empty without one; CheckpointError if it is not there."""
+    """Digest of a weights file, "" without one; CheckpointError if the file does not exist."""
     if path is None:
         return ""
     try:
@@ -110,10 +108,10 @@ def weights_digest(path: Path | None) -> str:
 
 
 def fitting_weights(path: Path, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a file (safetensors, or a state dict of torch) under the names of `wanted`.
+    """The weights in a file (safetensors, or a state dict of torch) under the names of `wanted`.
 
-    All names may stand under one beginning. Where several whole sets are there the teacher's is taken, as DINO does.
-    Counters of batches may be missing. Raises CheckpointError if anything else is, or has another shape.
+    All names may share a prefix. If several complete sets exist, the teacher's is used, as DINO does. Only batch
+    counters may be missing. Raises CheckpointError if other weights are missing or have another shape.
     """
     path = weights_file(path)
     state = _read_state(path)
@@ -147,7 +145,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         return state
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such weights file") from None
-    except Exception as error:  # noqa: BLE001 - what unpickling damaged bytes raises is anyone's guess
+    except Exception as error:  # noqa: BLE001 - unpickling damaged bytes raises exceptions of any kind
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path}: not a safetensors file or a plain state dict of torch ({reason}); convert it first"
@@ -163,7 +161,7 @@ def _flat(tree: Any, start: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def load_weights_of(path: Path, model: nn.Module) -> None:
-    """Load the safetensors that belongs to checkpoint `path` into `model`; every weight must fit."""
+    """Load the safetensors of checkpoint `path` into `model`; every weight must fit."""
     path = path / "model.safetensors" if path.is_dir() else path.with_suffix(".safetensors")
     try:
         model.load_state_dict(load_file(path))

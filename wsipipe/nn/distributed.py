@@ -13,43 +13,43 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """Processes that work together on one training, as torchrun starts them: this is number `rank` of `size`."""
+    """The processes of one training under torchrun; this one is number `rank` of `size`."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this process writes what all have made."""
+    def is_main(self) -> bool:
+        """Whether this process writes the results."""
         return self.rank == 0
 
     @property
-    def own(self) -> slice:
-        """The share of a list that falls to this process."""
+    def share(self) -> slice:
+        """The part of a list that this process works on."""
         return slice(self.rank, None, self.size)
 
-    def agree(self, answer: bool) -> bool:
-        """The answer of the process that leads."""
+    def broadcast(self, answer: bool) -> bool:
+        """The answer of the main process, in every process."""
         if self.size == 1:
             return answer
-        told = [answer]
-        torch.distributed.broadcast_object_list(told, src=0)
-        return told[0]
+        answers = [answer]
+        torch.distributed.broadcast_object_list(answers, src=0)
+        return answers[0]
 
-    def wait(self) -> None:
-        """Until all processes have come here."""
+    def barrier(self) -> None:
+        """Wait until all processes have reached this call."""
         if self.size > 1:
             torch.distributed.barrier()
 
-    def shared(self, model: nn.Module) -> nn.Module:
-        """`model`, its gradients averaged over the processes at every step."""
+    def distribute(self, model: nn.Module) -> nn.Module:
+        """`model`, with gradients averaged over the processes at every step."""
         if self.size == 1:
             return model
         return DistributedDataParallel(model)
 
 
 def join_group(on: torch.device) -> ProcessGroup:
-    """The group that torchrun has started, joined; a group of one elsewhere."""
+    """Join the group that torchrun started; without torchrun, a group of one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ProcessGroup()
     if not torch.distributed.is_initialized():

@@ -1,4 +1,4 @@
-"""The running average of a network's weights, and frozen copies of it that teach."""
+"""Exponential moving average of a network's weights, and frozen copies of it that serve as teachers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 DECAY = 0.999
-"""Share of the average that a step keeps, once there have been many (Tarvainen & Valpola, NeurIPS 2017: 0.999)."""
+"""Decay of the average after many steps (Tarvainen & Valpola, NeurIPS 2017: 0.999)."""
 
 
 class WeightEMA:
     """Exponential moving average of weights and buffers.
 
-    w' <- d w' + (1 - d) w after step t, with d = min(DECAY, (1 + t) / (10 + t)): the start is soon forgotten. After
-    each of the steps `frozen_after` the average is copied into `teacher`, which is None before.
+    w' <- d w' + (1 - d) w after step t, with d = min(DECAY, (1 + t) / (10 + t)): early weights fade quickly. After
+    each step in `frozen_after` the average is copied into `teacher`, which is None before.
     """
 
     def __init__(self, model: nn.Module, frozen_after: Collection[int] = ()) -> None:
@@ -27,7 +27,7 @@ class WeightEMA:
 
     @torch.no_grad()
     def follow(self, model: nn.Module, step: int) -> None:
-        """Take in the weights that `model` has after `step` (0, 1, ..)."""
+        """Update the average with the weights of `model` after `step` (0, 1, ..)."""
         decay = min(DECAY, (1 + step) / (10 + step))
         for own, new in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
             if own.is_floating_point():
@@ -43,7 +43,7 @@ class WeightEMA:
         return {"model": self.model.state_dict(), "teacher": taught}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Resume from that state."""
         self.model.load_state_dict(state_dict["model"])
         self.teacher = None
         if state_dict["teacher"] is not None:

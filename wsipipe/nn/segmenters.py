@@ -17,7 +17,7 @@ _TAKES_CHANNELS = ("unet", "unetplusplus", "manet")
 def create_segmenter(architecture: str, encoder: str, classes: int) -> nn.Module:
     """A network from images float [B, 3, H, W] (normalised, H and W multiples of 32) to logits [B, classes, H, W].
 
-    The decoder of U-Net-like architectures is as narrow as its encoder is against a ResNet of 512 channels.
+    The decoder of U-Net-like architectures is narrowed in proportion to its encoder (full width: 512 channels).
     """
     known = sorted(smp.MODEL_ARCHITECTURES_MAPPING)
     if architecture not in known:
@@ -37,5 +37,5 @@ def create_segmenter(architecture: str, encoder: str, classes: int) -> nn.Module
 
 
 def encoder_of(model: nn.Module) -> nn.Module:
-    """The timm encoder inside a network made here, to be started from pretrained weights."""
+    """The timm encoder inside a network, for loading pretrained weights."""
     return model.encoder.model  # type: ignore[union-attr,return-value]

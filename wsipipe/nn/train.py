@@ -1,4 +1,4 @@
-"""The one training loop: AdamW, warm-up and cosine decay, batches made ahead, a stop on non-finite numbers."""
+"""The one training loop: AdamW, warm-up and cosine decay, batches prepared ahead, an error on non-finite numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wsipipe.errors import CheckpointError
 from wsipipe.nn.ema import WeightEMA
-from wsipipe.nn.training_state import Stateful, TrainingState, Watcher
+from wsipipe.nn.training_state import Stateful, StepMonitor, TrainingState
 from wsipipe.runtime.device import ComputeContext, autocast
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ M = TypeVar("M", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to learn; `lr` is reached after `warmup` (share of steps), then falls to 0 as a cosine."""
+    """Steps and learning rate: `lr` is reached after `warmup` (fraction of steps), then decays to 0 as a cosine."""
 
     steps: int
     lr: float
@@ -43,29 +43,29 @@ class Schedule:
 
 
 Record = Callable[[int, float, float, float], None]
-"""Told the step, its loss, its learning rate, and the seconds that a step takes."""
+"""Called with the step, its loss, its learning rate, and the seconds per step."""
 
 
 @dataclass(frozen=True)
 class TrainHooks(Generic[B]):
-    """What goes on around the steps of a training; all of it may be left out.
+    """Optional hooks of a training.
 
-    keep: where the state is kept, so that a killed training goes on to the same weights; the caller clears it once the
-    result is saved. watch(step): may end the training early. average: follows the weights. record: told every step.
-    split(batch, n): n equal parts of a batch, into which one is cut where it does not fit into memory. size: images in
-    a batch, for the progress.
+    state: where the state is saved, so that a killed training resumes to the same weights; the caller clears it once
+    the result is saved. monitor(step): may stop the training early. average: follows the weights. record: called after
+    every step. split(batch, n): cuts a batch into n equal parts, used where it does not fit into memory. size: images
+    per batch, for the progress.
     """
 
-    keep: TrainingState | None = None
-    watch: Watcher | None = None
+    state: TrainingState | None = None
+    monitor: StepMonitor | None = None
     average: WeightEMA | None = None
     record: Record | None = None
     split: Callable[[B, int], Sequence[B]] | None = None
     size: int = 0
 
     def parts(self) -> dict[str, Stateful]:
-        """What has a state of its own."""
-        return {k: v for k, v in (("watch", self.watch), ("average", self.average)) if v is not None}
+        """The hooks whose state is saved."""
+        return {k: v for k, v in (("monitor", self.monitor), ("average", self.average)) if v is not None}
 
 
 def fit(
@@ -75,55 +75,54 @@ def fit(
     schedule: Schedule,
     task: str,
     compute: ComputeContext,
-    around: TrainHooks[B] = TrainHooks(),
+    hooks: TrainHooks[B] = TrainHooks(),
 ) -> list[float]:
-    """Train the parameters of `model` that want a gradient; returns the loss of every step.
+    """Train the parameters of `model` that require a gradient; returns the loss of every step.
 
     `batch(step)` must depend on nothing but `step` (it is called ahead, in a thread); `loss(batch)` runs the model
-    under mixed precision, its random draws (dropout) being seeded by `compute.seed` and the step. Raises
-    CheckpointError when the loss or its gradient is not finite, before the weights are touched: the model then holds
-    the last good ones.
+    under mixed precision, its random draws (dropout) seeded by `compute.seed` and the step. Raises CheckpointError when
+    the loss or its gradient is not finite, before the weights change: the model then holds the last good ones.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
     on = compute.device
     model.to(on).train()
-    parts: dict[str, Stateful] = {"model": model, "optimiser": optimiser, **around.parts()}
-    first, losses = around.keep.restore(parts) if around.keep else (0, [])
-    clock, descend = Clock(), _Descent(loss, around.split, task, compute)
+    parts: dict[str, Stateful] = {"model": model, "optimiser": optimiser, **hooks.parts()}
+    first, losses = hooks.state.restore(parts) if hooks.state else (0, [])
+    clock, descend = Clock(), _Descent(loss, hooks.split, task, compute)
     for step, item in enumerate(_ahead(batch, first, schedule.steps), first):
         for group in optimiser.param_groups:
             group["lr"] = schedule.rate(step)
         value = descend(item, step, optimiser)
-        if not torch.isfinite(nn.utils.clip_grad_norm_(parameters, 5.0)):  # else it would be the weights, silently
+        if not torch.isfinite(nn.utils.clip_grad_norm_(parameters, 5.0)):  # before the weights are
             raise CheckpointError(f"{task}: the gradient is not finite at step {step}; try a lower learning rate")
         optimiser.step()
         losses.append(value)
-        if around.average:
-            around.average.follow(model, step)
-        enough = around.watch is not None and around.watch(step)
-        done = schedule.steps if enough else step + 1
-        if around.keep:
-            around.keep.save(done, losses, parts, now=done == schedule.steps)
+        if hooks.average:
+            hooks.average.follow(model, step)
+        stop = hooks.monitor is not None and hooks.monitor(step)
+        done = schedule.steps if stop else step + 1
+        if hooks.state:
+            hooks.state.save(done, losses, parts, now=done == schedule.steps)
         seconds = clock.tick()
-        if around.record:
-            around.record(step, value, schedule.rate(step), seconds)
-        compute.progress(task, done, schedule.steps, _note(losses, schedule.rate(step), seconds, around.size))
-        if enough:
+        if hooks.record:
+            hooks.record(step, value, schedule.rate(step), seconds)
+        compute.progress(task, done, schedule.steps, _note(losses, schedule.rate(step), seconds, hooks.size))
+        if stop:
             break
     model.eval()
     return losses
 
 
 def _note(losses: Sequence[float], rate: float, seconds: float, size: int) -> str:
-    """What a person wants to see beside the progress."""
+    """The note beside the progress bar."""
     recent = losses[-20:]
-    speed = f"{size / seconds:.0f} patches/s" if size else f"{seconds:.2f} s a step"
+    speed = f"{size / seconds:.0f} patches/s" if size else f"{seconds:.2f} s/step"
     return f"loss {sum(recent) / len(recent):.3f}, rate {rate:.1e}, {speed}"
 
 
 class _Descent(Generic[B]):
-    """Loss and gradient of a batch, in as many parts as the memory asks for."""
+    """Loss and gradient of a batch, cut into as many parts as fit into memory."""
 
     def __init__(
         self,
@@ -136,7 +135,7 @@ class _Descent(Generic[B]):
         self._parts = 1
 
     def __call__(self, item: B, step: int, optimiser: torch.optim.Optimizer) -> float:
-        """The loss of the batch; its gradient is left in the parameters."""
+        """The loss of the batch; its gradient is accumulated in the parameters."""
         while True:
             try:
                 optimiser.zero_grad(set_to_none=True)
@@ -145,11 +144,11 @@ class _Descent(Generic[B]):
             except torch.OutOfMemoryError:
                 if self._split is None or len(self._split(item, 2 * self._parts)) <= self._parts:
                     raise CheckpointError(
-                        f"{self._task}: not even one image fits into the memory of {self._compute.device}; "
+                        f"{self._task}: a single image does not fit into the memory of {self._compute.device}; "
                         "choose a smaller network or smaller patches"
                     ) from None
                 self._parts *= 2
-                log.warning("%s: a batch does not fit into memory; taken in %d parts", self._task, self._parts)
+                log.warning("%s: a batch does not fit into memory; it is cut into %d parts", self._task, self._parts)
 
     def _back(self, part: B, step: int, parts: int) -> float:
         on = self._compute.device
@@ -162,34 +161,34 @@ class _Descent(Generic[B]):
 
 
 class Clock:
-    """Seconds that a step takes, averaged over the steps so far."""
+    """Seconds per step, averaged over the steps so far."""
 
     def __init__(self) -> None:
         self._start, self._ticks = time.monotonic(), 0
 
     def tick(self) -> float:
-        """One more step is done: the seconds each took."""
+        """Count one more step; returns the seconds per step."""
         self._ticks += 1
         return (time.monotonic() - self._start) / self._ticks
 
 
 @contextmanager
 def seeded(on: torch.device, *parts: int) -> Iterator[None]:
-    """The global generators seeded by a few integers inside the block, as they were after it."""
+    """Seed the global generators with a few integers inside the block, and restore them after it."""
     with torch.random.fork_rng(devices=[on] if on.type == "cuda" else []):
         torch.manual_seed(_mixed(*parts))
         yield
 
 
 def seeded_init(make: Callable[[], M], seed: int) -> M:
-    """A network that `make` makes, its first weights depending on nothing but the seed."""
+    """The network that `make` returns, with initial weights that depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
 
 
 def _ahead(batch: Callable[[int], B], first: int, steps: int, depth: int = 2) -> Iterator[B]:
-    """batch(first), batch(first + 1), .., before `steps`, made up to `depth` steps ahead in one thread."""
+    """batch(first), batch(first + 1), .., before `steps`, prepared up to `depth` steps ahead in one thread."""
     with ThreadPoolExecutor(1) as pool:
         queue = [pool.submit(batch, s) for s in range(first, min(first + depth, steps))]
         try:

@@ -1,9 +1,8 @@
-"""The state of a training on its way, kept on disk so that a killed one goes on to the same weights."""
+"""The state of a running training on disk, so that a killed training resumes to the same weights."""
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,26 +10,28 @@ from typing import Any, Protocol
 
 import torch
 
+from wsipipe.runtime.atomic import replacing
+
 log = logging.getLogger(__name__)
 
 KEEP_S = 60.0
-"""Seconds between two writings of the state that a killed training goes on from."""
+"""Seconds between two saves of the training state."""
 
 
 class Stateful(Protocol):
-    """What can be kept: models, optimisers and watchers alike, by torch's convention."""
+    """Anything whose state can be saved by torch's convention: models, optimisers, monitors."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that it needs to go on, as tensors, numbers, texts, lists and mappings."""
+        """All it needs to resume, as tensors, numbers, strings, lists and mappings."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
-        """Go on from there."""
+        """Resume from that state."""
         ...
 
 
-class Watcher(Stateful, Protocol):
-    """Looks at a training after every step and says when it is enough; what it remembers is kept with the rest."""
+class StepMonitor(Stateful, Protocol):
+    """Checks a training after every step and decides when to stop; its state is saved with the rest."""
 
     def __call__(self, step: int) -> bool:
         """Whether to stop after `step` (0, 1, ..)."""
@@ -39,11 +40,11 @@ class Watcher(Stateful, Protocol):
 
 @dataclass
 class TrainingState:
-    """Where the state of one training is kept, and how often.
+    """Where the state of one training is saved, and how often.
 
-    path: the file. key: digest of all that the training depends on; a file of another key is of another training and
-    is replaced. every_s: seconds between two writings (0: after every step). writes: false in processes that only go on
-    from what another keeps.
+    path: the file. key: digest of all that the training depends on; a file with another key belongs to another training
+    and is replaced. every_s: seconds between two saves (0: after every step). writes: false in processes that only
+    resume from what another process saves.
     """
 
     path: Path
@@ -53,7 +54,7 @@ class TrainingState:
     _written: float = field(default_factory=time.monotonic, repr=False)
 
     def restore(self, parts: dict[str, Stateful]) -> tuple[int, list[float]]:
-        """Load the kept state into `parts`; returns the steps done and their losses, (0, []) if nothing is kept."""
+        """Load the saved state into `parts`; returns the steps done and their losses, (0, []) if nothing is saved."""
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             if state["key"] != self.key:
@@ -61,24 +62,22 @@ class TrainingState:
         except FileNotFoundError:
             return 0, []
         except Exception as error:  # noqa: BLE001 - damage of any kind costs time, never the training
-            log.warning("%s: cannot be read (%s); training starts anew", self.path, error)
+            log.warning("%s: cannot be read (%s); training starts from the first step", self.path, error)
             return 0, []
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        log.info("%s: goes on at step %d", self.path, state["step"])
+        log.info("%s: resuming at step %d", self.path, state["step"])
         return int(state["step"]), list(state["losses"])
 
     def save(self, step: int, losses: list[float], parts: dict[str, Stateful], now: bool = False) -> None:
-        """Write the state after `step` steps, aside and renamed, if it is time (or `now`)."""
+        """Save the state after `step` steps, atomically, if the interval is over (or `now`)."""
         if not self.writes or (not now and time.monotonic() - self._written < self.every_s):
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self.path.with_name(f".{self.path.name}.partial")
         states = {name: part.state_dict() for name, part in parts.items()}
-        torch.save({"key": self.key, "step": step, "losses": losses, **states}, aside)
-        os.replace(aside, self.path)
+        with replacing(self.path) as partial:
+            torch.save({"key": self.key, "step": step, "losses": losses, **states}, partial)
         self._written = time.monotonic()
 
     def clear(self) -> None:
-        """Remove the file: the training has ended and its result is saved."""
+        """Remove the file, once the training has ended and its result is saved."""
         self.path.unlink(missing_ok=True)

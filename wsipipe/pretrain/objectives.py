@@ -1,4 +1,4 @@
-"""What is trained: an encoder with the heads, the targets and the loss of a method; only the encoder is kept."""
+"""Objectives: an encoder with the heads, targets and loss of a method; only the encoder is saved."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def mlp(*widths: int) -> nn.Sequential:
 
 
 class Joint(nn.Module):
-    """VICReg and SimCLR: both views through one encoder and one head that is thrown away."""
+    """VICReg and SimCLR: both views through one encoder and one head that is discarded."""
 
     def __init__(self, encoder: nn.Module, head: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wsipipe.config.options import PretrainConfig, RunConfig
-from wsipipe.errors import CheckpointError, ConfigError, check
+from wsipipe.errors import CheckpointError, ConfigError, check, other_inputs
 from wsipipe.labels import match_slide_id, read_labels
 from wsipipe.nn.checkpoint import Checkpoint, maker_of
 from wsipipe.nn.encoders import create_encoder, normalise, statistics_of, width_of
@@ -61,9 +61,7 @@ def run(store_paths: Sequence[Path], config: PretrainConfig, context: RunContext
     view_of = Input(config.input_px, config.shrink)
     key = key_of(stores, config, view_of, context.run)
     if not context.overwrite and (folder / "model.json").exists() and not is_made(folder, key):
-        raise CheckpointError(
-            f"{folder}: holds a model of other inputs; choose another --name, or replace it with --overwrite"
-        )
+        raise CheckpointError(other_inputs(folder))
     path = encoder_of(stores, config, view_of, folder, context)
     report = context.report()
     report.add(str(path), "done")
@@ -95,10 +93,10 @@ def encoder_of(
     folder: Path,
     context: RunContext,
 ) -> Path:
-    """The checkpoint `folder/model.json` of an encoder pretrained on `stores`, made unless it is there."""
+    """The checkpoint `folder/model.json` of an encoder pretrained on `stores`; reused if it exists."""
     key = key_of(stores, config, view_of, context.run)
     if is_made(folder, key):
-        log.info("%s: pretrained before on the same patches", folder)
+        log.info("%s: reusing the encoder pretrained on the same patches", folder)
         return folder / "model.json"
     check(bool(stores), "no slide to pretrain on; check the stores and the splits of the labels")
     compute = context.compute()
@@ -107,10 +105,10 @@ def encoder_of(
     pool = patch_pool(stores, view_of.px, view_of.shrink, compute.seed)
     if len(pool) < 2:
         raise ConfigError(f"{len(pool)} patches to pretrain on; check what the stores hold with: wsipipe info STORE")
-    keep = TrainingState(folder / "training.state", key, KEEP_S)
+    state = TrainingState(folder / "training.state", key, KEEP_S)
     with seeded(torch.device("cpu"), compute.seed):
         encoder = create_encoder(config.encoder)
-    watch, losses = train(encoder, pool, Views(view_of.px, config.stain_jitter), config, compute, keep)
+    monitor, losses = train(encoder, pool, Views(view_of.px, config.stain_jitter), config, compute, state)
     own, grid = statistics_of(encoder), stores[0].grid
     facts = {**asdict(config), "input_px": view_of.px, "shrink": view_of.shrink}
     facts |= {"patches": len(pool), "steps_done": len(losses)}
@@ -118,8 +116,8 @@ def encoder_of(
     checkpoint = Checkpoint("encoder", config.encoder, (), mpp, grid.patch_px, key, own.mean, own.std, facts)
     path = checkpoint.save(folder, encoder)
     columns = ("step", "loss", "effective_rank")
-    write_csv(folder / "checks.csv", columns, [dict(zip(columns, c, strict=True)) for c in watch.checks])
-    keep.clear()
+    write_csv(folder / "checks.csv", columns, [dict(zip(columns, c, strict=True)) for c in monitor.checks])
+    state.clear()
     return path
 
 
@@ -129,13 +127,13 @@ def train(
     views: Views,
     config: PretrainConfig,
     compute: ComputeContext,
-    keep: TrainingState | None,
+    state: TrainingState | None,
 ) -> tuple[EarlyStopping, list[float]]:
     """Train `encoder` in place on two random views of each drawn patch; returns the checks and the losses."""
     learn, aside = pool.split(ASIDE, compute.seed)
     with seeded(torch.device("cpu"), compute.seed):
         model = objective(config.method, encoder, width_of(encoder, views.input_px), config.steps).to(compute.device)
-    watch = EarlyStopping(model, aside, views, compute, config.steps, config.patience)
+    monitor = EarlyStopping(model, aside, views, compute, config.steps, config.patience)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         g = generator(compute.seed, 1, step)
@@ -147,5 +145,5 @@ def train(
         return torch.as_tensor(model(a, b))
 
     schedule = Schedule(config.steps, config.lr or RATES[config.method])
-    losses = fit(model, batch, loss, schedule, "pretrain", compute, TrainHooks(keep, watch))
-    return watch, losses
+    losses = fit(model, batch, loss, schedule, "pretrain", compute, TrainHooks(state, monitor))
+    return monitor, losses

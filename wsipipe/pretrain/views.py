@@ -1,4 +1,4 @@
-"""The patches that pretraining draws from, evenly over slides, and the random views that it makes of them."""
+"""The patches that pretraining draws from, balanced over slides, and random views of them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from wsipipe.nn.augment import STAIN_STRENGTH, Crop, TissueAugment
 from wsipipe.store import SlideStore
 
 POOL_BYTES = 1 << 30
-"""Memory for the patches that views are cut from; beyond it each slide gives an equal share of its patches."""
+"""Memory for patches; beyond it, every slide contributes the same number of patches."""
 
-MOST_ASIDE = 1024
-"""Patches that are held aside, to look at the encoder with; more would tell little more."""
+MAX_HELD_OUT = 1024
+"""Most patches held out for early stopping; more would add little."""
 
 _READ_TOGETHER = 64
 
@@ -35,7 +35,7 @@ class Pool:
         return len(self.patches)
 
     def draw(self, count: int, g: torch.Generator) -> Tensor:
-        """Patches float 0..1 [count, 3, s, s]: every slide is as likely, then every patch of it."""
+        """Patches float 0..1 [count, 3, s, s]: slides are equally likely, then patches within a slide."""
         counts = torch.from_numpy(np.bincount(self.slide))
         starts = torch.cumsum(counts, 0) - counts
         slide = torch.randint(0, len(counts), (count,), generator=g)
@@ -43,9 +43,9 @@ class Pool:
         return torch.from_numpy(self.patches[(starts[slide] + within).numpy()]).float() / 255
 
     def split(self, share: float, seed: int) -> tuple[Pool, Pool]:
-        """What is learnt from, and what is held aside: `share` of each slide's patches, `MOST_ASIDE` at most in all."""
+        """Training and held-out patches: `share` of each slide's patches is held out, at most `MAX_HELD_OUT` in all."""
         rng = np.random.default_rng(seed)
-        share = min(share, MOST_ASIDE / max(1, len(self)))
+        share = min(share, MAX_HELD_OUT / max(1, len(self)))
         aside = np.zeros(len(self), bool)
         for s in np.unique(self.slide):
             (own,) = np.nonzero(self.slide == s)

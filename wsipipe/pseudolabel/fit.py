@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wsipipe.config.options import PretrainConfig, fitted_with
-from wsipipe.errors import CheckpointError, StoreError
+from wsipipe.errors import CheckpointError, StoreError, other_inputs
 from wsipipe.nn.checkpoint import Checkpoint, load_weights_of, read_checkpoint, weights_digest
 from wsipipe.nn.encoders import create_encoder
 from wsipipe.nn.train import seeded_init
@@ -83,9 +83,7 @@ class Fit:
         """StoreError if the run folder holds another fit, or a model of another stage."""
         other = (self.folder / "fit.json").exists() or self._is_of_another_stage()
         if other and not self._is_in(self.folder):
-            raise StoreError(
-                f"{self.folder}: holds a fit of other inputs; choose another --name, or replace it with --overwrite"
-            )
+            raise StoreError(other_inputs(self.folder))
 
     def _is_in(self, folder: Path) -> bool:
         """Whether a run folder holds a complete fit with this key."""

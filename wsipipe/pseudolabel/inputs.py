@@ -52,7 +52,9 @@ class Tiling:
             f"training stores differ: {mpps[low]:g}..{mpps[high]:g} um/px ({low}, {high}), "
             f"patches of {sorted(patches)} px; tile them alike",
         )
-        return cls(float(np.mean(list(mpps.values()))), patches.pop(), stain.alike(s.is_normalised for s in stores))
+        return cls(
+            float(np.mean(list(mpps.values()))), patches.pop(), stain.common_setting(s.is_normalised for s in stores)
+        )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from wsipipe.pseudolabel.fit import Fit
 from wsipipe.pseudolabel.inputs import Inputs
 from wsipipe.pseudolabel.method import ScoreContext, ScoreMap
 from wsipipe.pseudolabel.objects import Objects
-from wsipipe.pseudolabel.paint import LabelConstraint, apply_constraints, excluded_cells, mask_values, paint_mask
+from wsipipe.pseudolabel.paint import LabelConstraint, apply_constraints, excluded_cells, paint_mask
 from wsipipe.pseudolabel.refinement import refine_scores
 from wsipipe.runtime.digest import digest
 from wsipipe.store import SlideStore
@@ -46,21 +46,21 @@ class SlideLabeller:
         """StoreError if a store holds masks or scores of other inputs under this name."""
         for store in self.inputs.slides.targets:
             for kind in ("labels", "scores"):
-                store.current(kind, self.inputs.name, self._key(store), overwrite=False)
+                store.can_reuse(kind, self.inputs.name, self._key(store), overwrite=False)
 
     def label(self, model: nn.Module, store: SlideStore) -> str:
         """Score a slide and paint its mask; returns done, or skipped where both are there from the same inputs."""
         inputs, key = self.inputs, self._key(store)
         if self._is_labelled(store, key):
             return "skipped"
-        store.check_like(inputs.tiling.mpp, inputs.tiling.normalise_stain, "the fit")
+        store.check_compatible(inputs.tiling.mpp, inputs.tiling.normalise_stain, "the fit")
         constraints = inputs.slides.constraints(store.slide_id)
         scores = self._scores(model, store, constraints)
         refined = self._refined(scores, store, constraints)
         mask = inputs.method.mask(refined, inputs.params)
         meta, shards = self._meta(store, key), paint_mask(mask, refined.stride_px, store, constraints)
         store.write_scores(inputs.name, scores.stride_px, meta, _as_shards(scores.values))
-        store.write_labels(inputs.name, mask_values(inputs.slides.table.classes), meta, shards)
+        store.write_labels(inputs.name, inputs.slides.table.classes.mask_values(), meta, shards)
         self.objects.write(model, store, meta)
         return "done"
 
@@ -81,7 +81,7 @@ class SlideLabeller:
 
     def _is_labelled(self, store: SlideStore, key: str) -> bool:
         """Whether masks, scores and objects are there; StoreError if they are of other inputs, unless `overwrite`."""
-        there = (store.current(kind, self.inputs.name, key, self.overwrite) for kind in ("labels", "scores"))
+        there = (store.can_reuse(kind, self.inputs.name, key, self.overwrite) for kind in ("labels", "scores"))
         return all(there) and self.objects.current(store, key, self.overwrite)
 
     def _key(self, store: SlideStore) -> str:

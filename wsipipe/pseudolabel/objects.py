@@ -61,7 +61,7 @@ class Objects:
         """
         if not self.wanted:
             return True
-        return store.current("objects", self.name, digest, overwrite) and self.table(store).exists()
+        return store.can_reuse("objects", self.name, digest, overwrite) and self.table(store).exists()
 
     def table(self, store: SlideStore) -> Path:
         """The CSV of the objects of a slide."""

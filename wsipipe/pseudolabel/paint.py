@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.geometry import Window
-from wsipipe.labels import IGNORE, Classes, Tissue
+from wsipipe.labels import IGNORE, Tissue
 from wsipipe.pseudolabel.method import ScoreMap
 from wsipipe.store import SlideStore
 from wsipipe.store.label_images import shard_windows
@@ -83,8 +83,3 @@ def _erase_absent(mask: NDArray[np.uint8], window: Window, box: Window, present:
     for k, is_present in enumerate(present):
         if not is_present:
             part[part == k + 1] = 0
-
-
-def mask_values(classes: Classes) -> dict[int, str]:
-    """Mask value -> name, as the `image-label` properties of OME-Zarr hold them."""
-    return {0: "none", **{k + 1: n for k, n in enumerate(classes.names)}, IGNORE: "ignore"}

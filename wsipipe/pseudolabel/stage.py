@@ -29,7 +29,7 @@ def run(store_paths: Sequence[Path], options: PseudolabelOptions, context: RunCo
     report, done = context.report(), list(store_paths)
     for fit in fits:
         labelled, made = _label_all(fit, context)
-        report.take(labelled)
+        report.merge(labelled)
         done = [path for path in done if path in made]
     return report, done
 

@@ -1,1 +1,1 @@
-"""Where and how work runs: device, executors, locks, atomic files, progress and the ledger."""
+"""Where and how work runs: device, executors, locks, atomic files, progress, ledger."""

@@ -1,4 +1,4 @@
-"""Atomic replacement of files and folders: write aside, then rename, so that a reader sees the old or the new one."""
+"""Atomic replacement of files and folders: write a temporary one, then rename, so readers see the old or the new."""
 
 from __future__ import annotations
 
@@ -7,25 +7,42 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file aside, then rename: a reader sees the old file or the new one."""
+def partial_path(path: Path, *more: str) -> Path:
+    """The temporary path beside `path`: `.<name>.partial`, or `.<name>.<more>.partial` for a part of it."""
+    return path.with_name(".".join(["", path.name, *more, "partial"]))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path to write a file to; it replaces `path` when the block succeeds and is removed when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_bytes(data)
-    os.replace(aside, path)
+    partial = partial_path(path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically; parent folders are created."""
+    with replacing(path) as partial:
+        partial.write_bytes(data)
 
 
 def write_json(path: Path, data: object) -> None:
-    """Write JSON, as `write_bytes`."""
+    """Write JSON atomically."""
     write_bytes(path, (json.dumps(data, indent=1, sort_keys=True, default=str) + "\n").encode())
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
-    """Write a table, as `write_bytes`; a row without a column leaves its cell empty."""
+    """Write a table atomically; missing columns of a row become empty cells."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="")
     writer.writeheader()
@@ -33,16 +50,19 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, ob
     write_bytes(path, text.getvalue().encode())
 
 
-def lock_file(path: Path) -> Path:
-    """The file that writers of the store at `path` lock while its shared lists change."""
-    return path.with_name(f".{path.name}.lock")
-
-
-def swap(aside: Path, final: Path) -> None:
-    """Put folder `aside` in the place of `final`, which may exist; a reader finds the old one or the new one."""
+def replace_folder(new: Path, final: Path) -> None:
+    """Rename folder `new` to `final`, which may exist and is then removed."""
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         os.replace(final, old)
-    os.replace(aside, final)
+    os.replace(new, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder atomically: readers see all of it or nothing."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(folder, old)
     shutil.rmtree(old, ignore_errors=True)

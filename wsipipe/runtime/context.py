@@ -1,4 +1,4 @@
-"""What every stage gets beside its inputs and its own options."""
+"""RunContext: what every stage gets beside its inputs and its own options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wsipipe.runtime.progress import Progress, silent
 
 @dataclass(frozen=True)
 class RunContext:
-    """The options that all stages share, the progress callback, and whether other results may be replaced.
+    """The options that all stages share, the progress callback, and whether existing results may be replaced.
 
     Every stage is called as `run(inputs, options, context)`.
     """

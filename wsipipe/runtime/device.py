@@ -1,4 +1,4 @@
-"""Device and precision: the only place that chooses where to compute."""
+"""Device and precision of the networks; no other module chooses them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ComputeContext:
-    """Where to compute, from which seed, and who is told how far it has come."""
+    """Device, seed and progress callback of code that computes."""
 
     device: torch.device
     seed: int = 0
@@ -24,7 +24,7 @@ class ComputeContext:
 
 
 def device(spec: str = "auto") -> torch.device:
-    """The torch device of `spec`: `auto` (a GPU if there is one), `cpu` or `cuda:N`."""
+    """The torch device of `spec`: `auto` (a GPU if there is one), `cpu` or `cuda:N`. Raises ConfigError otherwise."""
     import torch
 
     if spec == "auto" and torch.cuda.is_available():
@@ -43,13 +43,13 @@ def device(spec: str = "auto") -> torch.device:
 
 
 def compiled(model: torch.nn.Module, on: torch.device) -> None:
-    """Let torch compile the forward pass where that pays, on a GPU; weights and their names stay as they are."""
+    """Compile the forward pass on a GPU, in place; the weights and their names do not change."""
     if on.type == "cuda":
         model.compile(mode="default")
 
 
 def autocast(on: torch.device) -> AbstractContextManager[None]:
-    """bfloat16 arithmetic on GPUs that have it, float32 elsewhere: any CPU gives the answers of every other."""
+    """bfloat16 on GPUs that support it, float32 elsewhere, so that results agree between CPUs."""
     import torch
 
     return torch.autocast(on.type, torch.bfloat16, enabled=on.type == "cuda" and torch.cuda.is_bf16_supported())

@@ -1,4 +1,4 @@
-"""The digest that keys every artefact."""
+"""The digest that identifies the inputs of every result."""
 
 from __future__ import annotations
 

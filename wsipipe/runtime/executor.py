@@ -11,39 +11,35 @@ from typing import TypeVar
 from wsipipe.errors import ConfigError, WsipipeError
 
 T = TypeVar("T")
-
-
 R = TypeVar("R")
 
-
 SCHEDULER_S = 10.0
-"""Time in which a dask scheduler has to answer."""
+"""Seconds in which a dask scheduler must answer."""
+
+_POLL_S = 5.0
+"""Seconds between two checks that a silent dask cluster is still connected."""
 
 
-_LOOK_S = 5.0
-"""Seconds after which a cluster that gives no result is looked after."""
-
-
-def threads(workers: int) -> int:
-    """`workers`, or one a processor that this process may use."""
+def thread_count(workers: int) -> int:
+    """`workers`; for 0, one thread per processor that this process may use."""
     return workers or len(os.sched_getaffinity(0))
 
 
-def map_threads(
+def map_in_threads(
     function: Callable[[T], R], items: Iterable[T], workers: int, on_done: Callable[[T, R], None] | None = None
 ) -> None:
-    """Run `function` on every item in threads; at most twice `workers` items are in flight.
+    """Run `function` on every item in threads, with at most twice `workers` items in flight.
 
-    The first exception stops the submission of further items and is raised.
+    `on_done(item, result)` runs in the calling thread. The first exception cancels what has not started and is raised.
     """
-    n = threads(workers)
+    n = thread_count(workers)
     with ThreadPoolExecutor(n) as pool:
-        flying: dict[Future[R], T] = {}
+        pending: dict[Future[R], T] = {}
 
         def settle(wait_all: bool) -> None:
-            while flying and (wait_all or len(flying) >= 2 * n):
-                future = next(as_completed(flying))
-                item = flying.pop(future)
+            while pending and (wait_all or len(pending) >= 2 * n):
+                future = next(as_completed(pending))
+                item = pending.pop(future)
                 result = future.result()
                 if on_done:
                     on_done(item, result)
@@ -51,7 +47,7 @@ def map_threads(
         try:
             for item in items:
                 settle(wait_all=False)
-                flying[pool.submit(function, item)] = item
+                pending[pool.submit(function, item)] = item
             settle(wait_all=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -60,15 +56,15 @@ def map_threads(
 
 @contextmanager
 def executor(workers: int, dask: str = "") -> Iterator[tuple[Executor, int]]:
-    """What runs tasks, and how many at a time: threads of this process, or the workers of a dask cluster.
+    """An executor and its number of workers: threads of this process, or the workers of a dask cluster.
 
-    `dask` is the address of a scheduler (tcp://host:port) or a number: that many local processes. A task is a function
-    at the top of a module, of picklable values; what it makes lies on a file system that all workers share.
-    Raises ConfigError if the scheduler does not answer; WsipipeError if it is lost while the block runs, or if every
-    worker that tries a task is.
+    `dask` is the address of a scheduler (tcp://host:port) or a number of local processes. A task is a module-level
+    function with picklable arguments; it writes its results to a file system that all workers share.
+    Raises ConfigError if the scheduler does not answer, and WsipipeError if the connection to it breaks or if one task
+    kills worker after worker.
     """
     if not dask:
-        n = threads(workers)
+        n = thread_count(workers)
         pool = ThreadPoolExecutor(n)
         try:
             yield pool, n
@@ -103,22 +99,22 @@ def executor(workers: int, dask: str = "") -> Iterator[tuple[Executor, int]]:
             yield stack.enter_context(client.get_executor(pure=False)), n
         except CancelledError:
             raise WsipipeError(
-                f"--dask {dask}: the scheduler was lost; what is written stays; "
-                "start it, and run the same command again"
+                f"--dask {dask}: lost the connection to the scheduler; finished shards are kept; "
+                "restart it and run the same command again"
             ) from None
         except KilledWorker as error:
             raise WsipipeError(
-                f"--dask {dask}: worker after worker died ({' '.join(str(error).split())}); what is written stays; "
-                "give them more memory, and run the same command again"
+                f"--dask {dask}: worker after worker died ({' '.join(str(error).split())}); finished shards are kept; "
+                "give the workers more memory and run the same command again"
             ) from None
 
 
-def first_done(pool: Executor, futures: Collection[Future[R]]) -> set[Future[R]]:
-    """Wait until one or more of the futures of `pool` are done; CancelledError if its dask cluster is lost.
+def wait_first(pool: Executor, futures: Collection[Future[R]]) -> set[Future[R]]:
+    """Wait for at least one future of `pool`; returns those that are done.
 
-    The results of a lost cluster never come: it is looked after once in a while.
+    Raises CancelledError if `pool` belongs to a dask cluster that is lost: its futures would never finish.
     """
-    while not (done := wait(futures, _LOOK_S, return_when=FIRST_COMPLETED).done):
+    while not (done := wait(futures, _POLL_S, return_when=FIRST_COMPLETED).done):
         if getattr(getattr(pool, "_client", None), "status", "") == "closed":
             raise CancelledError
     return done

@@ -1,4 +1,4 @@
-"""An exclusive lock across processes that names its holder."""
+"""Locks across processes: SlideLock names the process that has it; `lock_file` guards the shared lists of a store."""
 
 from __future__ import annotations
 
@@ -12,31 +12,39 @@ from filelock import FileLock, Timeout
 from wsipipe.errors import StoreError
 
 
+def lock_file(path: Path) -> Path:
+    """The file that writers of the store at `path` lock while they change its lists and attributes."""
+    return path.with_name(f".{path.name}.lock")
+
+
 class SlideLock:
-    """An exclusive hold on a piece of work, over processes; the file names who has it, and goes when it is let go."""
+    """An exclusive lock across processes. Its file names the process that has it and is removed on release.
+
+    `what` describes the locked work in the error of whoever comes second. A crash frees the lock.
+    """
 
     def __init__(self, file: Path, what: str) -> None:
         self._file, self._what = file, what
         self._lock = FileLock(file)
 
-    def take(self) -> None:
-        """Take it, or raise StoreError that names the holder."""
+    def acquire(self) -> None:
+        """Acquire the lock without waiting. Raises StoreError with the process that has it."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            holder = self._file.read_text(encoding="utf-8").strip() or "another process"
-            raise StoreError(f"{self._what} is held by {holder}; wait for it to end, or stop it") from None
+            owner = self._file.read_text(encoding="utf-8").strip() or "another process"
+            raise StoreError(f"{self._what} is locked by {owner}; wait for it to finish, or stop it") from None
         since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         self._file.write_text(f"process {os.getpid()} on {socket.gethostname()} since {since}\n", encoding="utf-8")
 
     @property
-    def is_held(self) -> bool:
-        """Whether this process has it."""
+    def is_acquired(self) -> bool:
+        """Whether this object has the lock."""
         return self._lock.is_locked
 
     def release(self) -> None:
-        """Let go of it; nothing happens if it is not held."""
+        """Release the lock and remove its file; no effect if this object does not have it."""
         if self._lock.is_locked:
             self._file.unlink(missing_ok=True)
             self._lock.release()

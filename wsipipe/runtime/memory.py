@@ -1,4 +1,4 @@
-"""Ask glibc to keep the heap small; other C libraries ignore it."""
+"""Keep the heap small: two calls to glibc, without effect in other C libraries."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import ctypes
 from contextlib import suppress
 
 _M_ARENA_MAX = -8
-"""Number of this option of glibc's mallopt."""
+"""Number of this option in glibc's mallopt."""
 
 
 def share_heap() -> None:
-    """Let the threads of this process share one heap: glibc gives each its own, and what one frees the others lack.
+    """Make all threads share one heap, so that memory which one thread frees serves the others.
 
-    To be called before there are threads; `trim_memory` then finds much more to give back.
+    Call it before threads start. `trim_memory` then returns much more to the system.
     """
     with suppress(AttributeError):  # other C libraries have no such call
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def trim_memory() -> None:
-    """Give freed memory back to the system: glibc keeps what large arrays leave, as if as much were needed again."""
+    """Return freed memory to the system: glibc keeps the space of large arrays for later."""
     with suppress(AttributeError):  # other C libraries have no such call
         ctypes.CDLL(None).malloc_trim(0)

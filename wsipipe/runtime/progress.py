@@ -1,4 +1,4 @@
-"""The progress callback that long work reports to; only the command line draws it."""
+"""The progress callback of long work; only the command line draws it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told how far a named piece of long work has come; only the command line draws it."""
+    """Receives the progress of a named task."""
 
     def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
-        """`done` of `total` steps of `task` are done; `note` is what a person wants to see beside it."""
+        """`done` of `total` steps of `task` are done; `note` is shown beside the bar."""
 
 
 def silent(task: str, done: int, total: int, note: str = "") -> None:
-    """Progress that nobody watches."""
+    """Ignore the progress."""

@@ -1,4 +1,4 @@
-"""The curves of a training: training.csv, training.png, and a log for TensorBoard if it is asked for."""
+"""Training curves: training.csv, training.png and, if asked for, a TensorBoard log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Check = tuple[int, float, float]
 
 
 class Curves:
-    """What is drawn of a training in `folder`; `record` follows it step by step into the log of TensorBoard."""
+    """The curves of a training in `folder`; `record` adds each step to the TensorBoard log."""
 
     def __init__(self, folder: Path, schedule: Schedule, batch: int, tensorboard: bool) -> None:
         self._folder, self._schedule, self._batch = folder, schedule, batch
@@ -38,13 +38,13 @@ class Curves:
             self._log.close()
 
     def record(self, step: int, loss: float, rate: float, seconds: float) -> None:
-        """Add one step to the log of TensorBoard, if there is one."""
+        """Add one step to the TensorBoard log, if there is one."""
         if self._log:
             for name, value in (("loss", loss), ("rate", rate), ("patches/s", self._batch / seconds)):
                 self._log.add_scalar(name, value, step + 1)
 
     def write(self, losses: Sequence[float], checks: Sequence[Check]) -> None:
-        """Write training.csv (a row a step: step, loss, rate, held_out_loss, held_out_auc) and training.png."""
+        """Write training.csv (one row per step: step, loss, rate, held_out_loss, held_out_auc) and training.png."""
         seen = {step: (loss, auc) for step, loss, auc in checks}
         rows = []
         for step, loss in enumerate(losses, 1):
@@ -55,7 +55,7 @@ class Curves:
 
 
 def smoothed(losses: Sequence[float], window: int) -> np.ndarray[Any, Any]:
-    """Mean of the last `window` losses at every step (of those that there are, at the start)."""
+    """Mean of the last `window` losses at every step (of fewer at the start)."""
     sums = np.cumsum(np.insert(np.asarray(losses, float), 0, 0.0))
     ends = np.arange(1, len(losses) + 1)
     first = np.maximum(0, ends - window)
@@ -71,8 +71,8 @@ def _picture(losses: Sequence[float], schedule: Schedule, checks: Sequence[Check
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     steps = np.arange(1, len(losses) + 1)
-    above.plot(steps, losses, color="#b8cfe0", linewidth=0.7, label="loss of a batch")
-    above.plot(steps, smoothed(losses, max(1, len(losses) // 30)), color="#0072b2", label="its running mean")
+    above.plot(steps, losses, color="#b8cfe0", linewidth=0.7, label="batch loss")
+    above.plot(steps, smoothed(losses, max(1, len(losses) // 30)), color="#0072b2", label="running mean")
     if checks:
         _draw_checks(above, checks)
     above.set_ylabel("loss")

@@ -1,4 +1,4 @@
-"""Training windows with their masks, drawn straight from the stores, and how they are varied."""
+"""Training windows with their masks, drawn straight from the stores and augmented."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from wsipipe.store import SlideStore
 CPU = torch.device("cpu")
 
 PRESENT = 0.01
-"""Least share of a patch that a value covers to count as one of its own."""
+"""Least fraction of a patch that a mask value must cover to count as present."""
 
 PURE = 0.98
-"""Least share of a quarter of a patch that one value covers for the quarter to be pure."""
+"""Least fraction of a quarter of a patch that one value must cover for the quarter to be pure."""
 
 
 @dataclass(frozen=True)
 class Sample:
     """A usable patch of a store.
 
-    values: the mask values (0..K) that cover `PRESENT` of it. sure: share of it of which the mask says something. pure:
-    of its four quarters, row by row, the value that a quarter is pure of, -1 where it is not.
+    values: the mask values (0..K) present in it. labelled: fraction of its pixels that are not ignored. pure: for each
+    of its four quarters, row by row, the value that the quarter is pure in, -1 if it is not.
     """
 
     store: SlideStore
     window: Window
     values: tuple[int, ...]
-    sure: float
+    labelled: float
     pure: tuple[int, int, int, int]
 
 
@@ -48,25 +48,25 @@ class Sample:
 class Batch:
     """rgb: float32 0..1 [B, 3, S, S]; mask: int64 [B, S, S] of 0..K and 255.
 
-    held: bool [B, S, S], the pixels of whose mask a teacher may say something better. named: bool [B, K + 1], the
-    values that the mask of the slide holds anywhere.
+    valid: bool [B, S, S], the pixels whose label a teacher may correct. allowed: bool [B, K + 1], the values that occur
+    in the mask of the slide.
     """
 
     rgb: Tensor
     mask: Tensor
-    held: Tensor
-    named: Tensor
+    valid: Tensor
+    allowed: Tensor
 
     def split(self, parts: int) -> list[Batch]:
         """At most `parts` batches of equal size, the last perhaps smaller."""
         size = -(-len(self.rgb) // parts)
-        columns = (torch.split(t, size) for t in (self.rgb, self.mask, self.held, self.named))
+        columns = (torch.split(t, size) for t in (self.rgb, self.mask, self.valid, self.allowed))
         return [Batch(*c) for c in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True)
 class Variation:
-    """How windows are varied beside the symmetries of the square.
+    """How windows are augmented, beside the symmetries of the square.
 
     max_zoom: largest enlargement or reduction (1: none). shift: whether windows may lie between patches. mosaic_prob:
     fraction of images built as 2 x 2 mosaics of single-class quarters. stain_jitter: strength of the stain jitter.
@@ -81,7 +81,7 @@ class Variation:
 
 
 def find_samples(stores: Sequence[SlideStore], labels: str, classes: int) -> list[Sample]:
-    """The usable patches whose mask says something somewhere; ConfigError if no patch does."""
+    """The usable patches with a labelled pixel; ConfigError if there are none."""
     samples = []
     for store in stores:
         array = store.labels(labels)
@@ -108,9 +108,9 @@ def _pure(mask: NDArray[np.generic]) -> tuple[int, int, int, int]:
 
 
 class Batches:
-    """Batches by step: each value in equal numbers, of each value each slide alike, surer patches more often.
+    """Batches by step, class-balanced, then slide-balanced; patches with fewer ignored pixels are drawn more often.
 
-    A batch depends on nothing but its step; it is varied on the device `on`.
+    A batch depends on its step alone; it is augmented on the device `on`.
     """
 
     def __init__(
@@ -123,42 +123,42 @@ class Batches:
         self.pools = _pools(samples)
         self._pure = _pure_pools(samples)
         stores = {s.store.path: s.store for s in samples}
-        self._held = {path: _Held(store) for path, store in stores.items()}
-        named: dict[Path, set[int]] = {path: set() for path in stores}
+        self._usable = {path: _Usable(store) for path, store in stores.items()}
+        allowed: dict[Path, set[int]] = {path: set() for path in stores}
         for s in samples:
-            named[s.store.path] |= set(s.values)
-        most = max(v for values in named.values() for v in values)
-        self._named = {path: [v in values for v in range(most + 1)] for path, values in named.items()}
+            allowed[s.store.path] |= set(s.values)
+        most = max(v for values in allowed.values() for v in values)
+        self._allowed = {path: [v in values for v in range(most + 1)] for path, values in allowed.items()}
 
     def __call__(self, step: int, on: torch.device = CPU, only: slice = slice(None)) -> Batch:
         """The images `only` (default: all) of the batch of one step."""
         g = generator(self.seed, 4, step)
         drawn = [self._drawn(step * self.size + b, g) for b in range(self.size)]
-        moved = [self._moved(g) for _ in drawn]
+        moved = [self._shift(g) for _ in drawn]
         mosaics = (torch.rand(self.size, generator=g) < self.how.mosaic_prob).tolist()
         parts = [[self._quarter(g) for _ in range(4)] if m and len(self._pure) > 1 else [] for m in mosaics]
         raw = [self._read(*item) for item in list(zip(drawn, moved, parts, strict=True))[only]]
-        rgb, mask, held = (torch.from_numpy(np.stack(column)).to(on) for column in zip(*raw, strict=True))
-        named = torch.tensor([self._named[s.store.path] for s in drawn[only]], device=on)
+        rgb, mask, valid = (torch.from_numpy(np.stack(column)).to(on) for column in zip(*raw, strict=True))
+        allowed = torch.tensor([self._allowed[s.store.path] for s in drawn[only]], device=on)
         own = generator(self.seed, 5, step, only.start or 0)
-        x, y, there = self._varied(rgb.movedim(-1, 1), mask, held, own)
-        return Batch(x, y, there, named)
+        x, y, there = self._augmented(rgb.movedim(-1, 1), mask, valid, own)
+        return Batch(x, y, there, allowed)
 
     def _drawn(self, number: int, g: Generator) -> Sample:
-        """The patch that image `number` of the training is around."""
+        """The patch around which image `number` of the training lies."""
         slides = self.pools[number % len(self.pools)]
         pool = slides[int(torch.randint(0, len(slides), (1,), generator=g))]
-        at = torch.searchsorted(pool.sure, torch.rand(1, generator=g) * pool.sure[-1], right=True)
+        at = torch.searchsorted(pool.weights, torch.rand(1, generator=g) * pool.weights[-1], right=True)
         return self.samples[pool.members[min(int(at), len(pool.members) - 1)]]
 
-    def _moved(self, g: Generator) -> tuple[int, int]:
-        """How far a window lies from its patch, in px."""
+    def _shift(self, g: Generator) -> tuple[int, int]:
+        """Offset of a window from its patch, in px."""
         far = self.side_px // 4
         x, y = torch.randint(-far, far + 1, (2,), generator=g).tolist()
         return (x, y) if self.how.shift else (0, 0)
 
     def _quarter(self, g: Generator) -> tuple[Sample, int]:
-        """A pure quarter: of each value alike."""
+        """A pure quarter, balanced over values."""
         pool = self._pure[int(torch.randint(0, len(self._pure), (1,), generator=g))]
         i, quarter = pool[int(torch.randint(0, len(pool), (1,), generator=g))]
         return self.samples[i], quarter
@@ -166,19 +166,19 @@ class Batches:
     def _read(
         self, sample: Sample, moved: tuple[int, int], parts: Sequence[tuple[Sample, int]]
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
-        """Pixels uint8 [R, R, 3], mask uint8 [R, R] and where they are held, bool [R, R]: all the zoom needs."""
+        """Pixels uint8 [R, R, 3], mask uint8 [R, R] and the valid pixels, bool [R, R], with margin for the zoom."""
         if parts:
             return self._mosaic(parts)
         margin = math.ceil(self.side_px * (self.how.max_zoom - 1) / 2)
         w = sample.window
         w = Window(w.x_px + moved[0], w.y_px + moved[1], w.width_px, w.height_px).grown(margin)
-        mask = self._believed(sample.store, w)
-        held = self._held[sample.store.path].read(w)
-        mask[~held] = IGNORE
-        return sample.store.read(w), mask, held
+        mask = self._mask(sample.store, w)
+        valid = self._usable[sample.store.path].read(w)
+        mask[~valid] = IGNORE
+        return sample.store.read(w), mask, valid
 
-    def _believed(self, store: SlideStore, w: Window) -> NDArray[np.uint8]:
-        """The mask of a window, 255 near its borders: uint8 [h, w]."""
+    def _mask(self, store: SlideStore, w: Window) -> NDArray[np.uint8]:
+        """The mask of a window, ignored near its borders: uint8 [h, w]."""
         far = self.how.border_px
         mask = store.labels(self.labels).read(w.grown(far)).astype(np.uint8)
         if far:
@@ -188,7 +188,7 @@ class Batches:
     def _mosaic(
         self, parts: Sequence[tuple[Sample, int]]
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.bool_]]:
-        """Four pure quarters beside each other, mirrored outwards as far as the zoom reaches."""
+        """A 2 x 2 mosaic of pure quarters, mirrored outwards as far as the zoom reaches."""
         n, half = self.side_px, self.side_px // 2
         rgb, mask = np.empty((n, n, 3), np.uint8), np.empty((n, n), np.uint8)
         for k, (sample, quarter) in enumerate(parts):
@@ -204,9 +204,9 @@ class Batches:
             np.zeros((n + 2 * margin, n + 2 * margin), bool),
         )
 
-    def _varied(self, rgb: Tensor, mask: Tensor, held: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Zoomed, turned, stained and blurred on the device of `rgb`, uint8 [B, 3, R, R] -> S x S."""
-        both = torch.stack([mask.float(), held.float()], 1)
+    def _augmented(self, rgb: Tensor, mask: Tensor, valid: Tensor, g: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Augment on the device of `rgb`, uint8 [B, 3, R, R] -> S x S."""
+        both = torch.stack([mask.float(), valid.float()], 1)
         x, both = self._augment.with_maps(rgb.float() / 255, both, g)
         return x, both[:, 0].round().long(), both[:, 1] > 0.5
 
@@ -221,11 +221,11 @@ def near_borders(mask: NDArray[np.uint8], far_px: int) -> NDArray[np.bool_]:
 
 
 class Pool:
-    """Samples of one value in one slide: `members` are indices, `sure` the running sum of how sure they are."""
+    """Samples of one value in one slide: `members` are indices, `weights` the running sum of labelled fractions."""
 
     def __init__(self, members: list[int], samples: Sequence[Sample]) -> None:
         self.members = members
-        self.sure = torch.tensor([samples[i].sure for i in members], dtype=torch.float64).cumsum(0).float()
+        self.weights = torch.tensor([samples[i].labelled for i in members], dtype=torch.float64).cumsum(0).float()
 
 
 def _pools(samples: Sequence[Sample]) -> list[list[Pool]]:
@@ -247,8 +247,8 @@ def _pure_pools(samples: Sequence[Sample]) -> list[list[tuple[int, int]]]:
     return [found[v] for v in sorted(found)]
 
 
-class _Held:
-    """Where a store holds pixels that are good to learn from: inside its usable patches."""
+class _Usable:
+    """Where a store has pixels to learn from: inside its usable patches."""
 
     def __init__(self, store: SlideStore) -> None:
         table = store.patches()

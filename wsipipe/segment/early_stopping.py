@@ -67,7 +67,7 @@ class ValidationMonitor:
                 step + 1,
                 self._config.patience,
             )
-        return self._group.agree(flat)
+        return self._group.broadcast(flat)
 
     @torch.inference_mode()
     def look(self) -> tuple[float, float]:

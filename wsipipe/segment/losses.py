@@ -1,4 +1,4 @@
-"""What a segmentation network is trained to lower: entropy that forgives wrong masks, and overlap; 255 has no part."""
+"""Noise-robust cross-entropy plus soft Dice; 255 is ignored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wsipipe.labels import IGNORE
 def segmentation_loss(logits: Tensor, mask: Tensor, q: float = 0.0) -> Tensor:
     """Entropy of `noise_robust_entropy` plus soft Dice: logits float [B, C, H, W], mask int64 [B, H, W] -> scalar.
 
-    A batch in which nothing is known is worth 0 and moves nothing.
+    A batch of ignored pixels alone has loss 0 and no gradient.
     """
     if not (mask != IGNORE).any():
         return logits.sum() * 0
@@ -20,10 +20,12 @@ def segmentation_loss(logits: Tensor, mask: Tensor, q: float = 0.0) -> Tensor:
 
 
 def noise_robust_entropy(logits: Tensor, mask: Tensor, q: float) -> Tensor:
-    """Mean of (1 - p_y^q) / q over the known pixels, p_y the probability of the pixel's class; cross-entropy for q = 0.
+    """Mean of (1 - p_y^q) / q over the pixels that are not ignored; cross-entropy for q = 0.
+
+    p_y is the probability of the pixel's class.
 
     Generalised cross-entropy (Zhang & Sabuncu, NeurIPS 2018, equation 6): q -> 0 is cross-entropy, q = 1 the mean
-    absolute error, which a wrong mask pulls at no more than a right one. They propose 0.7.
+    absolute error, whose gradient is bounded for wrong labels. The authors use 0.7.
     """
     if q == 0:
         return F.cross_entropy(logits, mask, ignore_index=IGNORE)
@@ -33,7 +35,7 @@ def noise_robust_entropy(logits: Tensor, mask: Tensor, q: float) -> Tensor:
 
 
 def soft_dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
-    """1 - mean over classes of (2 sum(p y) + 1) / (sum(p) + sum(y) + 1), pooled over the known pixels of the batch."""
+    """1 - mean over classes of (2 sum(p y) + 1) / (sum(p) + sum(y) + 1), ignored pixels left out."""
     known = mask != IGNORE
     target = F.one_hot(mask.where(known, 0), logits.shape[1]).movedim(-1, 1) * known.unsqueeze(1)
     p = logits.softmax(1) * known.unsqueeze(1)
@@ -41,16 +43,16 @@ def soft_dice_loss(logits: Tensor, mask: Tensor) -> Tensor:
     return 1 - ((2 * overlap + 1) / (total + 1)).mean()
 
 
-def taught(mask: Tensor, p: Tensor, named: Tensor, held: Tensor, confident: float) -> Tensor:
+def corrected_by_teacher(mask: Tensor, p: Tensor, allowed: Tensor, valid: Tensor, threshold: float) -> Tensor:
     """A mask corrected by a teacher: int64 [B, H, W].
 
-    mask: int64 [B, H, W]; p: the teacher's probabilities float [B, C, H, W]; named: bool [B, C], the values that the
-    mask of the slide holds anywhere, so that what its weak label excludes is never taught; held: bool [B, H, W], false
-    where there are no pixels to learn from. Where the teacher is sure (`confident` or more) of a named value, it gives
-    it to unknown pixels, and makes pixels unknown whose mask says something else.
+    mask: int64 [B, H, W]; p: the teacher's probabilities float [B, C, H, W]; allowed: bool [B, C], the values that
+    occur in the mask of the slide, so that a class excluded by its weak label is never taught; valid: bool [B, H, W],
+    false where there are no pixels to learn from. Where the teacher's probability of an allowed value reaches the
+    threshold, ignored pixels get that value, and pixels whose mask disagrees become ignored.
     """
     top, value = p.max(1)
-    sure = (top >= confident) & held & named.gather(1, value.flatten(1)).view_as(value)
-    unknown = mask == IGNORE
-    out = mask.where(~(sure & unknown), value)
-    return out.masked_fill(sure & ~unknown & (value != mask), IGNORE)
+    sure = (top >= threshold) & valid & allowed.gather(1, value.flatten(1)).view_as(value)
+    ignored = mask == IGNORE
+    out = mask.where(~(sure & ignored), value)
+    return out.masked_fill(sure & ~ignored & (value != mask), IGNORE)

@@ -16,20 +16,20 @@ from torch import Tensor, nn
 from wsipipe.config.options import StitchConfig
 from wsipipe.errors import check
 from wsipipe.geometry import Window
-from wsipipe.labels import IGNORE
+from wsipipe.labels import IGNORE, Classes
 from wsipipe.nn.checkpoint import Checkpoint
 from wsipipe.nn.encoders import normalise
 from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.device import autocast
 from wsipipe.runtime.digest import digest
-from wsipipe.runtime.executor import threads
+from wsipipe.runtime.executor import thread_count
 from wsipipe.runtime.ledger import Report
 from wsipipe.segment.model import check_side, load_model
 from wsipipe.segment.prefetch import PrefetchPipeline, Throughput
-from wsipipe.segment.stitch import Plan, Stitching, fitting, stitcher
+from wsipipe.segment.stitch import Stitching, StripPlan, fit_to_budget, stitcher
 from wsipipe.segment.tta import VIEWS, mean_over_views
 from wsipipe.store import SlideStore
-from wsipipe.store.map_writer import ResumableMapWriter, forget
+from wsipipe.store.map_writer import ResumableMapWriter, remove_finished
 from wsipipe.store.shards import SHARD_PX, Cell
 from wsipipe.windows import BLENDS, WindowLattice
 
@@ -157,12 +157,12 @@ class _Job:
     def run(self, model: nn.Module, context: RunContext) -> Throughput | None:
         """Map the slide, or go on with it; None if it is mapped already."""
         store, classes = self.store, list(self.checkpoint.classes)
-        if all([store.current(kind, self.name, self.key, context.overwrite) for kind in ("labels", "scores")]):
-            forget(store, self.name)
+        if all([store.can_reuse(kind, self.name, self.key, context.overwrite) for kind in ("labels", "scores")]):
+            remove_finished(store, self.name)
             return None
-        store.check_like(self.checkpoint.mpp, self.checkpoint.normalise_stain, "the network")
+        store.check_compatible(self.checkpoint.mpp, self.checkpoint.normalise_stain, "the network")
         meta = {"digest": self.key, "classes": classes, "checkpoint": self.checkpoint.digest}
-        values = {0: "none", **{k + 1: n for k, n in enumerate(classes)}, IGNORE: "not predicted"}
+        values = Classes(self.checkpoint.classes).mask_values("not predicted")
         with ResumableMapWriter(store, self.name, self.key, len(classes), self.how.cell_px, SHARD_PX) as maps:
             pace = Throughput(0, 0.0, 0.0) if maps.complete else self._stitch(maps, model, context)
             maps.finish(values, meta)
@@ -172,9 +172,9 @@ class _Job:
         """Predict and write the shards that are missing."""
         store, how, on, channels = self.store, self.how, context.compute().device, len(self.checkpoint.classes) + 1
         most = (BATCH_PX if on.type == "cpu" else ACCELERATOR_BATCH_PX) // how.window_px**2
-        batch, width_px = fitting(how, channels, min(MOST_WINDOWS, max(1, most)), SHARD_PX)
+        batch, width_px = fit_to_budget(how, channels, min(MOST_WINDOWS, max(1, most)), SHARD_PX)
         cover = WindowLattice.plan(store.grid.size_px, how.window_px, how.stride_px, store.patches().windows)
-        plan = Plan(store.grid.size_px, cover, width_px, how.cell_px, SHARD_PX)
+        plan = StripPlan(store.grid.size_px, cover, width_px, how.cell_px, SHARD_PX)
         tissue = store.labels("tissue")
 
         def write(shard: Cell, mask: NDArray[np.uint8], scores: NDArray[np.uint8]) -> None:
@@ -194,7 +194,7 @@ class _Job:
             network=network,
             take=stitch.add,
             end=stitch.end,
-            readers=min(MOST_READERS, threads(context.run.workers)),
+            readers=min(MOST_READERS, thread_count(context.run.workers)),
         )
         return flow.run(stitch.windows(), batch, lambda n: context.progress(f"stitch {store.slide_id}", n, total))
 

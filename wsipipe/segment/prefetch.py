@@ -1,4 +1,4 @@
-"""Reading, network and writing at once: threads read ahead, the caller computes, one thread takes the answers."""
+"""Reading, network and writing in parallel: threads prefetch, the caller computes, one thread consumes results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Throughput:
-    """How a run went: items done, seconds it took, and seconds in which the network was at work."""
+    """Items done, seconds taken, and seconds in which the network was busy."""
 
     items: int
     seconds: float
@@ -27,17 +27,17 @@ class Throughput:
 
     @property
     def busy(self) -> float:
-        """Share of the time, 0..1, in which the network did not wait for reading or writing."""
+        """Fraction of the time, 0..1, in which the network did not wait for reading or writing."""
         return self.network_s / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
 class PrefetchPipeline(Generic[Item, Input, Answer]):
-    """What is done with batches of items, one step after the other, several batches on their way at a time.
+    """Three steps per batch of items, with several batches in flight.
 
     read: runs in `readers` threads, ahead of the network. network: runs in the caller's thread and may return before
-    the device has done its work; what it returns waits for that. take: runs in one other thread, in the order of the
-    items. end: runs when all is taken. A bounded number of batches wait between the steps.
+    the device has finished; calling what it returns waits for the result. take: runs in one other thread, in the order
+    of the items. end: runs after the last batch. The queues between the steps are bounded.
     """
 
     read: Callable[[Sequence[Item]], Input]
@@ -47,7 +47,7 @@ class PrefetchPipeline(Generic[Item, Input, Answer]):
     readers: int = 1
 
     def run(self, items: Iterable[Item], batch: int, on_done: Callable[[int], None] | None = None) -> Throughput:
-        """Do all items; `on_done` is told how many the network has done. The first error of any step is raised."""
+        """Process all items; `on_done` gets the number of items done. The first error of any step is raised."""
         started, busy, count = time.perf_counter(), 0.0, 0
         take, groups = _until_it_fails(self.take), _batches(items, batch)
         with ThreadPoolExecutor(self.readers) as reading, ThreadPoolExecutor(1) as taking:
@@ -85,7 +85,7 @@ class PrefetchPipeline(Generic[Item, Input, Answer]):
 
 
 def _until_it_fails(take: Callable[[Sequence[Item], Answer], None]) -> Callable[[Sequence[Item], Answer], None]:
-    """`take`, which does nothing any more once it has failed: nothing is to be added without what is missing."""
+    """`take`, which does nothing after its first failure: later batches must not be added without the missing one."""
     failed = False
 
     def guarded(items: Sequence[Item], answer: Answer) -> None:
@@ -102,7 +102,7 @@ def _until_it_fails(take: Callable[[Sequence[Item], Answer], None]) -> Callable[
 
 
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items, the last as long as what is left."""
+    """Lists of `size` items; the last may be shorter."""
     left = iter(items)
     while some := list(islice(left, size)):
         yield some

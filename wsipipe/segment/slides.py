@@ -1,4 +1,4 @@
-"""Which slides a network is trained on, and which are held out to stop by."""
+"""Which slides a network is trained on, and which are held out for early stopping."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from wsipipe.store import SlideStore, stain
 
 
 def training_stores(stores: Sequence[SlideStore], config: TrainConfig) -> list[SlideStore]:
-    """The stores to train on: split `train` of `config.labels` if given, else of the masks' own record, else all.
+    """The stores to train on: split `train` of `config.labels`, else of the split that the masks record, else all.
 
-    Raises ConfigError or StoreError where nothing is left.
+    Raises ConfigError or StoreError if none is left.
     """
     having = [s for s in stores if config.masks in s.names("labels")]
     if not having:
@@ -36,7 +36,7 @@ def training_stores(stores: Sequence[SlideStore], config: TrainConfig) -> list[S
         raise ConfigError(f"no training slide has labels/{config.masks} and tissue; check the splits")
     if len({s.grid.patch_px for s in having}) > 1:
         raise ConfigError("the training stores have patches of different sizes; tile them alike")
-    stain.alike(s.is_normalised for s in having)
+    stain.common_setting(s.is_normalised for s in having)
     return having
 
 

@@ -49,5 +49,5 @@ def run(store_paths: Sequence[Path], options: SegmentOptions, context: RunContex
         report = context.report()
         report.add(str(path), "done")
         return report, [path]
-    own = stores[join_group(context.compute().device).own]
+    own = stores[join_group(context.compute().device).share]
     return predict_stores(own, path, options.stitch, context, config.name)

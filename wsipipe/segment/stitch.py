@@ -1,4 +1,4 @@
-"""Which parts of a map are stitched one after the other within a budget of bytes, and how they become shards."""
+"""Stitching within a memory budget: the order of strips and windows, and how finished rows become shards."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from numpy.typing import NDArray
 from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
-from wsipipe.segment.accumulate import PIECE_ROWS, Band, WindowAccumulator, cell_means, strongest
+from wsipipe.segment.accumulate import BAND_ROWS, Band, WindowAccumulator, argmax_mask, cell_means
 from wsipipe.store.shards import SHARD_PX, Cell
 from wsipipe.windows import WindowLattice, blend_weight
 
 READ_AHEAD = 4
-"""Batches of pixels that wait for the network at most."""
+"""Most batches of pixels that wait for the network."""
 
 WAITING = 2
-"""Batches of answers that wait to be added at most."""
+"""Most batches of network outputs that wait to be added."""
 
 MOST_SHARDS_WIDE = 2
-"""Shards across the widest strip. Wider ones save little: windows over a seam are 1 in 65 at the usual settings."""
+"""Shards across the widest strip. Wider strips save little: 1 window in 65 crosses a seam at the default settings."""
 
 
 @dataclass(frozen=True)
 class Stitching:
     """How windows become a map.
 
-    window_px, stride_px: of the windows. blend: one of `windows.BLENDS`. cell_px: px of the map that one score covers.
-    views: test-time views of a window. memory_mb: what sums, buffers and queues may take, in 10^6 bytes.
+    window_px, stride_px: of the windows. blend: one of `windows.BLENDS`. cell_px: px of the map per score.
+    views: test-time views per window. memory_mb: budget for sums, buffers and queues, in 10^6 bytes.
     """
 
     window_px: int
@@ -43,10 +43,10 @@ class Stitching:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The strips of one map, and the shards that come of them.
+class StripPlan:
+    """The strips of one map, and the shards that they fill.
 
-    size_px: (w, h). width_px: of a strip, a multiple or an aliquot part of `shard_px`. Strips as wide as a shard or
+    size_px: (w, h). width_px: of a strip, a multiple or an integer fraction of `shard_px`. Strips as wide as a shard or
     wider run from top to bottom; narrower ones fill one shard after the other. A window on the seam of two strips is
     predicted for both.
     """
@@ -64,7 +64,7 @@ class Plan:
         return Window(x, y, min(n, width - x), min(n, height - y))
 
     def area(self, own: Window) -> Window:
-        """A window grown to whole cells of scores, as far as the map reaches."""
+        """A window grown to whole score cells, clipped to the map."""
         c = self.cell_px
         x, y = own.x_px // c * c, own.y_px // c * c
         right, bottom = (
@@ -74,12 +74,12 @@ class Plan:
         return Window(x, y, right - x, bottom - y)
 
     def wanted(self) -> list[Cell]:
-        """The shards that any window reaches, or any cell of scores that begins in them."""
+        """The shards that a window, or a score cell beginning in them, reaches."""
         cols, rows = (range(-(-n // self.shard_px)) for n in self.size_px)
         return [s for s in product(rows, cols) if self.cover.count(self.area(self.shard(s)))]
 
     def strips(self, todo: Collection[Cell]) -> Iterator[Window]:
-        """The parts of the map (px) that make the shards `todo`, in the order in which they are to be stitched."""
+        """The parts of the map (px) that fill the shards `todo`, in stitching order."""
         n, (width, height) = self.shard_px, self.size_px
         if self.width_px < n:
             for shard in sorted(todo):
@@ -107,40 +107,40 @@ def _runs(numbers: Collection[int]) -> Iterator[tuple[int, int]]:
 
 @dataclass
 class Stitcher:
-    """Adds the answers of windows to the sums of their strips, and turns finished rows into shards.
+    """Accumulates network outputs per strip, and turns finished rows into shards.
 
-    `write` gets (shard, mask uint8 [h, w] of the strongest channel or 255, scores uint8 [C - 1, rows, cols] of all
-    channels but the first, 255 = 1.0); the scores of a shard are those whose first pixel lies in it.
+    `write` gets (shard, mask uint8 [h, w] of the channel with the highest value or 255, scores uint8 [C - 1, rows,
+    cols] of all channels but the first, 255 = 1.0); a score belongs to the shard in which its first pixel lies.
     """
 
-    plan: Plan
+    plan: StripPlan
     channels: int
     weight: NDArray[np.float32]
     write: Callable[[Cell, NDArray[np.uint8], NDArray[np.uint8]], None]
     todo: set[Cell]
     _strip: Window | None = None
-    _blend: WindowAccumulator | None = None
+    _accumulator: WindowAccumulator | None = None
     _open: dict[Cell, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = field(default_factory=dict)
 
     def windows(self) -> Iterator[tuple[Window, Window]]:
-        """(strip, window) in the order in which `add` must get their answers."""
+        """(strip, window) in the order in which `add` must get their outputs."""
         for strip in list(self.plan.strips(self.todo)):
             for window in self.plan.cover.touching(self.plan.area(strip)):
                 yield strip, window
 
     def count(self) -> int:
-        """Number of windows that are still to be predicted."""
+        """Number of windows still to predict."""
         return sum(self.plan.cover.count(self.plan.area(s)) for s in self.plan.strips(self.todo))
 
     def add(self, items: Sequence[tuple[Window, Window]], answers: NDArray[np.float32]) -> None:
-        """Add the answers float32 [N, C, side, side] of N (strip, window)."""
+        """Add the network outputs float32 [N, C, side, side] of N (strip, window)."""
         for (strip, window), p in zip(items, answers, strict=True):
-            blend = self._blend if strip == self._strip and self._blend else self._begin(strip)
-            self._take(strip, blend, window.y_px)
-            blend.add(window, p)
+            accumulator = self._accumulator if strip == self._strip and self._accumulator else self._begin(strip)
+            self._take(strip, accumulator, window.y_px)
+            accumulator.add(window, p)
 
     def end(self) -> None:
-        """All windows are there: finish what is not yet written."""
+        """Finish the shards that are not written yet; no window follows."""
         self._end_strip()
         self._write(list(self._open))
 
@@ -151,20 +151,20 @@ class Stitcher:
         for shard in shards:
             if not self._holds(strip, shard):
                 self._buffers(shard)
-        self._strip, self._blend = (
+        self._strip, self._accumulator = (
             strip,
             WindowAccumulator(self.plan.area(strip), self.channels, self.weight, self._cell),
         )
-        return self._blend
+        return self._accumulator
 
     def _end_strip(self) -> None:
-        if self._strip is not None and self._blend is not None:
-            area = self._blend.area
-            self._take(self._strip, self._blend, area.y_px + area.height_px)
-        self._strip = self._blend = None
+        if self._strip is not None and self._accumulator is not None:
+            area = self._accumulator.area
+            self._take(self._strip, self._accumulator, area.y_px + area.height_px)
+        self._strip = self._accumulator = None
 
     def _holds(self, strip: Window, shard: Cell) -> bool:
-        """Whether a shard is as wide as the strip or narrower, so that it needs no other strip."""
+        """Whether the strip covers the width of a shard, so that the shard needs no other strip."""
         return strip.width_px >= self.plan.shard(shard).width_px
 
     def _write(self, shards: Sequence[Cell]) -> None:
@@ -177,32 +177,36 @@ class Stitcher:
     def _cell(self) -> int:
         return self.plan.cell_px
 
-    def _take(self, strip: Window, blend: WindowAccumulator, until_px: int) -> None:
-        if until_px <= blend.next_px:
+    def _take(self, strip: Window, accumulator: WindowAccumulator, until_px: int) -> None:
+        if until_px <= accumulator.next_px:
             return
-        for piece in blend.take(until_px):
-            self._paint(strip, piece)
-        areas = {s: self.plan.area(self.plan.shard(s)) for s in self._shards(strip, strip.y_px, blend.next_px)}
+        for band in accumulator.take(until_px):
+            self._paint(strip, band)
+        areas = {s: self.plan.area(self.plan.shard(s)) for s in self._shards(strip, strip.y_px, accumulator.next_px)}
         self._write(
-            [s for s, area in areas.items() if area.y_px + area.height_px <= blend.next_px and self._holds(strip, s)]
+            [
+                s
+                for s, area in areas.items()
+                if area.y_px + area.height_px <= accumulator.next_px and self._holds(strip, s)
+            ]
         )
 
     def _shards(self, strip: Window, y1: int, y2: int) -> list[Cell]:
-        """The shards to be made that lie in the strip and in rows [y1, y2)."""
+        """The unwritten shards in the strip and in rows [y1, y2)."""
         n = self.plan.shard_px
         y1, y2 = max(y1, strip.y_px), min(y2, strip.y_px + strip.height_px)
         cells = product(range(y1 // n, -(-y2 // n)), range(strip.x_px // n, -(-_right(strip) // n)))
         return [cell for cell in cells if cell in self.todo]
 
-    def _paint(self, strip: Window, piece: Band) -> None:
-        """Put a piece into the buffers of the shards that it lies on."""
-        mask = strongest(piece, IGNORE)
-        scores = np.rint(cell_means(piece, self._cell, first=1) * 255).astype(np.uint8)
-        y, x, c = piece.y_px, piece.x_px, self._cell
+    def _paint(self, strip: Window, band: Band) -> None:
+        """Copy a band into the buffers of the shards that it covers."""
+        mask = argmax_mask(band, IGNORE)
+        scores = np.rint(cell_means(band, self._cell, first=1) * 255).astype(np.uint8)
+        y, x, c = band.y_px, band.x_px, self._cell
         for shard in self._shards(strip, y, y + len(mask)):
             into, its_scores = self._buffers(shard)
             own = self.plan.shard(shard)
-            # narrow strips share a shard: what lies beyond the strip is another's, which knows more windows
+            # narrow strips share a shard: pixels beyond the strip belong to its neighbour, which sees more windows
             rows, cols = (slice(a, b) for a, b in _common(own, strip))
             _paste(into, (own.y_px, own.x_px), mask, (y, x), (rows, cols))
             first = -(-own.y_px // c), -(-own.x_px // c)
@@ -238,7 +242,7 @@ def _paste(
     origin: tuple[int, int],
     within: tuple[slice, ...],
 ) -> None:
-    """Copy the part of `values` (its first pixel at `origin`) inside `within` into an array whose first is at `at`."""
+    """Copy the part of `values`, which begin at `origin`, inside `within` into an array that begins at `at`."""
     inside = []
     for own, length, first, n, bounds in zip(at, into.shape[-2:], origin, values.shape[-2:], within, strict=True):
         a, b = max(first, bounds.start, own), min(first + n, bounds.stop, own + length)
@@ -250,7 +254,7 @@ def _paste(
 
 
 def stitcher(
-    plan: Plan,
+    plan: StripPlan,
     channels: int,
     blend: str,
     write: Callable[[Cell, NDArray[np.uint8], NDArray[np.uint8]], None],
@@ -261,10 +265,10 @@ def stitcher(
     return Stitcher(plan, channels, weight, write, set(plan.wanted()) - set(done))
 
 
-def fitting(how: Stitching, channels: int, batch: int, shard_px: int = SHARD_PX) -> tuple[int, int]:
-    """The largest (windows a batch, px across a strip) that the budget allows, up to `batch` and `MOST_SHARDS_WIDE`.
+def fit_to_budget(how: Stitching, channels: int, batch: int, shard_px: int = SHARD_PX) -> tuple[int, int]:
+    """The largest (windows per batch, strip width in px) within the budget, up to `batch` and `MOST_SHARDS_WIDE`.
 
-    ConfigError, which says what would do, if nothing fits.
+    ConfigError, with the memory needed, if nothing fits.
     """
     batches = [batch >> i for i in range(batch.bit_length())]
     wide = [n * shard_px for n in range(MOST_SHARDS_WIDE, 0, -1)]
@@ -275,19 +279,19 @@ def fitting(how: Stitching, channels: int, batch: int, shard_px: int = SHARD_PX)
             return option
     least = min(needed_bytes(how, channels, *option, shard_px) for option in options)
     raise ConfigError(
-        f"segment.stitch_memory_mb: {how.memory_mb} MB are too few for windows of {how.window_px} px and "
+        f"stitch.memory_mb: {how.memory_mb} MB are too few for windows of {how.window_px} px and "
         f"{channels - 1} classes: {-(-least // 10**6)} MB are needed; raise --stitch-memory or "
         "choose a smaller --window"
     )
 
 
 def needed_bytes(how: Stitching, channels: int, batch: int, width_px: int, shard_px: int = SHARD_PX) -> int:
-    """What sums, shards in the making, and batches in queues take at most; the size of the slide has no part in it."""
+    """Most memory of sums, open shards and queued batches; independent of the slide's size."""
     n, c = how.window_px, how.cell_px
     across = width_px + 2 * c
     sums = 4 * (channels + 1) * (n + c) * across + 4 * channels * n * n
-    pieces = (2 * 4 * channels + 16) * max(PIECE_ROWS, c) * across
+    bands = (2 * 4 * channels + 16) * max(BAND_ROWS, c) * across
     shards = max(width_px, shard_px) * shard_px
     scores = 2 * (channels - 1) * (max(width_px, shard_px) // c + 1) * (shard_px // c + 1)
     queues = batch * n * n * (3 * (READ_AHEAD + 2) + 4 * channels * (WAITING + 3))
-    return sums + pieces + shards + scores + queues
+    return sums + bands + shards + scores + queues

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from wsipipe.config.options import TrainConfig, fitted_with
-from wsipipe.errors import CheckpointError, ConfigError
+from wsipipe.errors import CheckpointError, ConfigError, other_inputs
 from wsipipe.nn.checkpoint import Checkpoint, maker_of, read_checkpoint, weights_digest, weights_file
 from wsipipe.nn.distributed import join_group
 from wsipipe.nn.encoders import Statistics, chosen_encoder, expect, load_weights
@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 def train(stores: Sequence[SlideStore], config: TrainConfig, context: RunContext) -> Path:
     """Train and save `runs/<name>/model.*`; returns the path of its JSON. The same inputs are not trained twice.
 
-    A training that was killed goes on where its state was last kept, to the same weights. Under torchrun the processes
-    share each batch, and the first of them writes. When a loss is not finite the last good weights are saved beside, as
-    `last-good`, and CheckpointError says so.
+    A killed training resumes from its last saved state, to the same weights. Under torchrun the processes share each
+    batch, and the main process writes. If a loss is not finite, the last good weights are saved as `last-good`, and
+    CheckpointError says so.
     """
     chosen = training_stores(stores, config)
     check_side(chosen[0].grid.patch_px)
@@ -52,9 +52,7 @@ def train(stores: Sequence[SlideStore], config: TrainConfig, context: RunContext
             log.info("%s: trained before on the same masks", path)
             return path
         if not context.overwrite:
-            raise CheckpointError(
-                f"{path}: trained on other masks or settings; choose another --name, or replace it with --overwrite"
-            )
+            raise CheckpointError(other_inputs(path))
     compute = context.compute()
     group = join_group(compute.device)
     model = seeded_init(lambda: create_segmenter(config.architecture, encoder, len(classes) + 1), compute.seed)
@@ -72,18 +70,18 @@ def train(stores: Sequence[SlideStore], config: TrainConfig, context: RunContext
         settings=asdict(config),
         normalise_stain=chosen[0].is_normalised,
     )
-    keep = TrainingState(folder / "training.state", key, KEEP_S, writes=group.leads)
+    state = TrainingState(folder / "training.state", key, KEEP_S, writes=group.is_main)
     try:
-        learnt = learn(model, chosen, config, compute, group, keep)
+        learnt = learn(model, chosen, config, compute, group, state)
     except CheckpointError as error:
-        if group.leads:
+        if group.is_main:
             saved = checkpoint.save(folder, model, "last-good")
             raise CheckpointError(f"{error}; the last good weights are in {saved}") from None
         raise
-    if group.leads:
+    if group.is_main:
         checkpoint.save(folder, learnt)
-        keep.clear()
-    group.wait()
+        state.clear()
+    group.barrier()
     return path
 
 
@@ -95,13 +93,13 @@ def _classes(stores: Sequence[SlideStore], labels: str) -> tuple[str, ...]:
 
 
 def _fit_of(folder: Path, encoder: str) -> Path | None:
-    """The fit that painted the masks, if its encoder is of the same kind and its weights are there."""
+    """The fit that made the masks, if its encoder is the same and its weights exist."""
     made = maker_of(folder)
     return folder if made and made.encoder == encoder and weights_file(folder).exists() else None
 
 
 def _start_from(model: nn.Module, weights: Path | None, fit_of_masks: Path | None) -> Statistics:
-    """Start the encoder from `weights`, else from the fit of the masks; returns what they expect of the channels."""
+    """Start the encoder from `weights`, else from the fit of the masks; returns the channel statistics they expect."""
     source = weights or fit_of_masks
     if source is None:
         return Statistics()

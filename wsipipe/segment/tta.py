@@ -1,4 +1,4 @@
-"""Test-time views: a window is turned, predicted and turned back, and the answers are averaged."""
+"""Test-time augmentation: a window is transformed, predicted and transformed back; the outputs are averaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pixel codecs: JPEG as a Zarr v3 codec under its public name, and plain encode / decode of chunks."""
+"""The JPEG codec of pixels: plain functions, and a Zarr v3 codec under its public name."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def jpeg_encode(rgb: NDArray[np.uint8], quality: int) -> bytes:
 
 
 def jpeg_decode(stream: bytes, out: NDArray[np.generic] | None = None, strict: bool = False) -> NDArray[np.uint8]:
-    """JPEG stream -> uint8 [h, w, 3], in `out` (contiguous) if that is given.
+    """JPEG stream -> uint8 [h, w, 3], written to `out` (contiguous) if given.
 
-    ValueError if it cannot be decoded; if `strict`, also where libjpeg makes the best of a damaged stream.
+    Raises ValueError if it cannot be decoded; with `strict` also for damage that libjpeg would conceal.
     """
     import simplejpeg
 
@@ -36,8 +36,8 @@ def jpeg_decode(stream: bytes, out: NDArray[np.generic] | None = None, strict: b
 class Jpeg(ArrayBytesCodec):
     """Zarr v3 codec `imagecodecs_jpeg`: a uint8 [y, x, 3] chunk as one JPEG stream.
 
-    The name and the key `level` are those of the imagecodecs-zarr package, so that a user of that package reads the
-    stores without wsipipe. It exists for Python 3.12 and newer only, hence this entry point of our own.
+    The name and the key `level` are those of the imagecodecs-zarr package, whose users can read the stores without
+    wsipipe. That package needs Python 3.12; on 3.11 the entry point of wsipipe registers the codec.
     """
 
     level: int = 90
@@ -45,12 +45,12 @@ class Jpeg(ArrayBytesCodec):
 
     @classmethod
     def from_dict(cls, data: dict[str, JSON]) -> Self:
-        """From the `codecs` entry of zarr.json."""
+        """Parse an entry of `codecs` in zarr.json."""
         configuration: Any = data.get("configuration", {})
         return cls(level=int(configuration.get("level", 90)))
 
     def to_dict(self) -> dict[str, JSON]:
-        """As the `codecs` entry of zarr.json."""
+        """The entry of `codecs` in zarr.json."""
         return {"name": "imagecodecs_jpeg", "configuration": {"level": self.level}}
 
     async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
@@ -61,5 +61,5 @@ class Jpeg(ArrayBytesCodec):
         return chunk_spec.prototype.buffer.from_bytes(stream)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        """Unknown before encoding; zarr asks only for fixed-size codecs."""
+        """Not called: zarr asks only codecs of fixed size."""
         raise NotImplementedError

@@ -1,8 +1,8 @@
-"""`features/<encoder>/<grid>` of a store: what a frozen encoder makes of the cells of a lattice, kept to be used again.
+"""`features/<encoder>/<grid>` of a store: a cache of the features that a frozen encoder computes per cell of a lattice.
 
-A plain chunked Zarr array, float16 (row, col, D). A cell that was not computed (no tissue, or nobody asked) is nan.
-Chunks are written one by one, each aside and renamed, so that a killed run loses at most the chunk it was at. All of
-it can be computed again: a chunk that is missing is no damage, and one that does not match its checksum is left aside.
+A plain chunked Zarr array, float16 (row, col, D); nan in cells that are not computed (no tissue, or not needed yet).
+Every chunk is replaced atomically: a killed run loses at most one chunk. A missing chunk is not damage, and a chunk
+with a wrong checksum is computed again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from wsipipe.errors import StoreError
-from wsipipe.runtime.atomic import lock_file, swap
+from wsipipe.runtime.atomic import partial_path, replace_folder
+from wsipipe.runtime.lock import lock_file
 from wsipipe.store import layout
 from wsipipe.store.names import check_name
 from wsipipe.store.slide_store import SlideStore
@@ -27,11 +28,11 @@ from wsipipe.store.slide_store import SlideStore
 log = logging.getLogger(__name__)
 
 CHUNK_CELLS = 32
-"""Side of a chunk in cells; about a thousand of them go through an encoder together."""
+"""Side of a chunk in cells; an encoder processes about one chunk (1024 cells) at a time."""
 
 
 class Features:
-    """One array of features; `made_of` is the digest of the encoder's weights, the lattice and the pixels."""
+    """One array of features."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,11 +40,11 @@ class Features:
 
     @property
     def width(self) -> int:
-        """Numbers in a feature."""
+        """Length D of a feature vector."""
         return int(self._array.shape[2])
 
     def read(self, cells: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Features of cells (row, col) int [M, 2]: float32 [M, D], nan where they were not computed."""
+        """Features of cells (row, col) int32 [M, 2]: float32 [M, D], nan where not computed."""
         out = np.full((len(cells), self.width), np.nan, np.float32)
         for chunk, inside in chunks_of(cells):
             block = self._block(chunk)
@@ -52,14 +53,14 @@ class Features:
         return out
 
     def write(self, cells: NDArray[np.int32], values: NDArray[np.float32]) -> None:
-        """Keep features float32 [M, D] of cells int [M, 2], chunk by chunk; the other cells stay as they are.
+        """Write features float32 [M, D] of cells int32 [M, 2]; other cells do not change.
 
-        Raises StoreError for values that float16 does not hold.
+        Raises StoreError for values outside the range of float16.
         """
         with np.errstate(over="ignore"):
             halves = values.astype(np.float16)
         if not np.isfinite(halves).all():
-            raise StoreError(f"{self.path}: features beyond 65504, or not numbers; check the encoder and its weights")
+            raise StoreError(f"{self.path}: features above 65504 or not finite; check the encoder and its weights")
         for chunk, inside in chunks_of(cells):
             block = self._block(chunk)
             local = cells[inside] - np.array(chunk) * CHUNK_CELLS
@@ -70,46 +71,49 @@ class Features:
         try:
             return np.array(self._array.get_block_selection((*chunk, 0)), np.float16)
         except (ArithmeticError, OSError, RuntimeError, ValueError) as error:
-            log.warning("%s: chunk %s is damaged (%s) and computed again", self.path, chunk, error)
+            log.warning("%s: chunk %s is damaged (%s); computing it again", self.path, chunk, error)
             rows, cols = (min(CHUNK_CELLS, n - c * CHUNK_CELLS) for n, c in zip(self._array.shape, chunk, strict=False))
             return np.full((rows, cols, self.width), np.nan, np.float16)
 
 
 def chunks_of(cells: NDArray[np.int32]) -> Iterator[tuple[tuple[int, int], NDArray[np.intp]]]:
-    """Every chunk that holds some of the cells int [M, 2], with their indices, row-major."""
+    """Every chunk with the indices of its cells in int32 [M, 2], row-major."""
     chunk = cells // CHUNK_CELLS
     for row, col in np.unique(chunk, axis=0).tolist():
         yield (row, col), np.flatnonzero((chunk == [row, col]).all(1))
 
 
-def open_features(store: SlideStore, encoder: str, grid: str, shape: tuple[int, int, int], made_of: str) -> Features:
-    """`features/<encoder>/<grid>` of `store`, float16 `shape` (rows, cols, D); what was made of other things goes."""
+def open_features(store: SlideStore, encoder: str, grid: str, shape: tuple[int, int, int], digest: str) -> Features:
+    """Open or create `features/<encoder>/<grid>` of `store`: float16 `shape` (rows, cols, D).
+
+    digest: of the encoder's weights, the lattice and the pixels; an array of another digest or shape is replaced.
+    """
     for name in (encoder, grid):
         check_name(name)
     path = store.path / "features" / encoder / grid
-    if path.exists() and _made_of(path) == (made_of, shape):
+    if path.exists() and _contents(path) == (digest, shape):
         return Features(path)
-    aside = store.path.with_name(f".{store.path.name}.features.{encoder}.{grid}.partial")
+    partial = partial_path(store.path, "features", encoder, grid)
     with FileLock(lock_file(store.path)):
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         chunks = (CHUNK_CELLS, CHUNK_CELLS, shape[2])
-        attributes = {"wsipipe": {"kind": "features", "digest": made_of}}
-        layout.create_cells(aside, shape, chunks, attributes)
+        attributes = {"wsipipe": {"kind": "features", "digest": digest}}
+        layout.create_cells(partial, shape, chunks, attributes)
         for group in (store.path / "features", path.parent):
             if not (group / "zarr.json").exists():
                 layout.write_group(group, {})
-        swap(aside, path)
+        replace_folder(partial, path)
     return Features(path)
 
 
 def feature_names(store: SlideStore) -> list[tuple[str, str]]:
-    """(encoder, grid) of all features in a store."""
+    """(encoder, grid) of all features in a store, sorted."""
     found = (store.path / "features").glob("[!.]*/[!.]*/zarr.json")
     return sorted((p.parent.parent.name, p.parent.name) for p in found)
 
 
-def _made_of(path: Path) -> tuple[str, tuple[int, ...]] | None:
-    """Digest and shape of the array at `path`; None if its metadata are not as they were written."""
+def _contents(path: Path) -> tuple[str, tuple[int, ...]] | None:
+    """Digest and shape of the array at `path`; None if its metadata are missing or changed."""
     try:
         attributes = layout.check_seal(path)
         return str(attributes["wsipipe"]["digest"]), tuple(zarr.open_array(str(path), mode="r").shape)

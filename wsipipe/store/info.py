@@ -1,4 +1,4 @@
-"""What a store holds, as text for a person."""
+"""Summary of a store as text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def describe(path: Path) -> str:
         f"           {slide['vendor']}, {slide['size_px0'][0]} x {slide['size_px0'][1]} px at "
         f"{slide['mpp0'][0]:.4g} x {slide['mpp0'][1]:.4g} um/px (from: {slide['mpp_source']})",
         f"working    {width} x {height} px at {grid.mpp[0]:.4g} x {grid.mpp[1]:.4g} um/px, "
-        f"{grid.scale[0]:.6g} slide px per px, {grid.levels} levels",
+        f"{grid.scale[0]:.6g} slide px per px, {grid.levels} level{'s' if grid.levels > 1 else ''}",
         *_pixels(store),
         *_stain(store),
         *_tissue(store),
@@ -38,49 +38,51 @@ def describe(path: Path) -> str:
 
 
 def _pixels(store: SlideStore) -> Iterator[str]:
-    """How the pixels are stored, and what of them is the slide's own."""
+    """Codec of the pixels, and which of them are copied from the slide."""
     spec, meta = store.pixels().spec, store.meta
     codec = f"JPEG, quality {spec.quality}" if spec.quality else "zstd (lossless)"
     yield f"codec      {codec}, chunks of {spec.chunk_px} px"
     if levels := meta.get("copied_levels"):
         named = f"level{'s' if len(levels) > 1 else ''} {', '.join(map(str, levels))}"
-        yield f"copied     {named}, as the slide has them; {_percent(meta.get('copied', 0))} of the chunks of level 0"
+        yield f"copied     {named} byte for byte; {_percent(meta.get('copied', 0))} of the chunks of level 0"
     else:
-        yield "copied     nothing: the pixels are decoded and encoded anew"
+        yield "copied     none: all pixels were decoded and encoded again"
     if bad := len(meta.get("bad", ())):
         yield f"unreadable {bad} tile{'s' if bad > 1 else ''} of the slide"
 
 
 def _stain(store: SlideStore) -> Iterator[str]:
-    """How colours are read, where not as they are stored."""
+    """Stain normalisation, if it is on."""
     if store.is_normalised:
-        yield f"stain      evened out: read with a gamma of {', '.join(f'{g:.2f}' for g in store.meta['stain_gamma'])}"
+        yield f"stain      normalised when reading, gamma {', '.join(f'{g:.2f}' for g in store.meta['stain_gamma'])}"
 
 
 def _tissue(store: SlideStore) -> Iterator[str]:
-    """Where tissue was seen, and what was taken for something else."""
+    """Resolution of tissue detection, and shares of what was excluded."""
     if "tissue_mpp" not in store.meta:
         return
     shares: Mapping[str, float] = {}
     if "tissue" in store.names("labels"):
         shares = store.attributes("labels", "tissue").get("shares", {})
-    away = ", ".join(f"{name} {_percent(share)}" for name, share in shares.items() if share)
-    yield f"tissue     seen at {store.meta['tissue_mpp']:.4g} um/px" + (f"; left out: {away}" if away else "")
+    excluded = ", ".join(f"{name} {_percent(share)}" for name, share in shares.items() if share)
+    yield f"tissue     detected at {store.meta['tissue_mpp']:.4g} um/px" + (
+        f"; excluded: {excluded}" if excluded else ""
+    )
 
 
 def _patches(store: SlideStore) -> Iterator[str]:
-    """The lattices of patches; the one that the store was last tiled with is its own."""
+    """The lattices of patches; the default is the one that the slide was last tiled with."""
     folders = (store.path / "patches").glob("[0-9]*_*/zarr.json")
     for patch_px, stride_px in sorted(tuple(map(int, f.parent.name.split("_"))) for f in folders):
         table = store.patches(patch_px, stride_px)
         counts = ((name, int(np.count_nonzero(table.status == status))) for status, name in _STATUS.items())
         listed = ", ".join(f"{n} {name}" for name, n in counts if n) or "none"
-        own = " (the store's own)" if (patch_px, stride_px) == (store.grid.patch_px, store.grid.stride_px) else ""
-        yield f"patches    {patch_px} px every {stride_px} px: {listed}{own}"
+        default = " (default)" if (patch_px, stride_px) == (store.grid.patch_px, store.grid.stride_px) else ""
+        yield f"patches    {patch_px} px every {stride_px} px: {listed}{default}"
 
 
 def _maps(store: SlideStore) -> Iterator[str]:
-    """Masks and maps, with their classes."""
+    """Masks and score maps with their classes, and features."""
     for kind in ("labels", "objects", "scores"):
         for name in store.names(kind):
             meta: dict[str, Any] = store.attributes(kind, name)
@@ -94,5 +96,5 @@ def _maps(store: SlideStore) -> Iterator[str]:
 
 
 def _percent(share: float) -> str:
-    """A share 0..1 in percent; 100 % and 0 % only where it is all or nothing."""
+    """A share 0..1 in percent; rounded to 100 % or 0 % only if it is exactly that."""
     return f"{min(max(share, 0.001), 0.999) if 0 < share < 1 else share:.1%}".replace(".0%", "%")

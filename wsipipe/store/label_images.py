@@ -1,4 +1,4 @@
-"""Label images and score arrays: their shards, their coarser levels, what their metadata says."""
+"""Label images and score arrays: shards, coarser levels and metadata."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wsipipe.store.shards import ArraySpec, Cell, ShardedArray
 
 
 def shard_windows(spec: ArraySpec) -> Iterator[tuple[Cell, Window]]:
-    """Every shard of an array with the window of its pixels inside the array."""
+    """Every shard of an array with its window, clipped to the array."""
     height, width = spec.shape[-2:]
     for row in range(spec.shards[0]):
         for col in range(spec.shards[1]):
@@ -25,7 +25,7 @@ def shard_windows(spec: ArraySpec) -> Iterator[tuple[Cell, Window]]:
 
 
 def shard_key(shard: Cell) -> str:
-    """A shard as it is named in the list of what is stored: row.col."""
+    """The key of a shard in the attribute `stored`: row.col."""
     return f"{shard[0]}.{shard[1]}"
 
 
@@ -38,7 +38,7 @@ def write_image(
     meta: Mapping[str, Any],
     shards: Iterable[tuple[Cell, NDArray[Any]]],
 ) -> None:
-    """A label image in the folder `path`, coarser levels included; `shards` yields those of the finest with pixels."""
+    """Write a label image with its coarser levels to the folder `path`; `shards` yields shards of the finest level."""
     specs = label_specs(grid, finest)
     arrays = [layout.create_array(path / str(level), each, "yx") for level, each in enumerate(specs)]
     stored = {"0": {shard_key(shard): arrays[0].write_region(shard, pixels) for shard, pixels in shards}}
@@ -46,7 +46,7 @@ def write_image(
 
 
 def label_specs(grid: Grid, finest: ArraySpec) -> list[ArraySpec]:
-    """What the levels of a label image are like, the finest first."""
+    """Specs of all levels of a label image, the finest first."""
     coarser = [ArraySpec(grid.level_shape(level), finest.dtype, finest.fill) for level in range(1, grid.levels)]
     return [finest, *coarser]
 
@@ -59,7 +59,7 @@ def finish_labels(
     meta: Mapping[str, Any],
     arrays: Sequence[ShardedArray],
 ) -> None:
-    """Make the coarser levels of a label image of its finest (`meta` says what that stores), then its metadata."""
+    """Write the coarser levels of a label image and its metadata; `meta` lists the stored shards of the finest."""
     stored = dict(meta["stored"])
     for level, (fine, coarse) in enumerate(pairwise(arrays), 1):
         stored[str(level)] = _decimate(fine, coarse)
@@ -76,7 +76,7 @@ def score_attributes(name: str, grid: Grid, stride_px: int, meta: Mapping[str, A
 
 
 def _decimate(fine: ShardedArray, coarse: ShardedArray) -> dict[str, int]:
-    """Fill a coarser mask level with the pixel nearest to the centre of each square of the finer one."""
+    """Fill a coarser level with the pixel at the centre of each 4 x 4 square of the finer level."""
     f, n = LEVEL_FACTOR, coarse.spec.chunk_px
     height, width = fine.spec.shape
     stored = {}

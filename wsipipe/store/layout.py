@@ -1,4 +1,4 @@
-"""Metadata of a store: arrays created through stock zarr, OME-Zarr 0.5 groups, and the attributes of wsipipe."""
+"""Metadata of a store: arrays created by stock zarr, OME-Zarr 0.5 groups, and the attributes of wsipipe."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, TransposeCodec, ZstdCodec
 
 from wsipipe.errors import StoreError
-from wsipipe.geometry import LEVEL_FACTOR, Grid
+from wsipipe.geometry import LEVEL_FACTOR, Grid, ceil_div
+from wsipipe.labels import IGNORE
 from wsipipe.runtime.atomic import write_json
 from wsipipe.store.codec import Jpeg
 from wsipipe.store.shards import ArraySpec, ShardedArray
 
 SCHEMA = 2
-"""Version of everything under `attributes.wsipipe`; a reader of another version says so instead of guessing."""
+"""Version of the layout and of everything under `attributes.wsipipe`; see the docstring of `wsipipe.store`."""
 
 SEAL = "wsipipe_crc32c"
-"""Attribute of every zarr.json of a store: the checksum of all else that it says."""
+"""Attribute of every zarr.json of a store: the checksum of its other content."""
 
 COLOURS = ((230, 25, 75), (60, 180, 75), (255, 200, 0), (0, 130, 200), (245, 130, 48), (145, 30, 180), (70, 240, 240))
-"""Colours of mask values 1, 2, ..; far apart, and none of them a colour of H&E."""
+"""Colours of mask values 1, 2, ..; easy to tell apart and unlike H&E."""
 
 
 def create_array(path: Path, spec: ArraySpec, axes: Sequence[str]) -> ShardedArray:
-    """Create the metadata of one sharded array; the shards are written by `ShardedArray`."""
+    """Create the metadata of a sharded array; `ShardedArray` writes its shards."""
     chain: dict[str, Any]
     if spec.quality:
         order = (*range(1, len(spec.shape)), 0)
@@ -56,20 +57,20 @@ def create_array(path: Path, spec: ArraySpec, axes: Sequence[str]) -> ShardedArr
 
 
 def create_table(path: Path, columns: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
-    """A group of plain one-chunk arrays, one a column."""
+    """Create a group of plain arrays, one per column."""
     write_group(path, attributes)
     for name, values in columns.items():
         zarr.create_array(
             store=str(path / name),
             data=values,
             compressors=[ZstdCodec(level=3), Crc32cCodec()],
-            config={"write_empty_chunks": True},  # so that a lost chunk does not read as zeros
+            config={"write_empty_chunks": True},  # otherwise a lost chunk would read as zeros
         )
         _seal(path / name)
 
 
 def create_cells(path: Path, shape: Sequence[int], chunks: Sequence[int], attributes: Mapping[str, Any]) -> None:
-    """The metadata of a plain chunked array float16 (row, col, D), nan where nothing is written."""
+    """Create the metadata of a plain chunked array: float16 (row, col, D), nan where nothing is written."""
     zarr.create_array(
         store=str(path),
         shape=tuple(shape),
@@ -84,19 +85,19 @@ def create_cells(path: Path, shape: Sequence[int], chunks: Sequence[int], attrib
 
 
 def read_table(path: Path, names: Sequence[str]) -> list[Any]:
-    """The columns of a table written by `create_table`; StoreError if one is damaged or not there."""
+    """The columns of a table of `create_table`. Raises StoreError if one is damaged or missing."""
     return [_read_column(path / n) for n in names]
 
 
 def chunk_files(path: Path) -> list[str]:
-    """The files of a column's chunks, relative to it."""
+    """The chunk files of a plain array, relative to its folder."""
     column = zarr.open_array(str(path), mode="r")
-    counts = (-(-n // chunk) for n, chunk in zip(column.shape, column.chunks, strict=True))
+    counts = (ceil_div(n, chunk) for n, chunk in zip(column.shape, column.chunks, strict=True))
     return ["/".join(["c", *map(str, cell)]) for cell in product(*map(range, counts))]
 
 
 def damaged_chunks(path: Path) -> Iterator[tuple[str, str]]:
-    """The chunk files of a plain array that are there and cannot be read, with the reason."""
+    """The existing chunk files of a plain array that cannot be read, with the reason."""
     array: Any = zarr.open_array(str(path), mode="r")
     for file in chunk_files(path):
         if (path / file).exists():
@@ -113,16 +114,16 @@ def _read_column(path: Path) -> Any:
             raise ValueError(f"{column.nchunks - column.nchunks_initialized} of its chunks are missing")
         return column[...]
     except (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise StoreError(f"{path}: cannot be read ({error}), it is damaged; tile again") from None
+        raise StoreError(f"{path}: damaged, cannot be read ({error}); tile again") from None
 
 
 def write_group(path: Path, attributes: Mapping[str, Any]) -> None:
-    """Write (or replace) the zarr.json of a group, atomically."""
+    """Write or replace the zarr.json of a group, atomically."""
     write_json(path / "zarr.json", sealed({"zarr_format": 3, "node_type": "group", "attributes": attributes}))
 
 
 def sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a zarr.json with its own checksum among the attributes, in the place of the one it had."""
+    """The content of a zarr.json with its checksum added to, or replaced in, the attributes."""
     bare = {**meta, "attributes": {k: v for k, v in meta.get("attributes", {}).items() if k != SEAL}}
     plain = json.loads(json.dumps(bare, default=str))
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
@@ -131,26 +132,26 @@ def sealed(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_seal(path: Path) -> dict[str, Any]:
-    """The attributes of the group or array at `path`; StoreError unless its zarr.json is as it was written."""
+    """The attributes of the group or array at `path`. Raises StoreError if its zarr.json is missing or was changed."""
     try:
         meta = json.loads((path / "zarr.json").read_bytes())
-        right = sealed(meta)["attributes"][SEAL] == meta["attributes"][SEAL]
+        unchanged = sealed(meta)["attributes"][SEAL] == meta["attributes"][SEAL]
     except OSError as error:
-        raise StoreError(f"it is missing or cannot be read ({error.strerror})") from None
+        raise StoreError(f"missing or cannot be read ({error.strerror})") from None
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
-        raise StoreError("not readable as metadata that wsipipe wrote") from None
-    if not right:
-        raise StoreError("it was changed after it was written: its checksum does not match")
+        raise StoreError("not metadata written by wsipipe") from None
+    if not unchanged:
+        raise StoreError("changed since it was written: the checksum does not match")
     return dict(meta["attributes"])
 
 
 def _seal(path: Path) -> None:
-    """Write the checksum into the zarr.json that stock zarr made."""
+    """Add the checksum to a zarr.json that stock zarr wrote."""
     write_json(path / "zarr.json", sealed(json.loads((path / "zarr.json").read_text())))
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
-    """The attributes of a group; StoreError if there is none."""
+    """The attributes of a group. Raises StoreError if there is none."""
     try:
         meta = json.loads((path / "zarr.json").read_text())
         return dict(meta.get("attributes", {}))
@@ -163,7 +164,7 @@ def read_attributes(path: Path) -> dict[str, Any]:
 
 
 def multiscales(name: str, grid: Grid, axes: Sequence[str], stride_px: int = 1) -> dict[str, Any]:
-    """OME-Zarr 0.5 `multiscales`: levels with their um per pixel and the half-pixel shift of area means."""
+    """OME-Zarr 0.5 `multiscales`: um per pixel of every level, and the half-pixel shift of area means."""
     datasets = []
     for level in range(grid.levels):
         f = LEVEL_FACTOR**level * stride_px
@@ -194,12 +195,12 @@ def image_attributes(slide_id: str, grid: Grid, wsipipe: Mapping[str, Any]) -> d
 def label_attributes(name: str, grid: Grid, values: Mapping[int, str], wsipipe: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes of `labels/<name>`: an OME-Zarr label image; `values` names its mask values.
 
-    Where it names none, readers colour the values as they see fit (OME-Zarr has no empty lists of colours).
+    Without names there are no colours either: OME-Zarr forbids empty lists, and viewers choose their own.
     """
     colours = []
     for value in values:
-        rgb = (128, 128, 128) if value == 255 else COLOURS[(value - 1) % len(COLOURS)]
-        colours.append({"label-value": value, "rgba": [*rgb, 0 if value in (0, 255) else 255]})
+        rgb = (128, 128, 128) if value == IGNORE else COLOURS[(value - 1) % len(COLOURS)]
+        colours.append({"label-value": value, "rgba": [*rgb, 0 if value in (0, IGNORE) else 255]})
     named = {"colors": colours, "properties": [{"label-value": v, "name": n} for v, n in values.items()]}
     ome = {
         "version": "0.5",

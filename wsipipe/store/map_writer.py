@@ -1,8 +1,8 @@
-"""The masks and scores of one slide on their way: written shard by shard beside the store, kept when a run is killed.
+"""Masks and scores of one slide, written shard by shard beside the store, so that a killed run can resume.
 
-Layout of the folder `.<store>.maps.<name>.partial`: `key` (what is made), `labels` and `scores` as they will be in the
-store, `written/<row>.<col>` (one file a finished shard: its scores, and that its mask is written), `complete` (written
-last: all that remains is to move the two folders).
+Content of the folder `.<store>.maps.<name>.partial`: `key` (digest of the inputs), `labels` and `scores` as in the
+store, `written/<row>.<col>` (one file per finished shard, with its scores), `complete` (written last: only the two
+folders remain to be moved).
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.errors import StoreError
+from wsipipe.geometry import ceil_div
 from wsipipe.labels import IGNORE
-from wsipipe.runtime.atomic import write_bytes
+from wsipipe.runtime.atomic import partial_path, write_bytes
 from wsipipe.runtime.lock import SlideLock
 from wsipipe.store import layout
 from wsipipe.store.label_images import finish_labels, label_specs, score_attributes, shard_key
@@ -32,15 +33,15 @@ from wsipipe.store.names import check_name
 from wsipipe.store.shards import SHARD_PX, ArraySpec, Cell, ShardedArray
 from wsipipe.store.slide_store import SlideStore
 
-_PARTS_HELD = 4  # more than the parts that one chunk of scores lies on, so that neighbouring chunks share them
+_CACHED_PARTS = 4  # a chunk of scores overlaps fewer parts, so neighbouring chunks share them
 
 
 class ResumableMapWriter:
-    """`labels/<name>` and `scores/<name>` of `store`, made of what `key` stands for. A context; one process at a time.
+    """Writes `labels/<name>` and `scores/<name>` of `store`. A context manager for one process at a time.
 
-    What an earlier run has written is found again if it was made under the same key and is removed otherwise. Shards
-    are those of the mask, `shard_px` square; scores have `classes` channels and one value a `stride_px`. The scores of
-    a shard are those whose first pixel lies in it.
+    key: digest of all inputs. Shards of an earlier run with the same key are reused, others are removed. A shard is a
+    square of `shard_px` of the mask; scores have `classes` channels and one value per `stride_px`, and belong to the
+    shard that contains their first pixel.
     """
 
     def __init__(
@@ -52,39 +53,39 @@ class ResumableMapWriter:
         width, height = store.grid.size_px
         self.spec = ArraySpec((height, width), "uint8", IGNORE, shard_px=shard_px)
         self.scores_shape = (classes, *store.grid.cells(stride_px))
-        hold = store.path.with_name(f".{store.path.name}.maps.{name}.hold")
-        self._hold = SlideLock(hold, f"{store.path}: labels/{name}")
+        lock = store.path.with_name(f".{store.path.name}.maps.{name}.hold")
+        self._lock = SlideLock(lock, f"{store.path}: labels/{name}")
         self._written: dict[Cell, int] = {}
 
     def __enter__(self) -> ResumableMapWriter:
-        self._hold.take()
+        self._lock.acquire()
         try:
             self._open()
         except BaseException:
-            self._hold.release()
+            self._lock.release()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hold.release()
+        self._lock.release()
 
     @property
     def written(self) -> frozenset[Cell]:
-        """The shards that need not be made again."""
+        """The finished shards."""
         return frozenset(self._written)
 
     @property
     def complete(self) -> bool:
-        """Whether all is made, and only the folders have to be moved."""
+        """Whether everything is written and only the folders remain to be moved."""
         return (self.folder / "complete").exists()
 
     def cells(self, shard: Cell) -> tuple[slice, slice]:
         """The rows and columns of the scores that belong to a shard of the mask."""
         starts = ((i * self.spec.shard_px, (i + 1) * self.spec.shard_px) for i in shard)
         rows, cols = (
-            slice(-(-first // self.stride_px), min(n, -(-last // self.stride_px)))
+            slice(ceil_div(first, self.stride_px), min(n, ceil_div(last, self.stride_px)))
             for (first, last), n in zip(starts, self.scores_shape[1:], strict=True)
         )
         return rows, cols
@@ -98,19 +99,22 @@ class ResumableMapWriter:
         self._written[shard] = chunks
 
     def finish(self, values: Mapping[int, str], meta: Mapping[str, Any]) -> None:
-        """Add what is made of the shards, then put masks and scores in place; shards not written are 255, scores 0.
+        """Write coarser levels, scores and metadata, then move both folders into the store.
 
-        `values` names the mask values; `meta` has `classes`, the names of the score channels.
+        `values` names the mask values; `meta` has `classes`, the names of the score channels. Missing shards read as
+        255 in the mask and 0 in the scores.
         """
         if not self.complete:
             labels = self.folder / "labels"
-            arrays = [_created(labels / str(k), s, "yx") for k, s in enumerate(label_specs(self.store.grid, self.spec))]
+            arrays = [
+                _recreate(labels / str(k), s, "yx") for k, s in enumerate(label_specs(self.store.grid, self.spec))
+            ]
             stored = {shard_key(shard): n for shard, n in sorted(self._written.items())}
             finish_labels(labels, self.name, self.store.grid, values, {**meta, "stored": {"0": stored}}, arrays)
             self._finish_scores(meta)
             write_bytes(self.folder / "complete", b"")
         for kind in ("scores", "labels"):
-            if (self.folder / kind).exists():  # or it was put in place before this run was killed
+            if (self.folder / kind).exists():  # otherwise a killed run has moved it
                 self.store.put(kind, self.name, self.folder / kind)
         shutil.rmtree(self.folder)
 
@@ -119,15 +123,15 @@ class ResumableMapWriter:
         if not key.exists() or key.read_text() != self.key:
             shutil.rmtree(self.folder, ignore_errors=True)
             write_bytes(key, self.key.encode())
-        for cut_off in self.folder.rglob("*.partial"):
-            cut_off.unlink()
+        for partial in self.folder.rglob("*.partial"):
+            partial.unlink()
         if self.complete:
             return
         for path in (self.folder / "written").glob("[0-9]*"):
-            with suppress(StoreError):  # cut off by a loss of power: the shard is made again
+            with suppress(StoreError):  # damaged by a power failure: write the shard again
                 row, col = path.name.split(".")
                 self._written[int(row), int(col)] = _read_part(path)[0]
-        _created(self.folder / "labels" / "0", self.spec, "yx")
+        _recreate(self.folder / "labels" / "0", self.spec, "yx")
 
     def _labels(self) -> ShardedArray:
         return ShardedArray(self.folder / "labels" / "0")
@@ -137,8 +141,8 @@ class ResumableMapWriter:
 
     def _finish_scores(self, meta: Mapping[str, Any]) -> None:
         scores = self.folder / "scores"
-        array = _created(scores / "0", ArraySpec(self.scores_shape, "uint8", 0), "cyx")
-        part = lru_cache(_PARTS_HELD)(lambda shard: _read_part(self._part_file(shard))[1])
+        array = _recreate(scores / "0", ArraySpec(self.scores_shape, "uint8", 0), "cyx")
+        part = lru_cache(_CACHED_PARTS)(lambda shard: _read_part(self._part_file(shard))[1])
 
         def blocks(shard: Cell) -> Iterator[tuple[Cell, NDArray[np.uint8]]]:
             for cell in array.spec.chunks_of_shard(shard):
@@ -151,7 +155,7 @@ class ResumableMapWriter:
         layout.write_group(scores, score_attributes(self.name, self.store.grid, self.stride_px, attributes))
 
     def _chunk(self, cell: Cell, spec: ArraySpec, part: Any) -> NDArray[np.uint8]:
-        """One chunk of the scores from the parts that it lies on."""
+        """One chunk of the scores, from the parts that it overlaps."""
         n, shard_px, stride = spec.chunk_px, self.spec.shard_px, self.stride_px
         block = np.zeros(spec.chunk_shape, np.uint8)
         top, left = cell[0] * n, cell[1] * n
@@ -168,29 +172,29 @@ class ResumableMapWriter:
         return block
 
 
-def forget(store: SlideStore, name: str) -> None:
-    """Remove what is left of maps that a run put in place just before it was killed."""
+def remove_finished(store: SlideStore, name: str) -> None:
+    """Remove the temporary folder of a run that was killed after it moved its maps into the store."""
     folder = _folder(store, name)
     if (folder / "complete").exists():
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _folder(store: SlideStore, name: str) -> Path:
-    return store.path.with_name(f".{store.path.name}.maps.{name}.partial")
+    return partial_path(store.path, "maps", name)
 
 
 def _read_part(path: Path) -> tuple[int, NDArray[np.uint8]]:
-    """The number of mask chunks and the scores uint8 [class, rows, cols] of a finished shard."""
+    """Number of mask chunks and scores uint8 [class, rows, cols] of a finished shard."""
     data = path.read_bytes()
     body = data[:-4]
     if google_crc32c.value(body).to_bytes(4, "little") != data[-4:]:
-        raise StoreError(f"{path}: the checksum does not match, the file is damaged; delete it and run again")
+        raise StoreError(f"{path}: damaged, the checksum does not match; delete it and run again")
     head, packed = body.split(b"\n", 1)
     facts = json.loads(head)
     return int(facts["chunks"]), np.frombuffer(imagecodecs.zstd_decode(packed), np.uint8).reshape(facts["shape"])
 
 
-def _created(path: Path, spec: ArraySpec, axes: str) -> ShardedArray:
-    """The array at `path` with its metadata written anew (an earlier run may have been cut off within)."""
+def _recreate(path: Path, spec: ArraySpec, axes: str) -> ShardedArray:
+    """The array at `path` with new metadata: a killed run may have left them incomplete."""
     (path / "zarr.json").unlink(missing_ok=True)
     return layout.create_array(path, spec, axes)

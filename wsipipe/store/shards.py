@@ -1,7 +1,7 @@
 """Read and write sharded Zarr v3 arrays chunk by chunk, bit-compatible with stock zarr and many times faster.
 
-A shard file holds its chunks one after the other and ends with an index: (offset, nbytes) as little-endian uint64 for
-every chunk in row-major order, all ones for an absent chunk, then the crc32c of the index (Zarr v3 sharding codec).
+A shard file contains its chunks one after the other and ends with an index: (offset, nbytes) as little-endian uint64
+per chunk in row-major order, all ones for a missing chunk, then the crc32c of the index (Zarr v3 sharding codec).
 Every chunk ends with its own crc32c. An array has axes (c, y, x) or (y, x); c is never split.
 """
 
@@ -25,17 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.errors import StoreError
-from wsipipe.geometry import Window
+from wsipipe.geometry import Window, ceil_div
+from wsipipe.runtime.atomic import replacing
 from wsipipe.store.codec import jpeg_decode, jpeg_encode
 
 CHUNK_PX = 256
 SHARD_PX = 4096
 _ABSENT = 2**64 - 1
 _READ_TASKS = 8
-_MOST_PIECES = 768  # below the 1024 that one writev takes
+_MAX_PIECES = 768  # writev accepts at most 1024
 
-MOST_OPEN = 64
-"""Shard files that one array keeps open."""
+MAX_OPEN = 64
+"""Shard files that an array keeps open."""
 
 Cell = tuple[int, int]
 """(row, col) of a chunk in the array's chunk lattice, or of a shard in its shard lattice."""
@@ -43,7 +44,7 @@ Cell = tuple[int, int]
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """What zarr.json says of one array. Shapes are (c, y, x) or (y, x); `quality` 0 means zstd instead of JPEG."""
+    """Layout of one array, as in its zarr.json. shape: (c, y, x) or (y, x). quality: of JPEG, 0 for zstd."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -64,13 +65,13 @@ class ArraySpec:
 
     @property
     def shards(self) -> Cell:
-        """Shard rows and columns."""
-        return -(-self.shape[-2] // self.shard_px), -(-self.shape[-1] // self.shard_px)
+        """Rows and columns of shards."""
+        return ceil_div(self.shape[-2], self.shard_px), ceil_div(self.shape[-1], self.shard_px)
 
     def chunks_of_shard(self, shard: Cell) -> list[Cell]:
         """The chunks of a shard that lie at least partly inside the array, row-major."""
         n = self.per_shard
-        rows, cols = -(-self.shape[-2] // self.chunk_px), -(-self.shape[-1] // self.chunk_px)
+        rows, cols = ceil_div(self.shape[-2], self.chunk_px), ceil_div(self.shape[-1], self.chunk_px)
         return [
             (r, c)
             for r in range(shard[0] * n, min(rows, (shard[0] + 1) * n))
@@ -78,28 +79,28 @@ class ArraySpec:
         ]
 
     def encode(self, chunk: NDArray[np.generic]) -> bytes:
-        """One chunk as stored, less its crc32c: [c, y, x] or [y, x] -> codec."""
+        """Encode one chunk [c, y, x] or [y, x], without its crc32c."""
         if self.quality:
             return jpeg_encode(np.moveaxis(chunk, 0, -1).astype(np.uint8, copy=False), self.quality)
         return bytes(imagecodecs.zstd_encode(np.ascontiguousarray(chunk, self.dtype).tobytes(), level=3))
 
     def decode(self, body: bytes, out: NDArray[np.generic] | None = None) -> NDArray[np.generic]:
-        """The chunk [c, y, x] or [y, x] of `body`, in `out` if that is given and the codec can write there.
+        """Decode one chunk [c, y, x] or [y, x], into `out` if it is given and the codec can write there.
 
-        Three axes are held channels last: the memory is (y, x, c) under a view of (c, y, x).
+        With three axes the memory is channels last: (y, x, c) under a view of (c, y, x).
         """
         if self.quality:
             into = np.moveaxis(out, 0, -1) if out is not None else None
             pixels = jpeg_decode(body, into if into is not None and into.flags.c_contiguous else None)
             if pixels.shape != (self.chunk_px, self.chunk_px, self.shape[0]):
-                raise ValueError(f"a picture of {pixels.shape}, not of {self.chunk_px} px")
+                raise ValueError(f"an image of shape {pixels.shape}, expected {self.chunk_px} px")
             return np.moveaxis(pixels, -1, 0)
         flat = np.frombuffer(imagecodecs.zstd_decode(body), self.dtype)
         return flat.reshape(self.chunk_shape)
 
 
 class Shard:
-    """One open shard file. Its index is in memory and its chunks are read by position: threads may share it."""
+    """One open shard file, with its index in memory. Thread-safe: chunks are read by position."""
 
     def __init__(self, file: Path, chunks: int) -> None:
         self.file = file
@@ -108,29 +109,27 @@ class Shard:
         self._size = size = os.fstat(self._file.fileno()).st_size
         tail = os.pread(self._file.fileno(), chunks * 16 + 4, max(0, size - chunks * 16 - 4))
         if len(tail) != chunks * 16 + 4 or _crc(tail[:-4]) != tail[-4:]:
-            raise StoreError(f"{file}: the index is damaged; tile or compute it again")
+            raise StoreError(f"{file}: damaged index; tile or compute it again")
         self._index = struct.unpack(f"<{2 * chunks}Q", tail[:-4])
 
     def body(self, i: int) -> bytes | None:
-        """Chunk `i` (row-major in the shard) less its crc32c; None where it is absent, StoreError if it is damaged."""
+        """Chunk `i` (row-major in the shard) without its crc32c; None if missing. Raises StoreError if damaged."""
         offset, size = self._index[2 * i], self._index[2 * i + 1]
         if offset == _ABSENT:
             return None
         stored = os.pread(self._file.fileno(), size, offset) if offset + size <= self._size else b""
         body = stored[:-4]
         if len(stored) != size or size < 4 or _crc(body) != stored[-4:]:
-            raise StoreError(
-                f"{self.file} chunk {i}: the checksum does not match, the file is damaged; tile or compute it again"
-            )
+            raise StoreError(f"{self.file} chunk {i}: damaged, the checksum does not match; tile or compute it again")
         return body
 
     def present(self) -> list[int]:
-        """The chunks that are stored."""
+        """Indices of the stored chunks."""
         return [i for i, offset in enumerate(self._index[::2]) if offset != _ABSENT]
 
 
 class ShardedArray:
-    """One array on a local disk. Reading is thread-safe; no two writers may write one shard."""
+    """One array on a local disk. Reading is thread-safe; each shard may have only one writer."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -139,14 +138,14 @@ class ShardedArray:
         self._lock = threading.Lock()
 
     def read(self, window: Window) -> NDArray[np.generic]:
-        """The pixels of `window` (px of this array): [c, h, w] or [h, w]; fill value where nothing is stored."""
+        """The pixels of `window` (px of this array): [c, h, w] or [h, w]; the fill value where nothing is stored."""
         return np.asarray(self.read_batch([window])[0])
 
     def read_batch(self, windows: Sequence[Window], pool: Executor | None = None) -> NDArray[np.generic]:
         """Windows of one size: [n, c, h, w], channels last in memory, or [n, h, w]; fill value where nothing is stored.
 
-        Each chunk is decoded once, however many windows it serves, straight into the result where a window is a chunk;
-        `pool` decodes several chunks at a time.
+        Each chunk is decoded once for all windows that overlap it, directly into the result where a window is exactly a
+        chunk. The threads of `pool` decode several chunks at a time.
         """
         height, width = windows[0].height_px, windows[0].width_px
         lead = self.spec.shape[:-2]
@@ -168,14 +167,14 @@ class ShardedArray:
                 self._place(cell, [(windows[i], out[i]) for i in touched[cell]])
 
         all_cells = list(touched)
-        if pool and len(all_cells) > 1:  # in few tasks, as handing over a task costs as much as a tenth of a chunk
+        if pool and len(all_cells) > 1:  # in few tasks: submitting one costs a tenth of decoding a chunk
             list(pool.map(place, [all_cells[i::_READ_TASKS] for i in range(min(_READ_TASKS, len(all_cells)))]))
         else:
             place(all_cells)
         return out
 
     def chunk(self, cell: Cell, out: NDArray[np.generic] | None = None) -> NDArray[np.generic] | None:
-        """One decoded chunk (in `out` where the codec can write there), or None where nothing is stored."""
+        """One decoded chunk, in `out` if the codec can write there; None if it is not stored."""
         n = self.spec.per_shard
         shard = self.shard((cell[0] // n, cell[1] // n))
         body = shard.body(cell[0] % n * n + cell[1] % n) if shard else None
@@ -184,10 +183,10 @@ class ShardedArray:
         try:
             return self.spec.decode(body, out)
         except (ValueError, RuntimeError) as error:
-            raise StoreError(f"{shard.file} chunk {cell}: intact, but it does not decode ({error})") from None
+            raise StoreError(f"{shard.file} chunk {cell}: the checksum matches, but decoding fails ({error})") from None
 
     def shard(self, shard: Cell) -> Shard | None:
-        """The open file of a shard, or None where there is none; StoreError if its index is damaged."""
+        """The open file of a shard, None if there is none. Raises StoreError if its index is damaged."""
         with self._lock:
             if shard in self._open:
                 self._open.move_to_end(shard)
@@ -198,12 +197,12 @@ class ShardedArray:
             opened = None
         with self._lock:
             self._open[shard] = opened
-            if len(self._open) > MOST_OPEN:
-                self._open.popitem(last=False)  # closed when its last reader lets go of it
+            if len(self._open) > MAX_OPEN:
+                self._open.popitem(last=False)  # closed when its last reader drops it
         return opened
 
     def present(self) -> NDArray[np.bool_]:
-        """Which chunks are stored: bool [rows, cols] of the chunk lattice."""
+        """Which chunks are stored: bool [rows, cols]."""
         n, (rows, cols) = self.spec.per_shard, self.spec.shards
         out = np.zeros((rows * n, cols * n), bool)
         for row in range(rows):
@@ -212,21 +211,19 @@ class ShardedArray:
                 for i in shard.present() if shard else ():
                     out[row * n + i // n, col * n + i % n] = True
         height, width = self.spec.shape[-2:]
-        return np.asarray(out[: -(-height // self.spec.chunk_px), : -(-width // self.spec.chunk_px)])
+        return np.asarray(out[: ceil_div(height, self.spec.chunk_px), : ceil_div(width, self.spec.chunk_px)])
 
     def write_shard(self, shard: Cell, chunks: Iterable[tuple[Cell, Sequence[bytes]]]) -> int:
-        """Write one whole shard, aside and then renamed; returns the number of its chunks.
+        """Write one whole shard, atomically; returns the number of its chunks.
 
-        A chunk comes encoded, in one piece or several, and gets its crc32c here. Absent chunks read as fill value.
+        A chunk comes encoded, in one or several pieces, and gets its crc32c here. Missing chunks read as fill value.
         """
         n = self.spec.per_shard
         index = [_ABSENT] * (2 * n * n)
         file = shard_file(self.path, self.spec, shard)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_name(f".{file.name}.partial")
         offset = 0
         waiting: list[bytes] = []
-        with aside.open("wb", buffering=0) as f:
+        with replacing(file) as partial, partial.open("wb", buffering=0) as f:
             for cell, pieces in chunks:
                 crc = 0
                 for piece in pieces:
@@ -236,27 +233,24 @@ class ShardedArray:
                 index[i : i + 2] = offset, size
                 offset += size
                 waiting += (*pieces, crc.to_bytes(4, "little"))
-                if len(waiting) >= _MOST_PIECES:
+                if len(waiting) >= _MAX_PIECES:
                     _write_all(f, waiting)
                     waiting = []
             tail = struct.pack(f"<{len(index)}Q", *index)
             _write_all(f, [*waiting, tail, _crc(tail)])
             os.fsync(f.fileno())
-        if offset:
-            os.replace(aside, file)
-        else:
-            aside.unlink()
-            file.unlink(missing_ok=True)
+        if not offset:
+            file.unlink()
         with self._lock:
             self._open.pop(shard, None)
         return n * n - index[::2].count(_ABSENT)
 
     def write_blocks(self, shard: Cell, blocks: Iterable[tuple[Cell, NDArray[np.generic]]]) -> int:
-        """Encode and write the chunks of one shard; chunks that hold only the fill value are left out."""
+        """Encode and write the chunks of one shard; chunks with the fill value alone are left out."""
         return self.write_shard(shard, ((c, (self.spec.encode(b),)) for c, b in blocks if np.any(b != self.spec.fill)))
 
     def write_region(self, shard: Cell, pixels: NDArray[np.generic]) -> int:
-        """Write one shard from its pixels [c, h, w] or [h, w], as much of it as lies inside the array."""
+        """Write one shard from its pixels [c, h, w] or [h, w], clipped to the array."""
         n, per = self.spec.chunk_px, self.spec.per_shard
 
         def block(cell: Cell) -> NDArray[np.generic]:
@@ -269,17 +263,17 @@ class ShardedArray:
         return self.write_blocks(shard, ((cell, block(cell)) for cell in self.spec.chunks_of_shard(shard)))
 
     def _cells(self, window: Window) -> tuple[list[Cell], bool]:
-        """The chunks that a window touches, and whether it lies wholly inside the array."""
+        """The chunks that a window overlaps, and whether it lies wholly inside the array."""
         n, (height, width) = self.spec.chunk_px, self.spec.shape[-2:]
         y1, y2 = max(window.y_px, 0), min(window.y_px + window.height_px, height)
         x1, x2 = max(window.x_px, 0), min(window.x_px + window.width_px, width)
         if y1 >= y2 or x1 >= x2:
             return [], False
-        cells = [(r, c) for r in range(y1 // n, -(-y2 // n)) for c in range(x1 // n, -(-x2 // n))]
+        cells = [(r, c) for r in range(y1 // n, ceil_div(y2, n)) for c in range(x1 // n, ceil_div(x2, n))]
         return cells, (y2 - y1, x2 - x1) == (window.height_px, window.width_px)
 
     def _place(self, cell: Cell, wanted: Sequence[tuple[Window, NDArray[np.generic]]]) -> None:
-        """Copy the parts of one chunk that windows want into their pixels [c, h, w] or [h, w]."""
+        """Copy the parts of one chunk into the pixels [c, h, w] or [h, w] of the windows that overlap it."""
         n, (height, width) = self.spec.chunk_px, self.spec.shape[-2:]
         y0, x0 = cell[0] * n, cell[1] * n
         window, pixels = wanted[0]
@@ -298,15 +292,15 @@ class ShardedArray:
 
 
 def shard_file(path: Path, spec: ArraySpec, shard: Cell) -> Path:
-    """The file of one shard under Zarr's default chunk keys."""
+    """The file of one shard, by Zarr's default chunk keys."""
     parts = ["c", *["0"] * (len(spec.shape) - 2), str(shard[0]), str(shard[1])]
     return path.joinpath(*parts)
 
 
 def _write_all(f: FileIO, pieces: Sequence[bytes]) -> None:
-    """Write the pieces one after the other, many in one system call where the disk takes them so."""
-    for first in range(0, len(pieces), _MOST_PIECES):
-        some = pieces[first : first + _MOST_PIECES]
+    """Write the pieces in order, many per system call."""
+    for first in range(0, len(pieces), _MAX_PIECES):
+        some = pieces[first : first + _MAX_PIECES]
         written = os.writev(f.fileno(), some)
         rest = memoryview(b"".join(some))[written:] if written < sum(map(len, some)) else memoryview(b"")
         while rest:
@@ -318,7 +312,7 @@ def _crc(data: bytes) -> bytes:
 
 
 def _spec_of(path: Path) -> ArraySpec:
-    """ArraySpec from zarr.json; StoreError if it is no array that wsipipe writes."""
+    """ArraySpec from zarr.json. Raises StoreError if the array was not written by wsipipe."""
     try:
         meta = json.loads((path / "zarr.json").read_text())
         sharding = meta["codecs"][0]["configuration"]

@@ -1,4 +1,4 @@
-"""Read a store again, every checksum and every chunk that must exist, and name what is damaged."""
+"""The stage: verify stores. Reads every checksum and every chunk that must exist, and lists the damage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from wsipipe.errors import StoreError
 from wsipipe.runtime.context import RunContext
-from wsipipe.runtime.executor import map_threads
+from wsipipe.runtime.executor import map_in_threads
 from wsipipe.runtime.ledger import Report
 from wsipipe.runtime.progress import Progress, silent
 from wsipipe.store import layout
@@ -26,15 +26,22 @@ log = logging.getLogger(__name__)
 COLUMNS = ("cell", "tissue", "status")
 """Columns of a patch table."""
 
-_STRANGE = "not listed among what the store holds"
+_UNKNOWN = "not listed in the store"
 
-_MOST_NAMED = 5
-"""Chunks of one shard that are named; of more, the number is."""
+_MAX_NAMED = 5
+"""Damaged chunks of one shard that are named; of the others only the number."""
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """decode: also decode every chunk, beyond checking its checksum."""
+
+    decode: bool = False
 
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong at a place: a file or folder, relative to the store."""
+    """A damaged file or folder, relative to the store, and what is wrong with it."""
 
     where: str
     what: str
@@ -45,10 +52,10 @@ class Damage:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of the check of one store.
+    """The result of verifying one store.
 
-    chunks: of pixels, masks and scores that were read. leftovers: files and folders that interrupted runs or other
-    programs left inside, harmless and free to be deleted.
+    chunks: number of chunks of pixels, masks and scores that were read. leftovers: files and folders of interrupted
+    runs or other programs; harmless, may be deleted.
     """
 
     path: Path
@@ -58,15 +65,15 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is damaged."""
+        """Whether there is no damage."""
         return not self.damage
 
 
 def verify(path: Path, decode: bool = False, progress: Progress = silent, workers: int = 1) -> Verdict:
-    """Check the store at `path`; with `decode`, also that every chunk can be turned into pixels.
+    """Verify the store at `path`; with `decode`, also that every chunk can be decoded.
 
-    Each of `workers` threads holds one chunk in memory at a time. Raises StoreError if there is no store of wsipipe,
-    as `SlideStore` does. A store must not be written to meanwhile.
+    Each of `workers` threads keeps one chunk in memory. Raises StoreError if `path` is not a wsipipe store. No process
+    may write to the store meanwhile.
     """
     check = _Check(path, decode)
     try:
@@ -86,43 +93,43 @@ def verify(path: Path, decode: bool = False, progress: Progress = silent, worker
         check.found += result[1]
         progress(f"verify {name}", check.done, len(shards))
 
-    map_threads(lambda each: check.shard(*each), shards, workers, settle)
+    map_in_threads(lambda each: check.shard(*each), shards, workers, settle)
     check.features()
     check.attributes("patches")
     for table in sorted({*check.tables, *check.folders("patches")}):
         check.table(table)
-    strangers = list(check.strangers())
-    leftovers = tuple(where for where in strangers if Path(where).name.startswith("."))
-    check.found += [Damage(where, _STRANGE) for where in strangers if where not in leftovers]
+    unknown = list(check.unknown())
+    leftovers = tuple(where for where in unknown if Path(where).name.startswith("."))
+    check.found += [Damage(where, _UNKNOWN) for where in unknown if where not in leftovers]
     return Verdict(path, check.chunks, tuple(sorted(check.found, key=str)), leftovers)
 
 
-def run(store_paths: Sequence[Path], decode: bool, context: RunContext) -> tuple[Report, list[Path]]:
-    """Check stores, see `verify`; returns the ledger, `<runs>/verify.csv`, and the stores without damage."""
+def run(inputs: Sequence[Path], options: VerifyOptions, context: RunContext) -> tuple[Report, list[Path]]:
+    """Verify stores; returns the ledger, written to `<runs>/verify.csv`, and the stores without damage."""
     report = context.report()
-    whole = []
-    for path in store_paths:
+    undamaged = []
+    for path in inputs:
         with report.guard(path.stem):
-            verdict = verify(path, decode, context.progress, context.run.workers)
+            verdict = verify(path, options.decode, context.progress, context.run.workers)
             for where in verdict.leftovers:
-                log.info("%s: %s is left over and may be deleted", path, where)
+                log.info("%s: %s is a leftover of an interrupted run and may be deleted", path, where)
             for damage in verdict.damage:
                 log.error("%s: %s", path, damage)
             if verdict.ok:
-                whole.append(path)
+                undamaged.append(path)
                 report.add(path.stem, "done", chunks=verdict.chunks)
             else:
                 report.add(path.stem, "failed", "; ".join(map(str, verdict.damage)), chunks=verdict.chunks)
     report.write(context.runs / "verify.csv")
-    return report, whole
+    return report, undamaged
 
 
 @dataclass
 class _Check:
-    """The check of one store on its way: what is found so far, and what has its place in the store.
+    """The state of verifying one store: the damage found so far, and the files that belong to the store.
 
-    known: files. tables: folders of patch tables. opaque: folders of arrays whose metadata are damaged, so that nothing
-    can be said of the files inside.
+    known: files. tables: folders of patch tables. opaque: folders of arrays with damaged metadata, so that their files
+    cannot be judged.
     """
 
     path: Path
@@ -135,7 +142,7 @@ class _Check:
     done: int = 0
 
     def arrays(self) -> Iterator[tuple[ShardedArray, dict[str, int] | None]]:
-        """Every sharded array that can be opened, with its chunks by shard (row.col), or None if that is not known."""
+        """Every sharded array that opens, with shard (row.col) -> number of chunks; None if that is unknown."""
         yield from self._levels("")
         for kind in ("labels", "scores"):
             listed = self.attributes(kind).get("ome", {}).get("labels", [])
@@ -143,31 +150,31 @@ class _Check:
                 yield from self._levels(where)
 
     def shards(self, array: ShardedArray, stored: Mapping[str, int] | None) -> Iterator[tuple[Cell, int | None]]:
-        """Every shard of an array with the number of its chunks (None: not known); all have their place."""
+        """Every shard of an array with the number of its chunks (None: unknown); adds its file to `known`."""
         for row, col in product(*map(range, array.spec.shards)):
             self.known.add(self._where(shard_file(array.path, array.spec, (row, col))))
             yield (row, col), None if stored is None else stored.get(shard_key((row, col)), 0)
 
     def shard(self, array: ShardedArray, cell: Cell, expected: int | None) -> tuple[int, list[Damage]]:
-        """Check one shard file: that it should be there, its index, the number of its chunks, and each of them.
+        """Check one shard file: whether it should exist, its index, the number of its chunks, and every chunk.
 
-        Returns the number of chunks that were read, and what is damaged. Threads may call it.
+        Returns the number of chunks read and the damage. Thread-safe.
         """
         file = shard_file(array.path, array.spec, cell)
         where, n = self._where(file), array.spec.per_shard
         try:
             shard = Shard(file, n * n)
         except FileNotFoundError:
-            return 0, [Damage(where, f"missing, with {expected} chunks")] if expected else []
+            return 0, [Damage(where, f"missing ({_chunks(expected)})")] if expected else []
         except StoreError:
-            return 0, [Damage(where, "the index is damaged, none of its chunks can be read")]
+            return 0, [Damage(where, "damaged index: none of its chunks can be read")]
         except OSError as error:
             return 0, [Damage(where, f"cannot be read ({error.strerror})")]
         present, found = shard.present(), []
         if expected == 0:
-            found.append(Damage(where, f"{_STRANGE}; it has {len(present)} chunks"))
+            found.append(Damage(where, f"{_UNKNOWN} ({_chunks(len(present))})"))
         elif expected is not None and len(present) != expected:
-            found.append(Damage(where, f"{len(present)} chunks, but {expected} were written"))
+            found.append(Damage(where, f"{_chunks(len(present))}, expected {expected}"))
         wrong: dict[str, list[Cell]] = {}
         for i in present:
             if what := self._wrong(array, shard, i):
@@ -176,7 +183,7 @@ class _Check:
         return len(present), found
 
     def _wrong(self, array: ShardedArray, shard: Shard, i: int) -> str:
-        """What is wrong with one chunk of a shard; empty if nothing is."""
+        """What is wrong with one chunk of a shard, empty if nothing is."""
         try:
             body = shard.body(i) or b""
         except StoreError:
@@ -190,11 +197,11 @@ class _Check:
                 jpeg_decode(body, strict=True)
             array.spec.decode(body)
         except (ValueError, RuntimeError) as error:
-            return f"intact, but it does not decode ({error})"
+            return f"the checksum matches, but decoding fails ({error})"
         return ""
 
     def table(self, where: str) -> None:
-        """Check a patch table: every column is whole, and all are of one length."""
+        """Check a patch table: every column can be read, and all have the same length."""
         self.attributes(where)
         lengths = set()
         for column in (f"{where}/{name}" for name in COLUMNS):
@@ -211,7 +218,7 @@ class _Check:
             self.found.append(Damage(where, f"columns of different lengths: {sorted(lengths)}"))
 
     def features(self) -> None:
-        """Check what is there of every feature array; a chunk that is not there can be computed again."""
+        """Check the existing chunks of every feature array; missing ones are no damage."""
         if not (self.path / "features").is_dir():
             return
         self.attributes("features")
@@ -221,10 +228,10 @@ class _Check:
             for file in layout.chunk_files(self.path / where):
                 self.known.add(f"{where}/{file}")
             for name, what in layout.damaged_chunks(self.path / where):
-                self.found.append(Damage(f"{where}/{name}", f"{what}; delete the file, it will be computed again"))
+                self.found.append(Damage(f"{where}/{name}", f"{what}; delete the file, and it will be computed again"))
 
     def attributes(self, where: str) -> dict[str, Any]:
-        """The attributes of a group or array, if its zarr.json is as it was written; else none, and that is found."""
+        """The attributes of a group or array; {} with a damage added if its zarr.json is missing or changed."""
         file = f"{where}/zarr.json".lstrip("/")
         self.known.add(file)
         try:
@@ -234,13 +241,13 @@ class _Check:
             return {}
 
     def folders(self, kind: str) -> list[str]:
-        """The masks, maps or patch tables that have a folder in the store."""
+        """The folders below `kind`: masks, maps, patch tables or features."""
         folder = self.path / kind
         inside = folder.iterdir() if folder.is_dir() else ()
         return sorted(f"{kind}/{p.name}" for p in inside if p.is_dir() and not p.name.startswith("."))
 
-    def strangers(self) -> Iterator[str]:
-        """Files that have no place in the store, or the folder where it holds nothing else."""
+    def unknown(self) -> Iterator[str]:
+        """Files that do not belong to the store, or a folder if none of its files does."""
         places = {str(parent) for where in self.known for parent in Path(where).parents}
         for folder, inside, files in os.walk(self.path):
             here = Path(folder)
@@ -253,11 +260,11 @@ class _Check:
             yield from (w for w in sorted(self._where(here / name) for name in files) if w not in self.known)
 
     def _levels(self, where: str) -> Iterator[tuple[ShardedArray, dict[str, int] | None]]:
-        """The arrays of an image: the store itself, a mask or a map."""
+        """The arrays of one image: the pixels, a mask or a map."""
         attributes = self.attributes(where)
         stored: dict[str, dict[str, int]] | None = attributes.get("wsipipe", {}).get("stored")
         if attributes and stored is None:
-            self.found.append(Damage(f"{where}/zarr.json".lstrip("/"), "it does not say which chunks are stored"))
+            self.found.append(Damage(f"{where}/zarr.json".lstrip("/"), "the list of stored chunks is missing"))
         there = {p.name for p in (self.path / where).glob("[0-9]*") if p.is_dir()}
         for level in sorted(there if stored is None else stored):
             path = f"{where}/{level}".lstrip("/")
@@ -274,10 +281,10 @@ class _Check:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a folder that does not open as a store is a damaged one of ours."""
+    """Whether a folder that does not open is a damaged wsipipe store."""
     try:
         layout.check_seal(path)
-        return False  # whole, but of another kind or version
+        return False  # undamaged, but of another kind or version
     except StoreError:
         try:
             return layout.SEAL.encode() in (path / "zarr.json").read_bytes()
@@ -285,8 +292,12 @@ def _is_ours(path: Path) -> bool:
             return False
 
 
+def _chunks(n: int) -> str:
+    return f"{n} chunk{'s' if n != 1 else ''}"
+
+
 def _named(cells: list[Cell]) -> str:
-    """Chunks for a person."""
-    shown = ", ".join(map(str, cells[:_MOST_NAMED]))
-    more = f" and {len(cells) - _MOST_NAMED} more" if len(cells) > _MOST_NAMED else ""
+    """The chunks by their (row, col)."""
+    shown = ", ".join(map(str, cells[:_MAX_NAMED]))
+    more = f" and {len(cells) - _MAX_NAMED} more" if len(cells) > _MAX_NAMED else ""
     return f"chunk{'s' if len(cells) > 1 else ''} {shown}{more}"

@@ -1,4 +1,4 @@
-"""The last task of tiling a slide: tissue, patches and attributes, and the store is put in its place."""
+"""The last task of tiling a slide: write tissue, patches and attributes, and rename the complete store."""
 
 from __future__ import annotations
 
@@ -11,40 +11,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsipipe.geometry import LEVEL_FACTOR, Window
-from wsipipe.runtime.atomic import swap
+from wsipipe.runtime.atomic import replace_folder
 from wsipipe.runtime.memory import trim_memory
 from wsipipe.slides.area_mean import area_mean
 from wsipipe.store import PatchTable, SlideStore
 from wsipipe.store.label_images import shard_key, shard_windows
 from wsipipe.store.shards import Cell, ShardedArray
 from wsipipe.store.tissue_levels import TissueLevels
-from wsipipe.tiling.job import TileJob, bad_of_rows, bad_rows, discard, records_of, tidy, work_of
-from wsipipe.tiling.levels import bad_windows, check_share, is_derived
+from wsipipe.tiling.cache import SlideCache
+from wsipipe.tiling.job import TileJob, remove_partial
+from wsipipe.tiling.levels import bad_windows, check_corrupt, is_derived
 from wsipipe.tiling.plan import with_status
 from wsipipe.tiling.qc_image import write_qc_image
+from wsipipe.tiling.records import bad_from_rows, bad_to_rows, read_records, remove_records
 from wsipipe.tissue.detect import TissueMask
 
+_QC_MIN_PX = 800
+"""Longer side of the coarsest level that the QC image may use."""
 
-def finish(job: TileJob) -> None:
-    """Write tissue, patches and attributes, then put the store in its place.
+
+def finish_store(job: TileJob, cache: SlideCache) -> None:
+    """Write tissue, patches and attributes, then rename the store to its target.
 
     Raises SlideError if more of the slide is unreadable than `max_corrupt` allows.
     """
     trim_memory()  # of the buffers of its shards
-    work = work_of(job)
+    work = cache.workspace(job)
     plan, slide = work.plan, work.slide
-    store = SlideStore(job.aside)  # opened anew: other processes may have written since
-    records = records_of(job)
+    store = SlideStore(job.partial)  # not `work.store`: other processes may have written since
+    records = read_records(job)
     bad = dict(plan.bad)
     for record in records.values():
-        bad |= bad_of_rows(record["bad"])
+        bad |= bad_from_rows(record["bad"])
     windows = bad_windows(slide, plan.grid, bad)
     level0 = store.pixels()
-    check_share(job, windows, int(plan.chunks.sum()) * level0.spec.chunk_px**2, bad)
+    check_corrupt(job, windows, int(plan.chunks.sum()) * level0.spec.chunk_px**2, bad)
     stored = {level: _counts(records, level, "stored") for level in range(plan.grid.levels)}
     for level in range(2, plan.grid.levels if len(plan.table.cell) else 0):
         if is_derived(slide, plan.grid, level):
-            stored[level] = _shrink(store.pixels(level - 1), store.pixels(level))
+            stored[level] = _derive(store.pixels(level - 1), store.pixels(level))
     store.write_tissue(
         TissueLevels(plan.tissue.mask.view(np.uint8), plan.tissue.step_px, windows),
         {"digest": store.pixel_digest, "shares": plan.tissue.shares()},
@@ -52,23 +57,23 @@ def finish(job: TileJob) -> None:
     table = with_status(plan.table, level0.present(), level0.spec.chunk_px, plan.tissue, windows)
     store.write_patches(table, plan.recipe.patches)
     copied = sum(_counts(records, 0, "copied").values())
-    store.note(
+    store.update_meta(
         stored={str(k): v for k, v in stored.items()},
         copied=copied / max(1, sum(stored[0].values())),
-        bad=bad_rows(bad),
+        bad=bad_to_rows(bad),
         bad_px=[astuple(w) for w in windows],
     )
     if job.config.normalise_stain:
         store.normalise_stain()
     if job.qc_image:
         _write_qc_image(job.qc_image, store, plan.tissue, table, windows)
-    swap(job.aside, job.target)
-    discard(job)
-    tidy(job)
+    replace_folder(job.partial, job.target)
+    remove_partial(job)
+    remove_records(job.target)
 
 
-def _shrink(fine: ShardedArray, coarse: ShardedArray) -> dict[str, int]:
-    """Fill a level with means of the one below; returns the chunks stored, by shard."""
+def _derive(fine: ShardedArray, coarse: ShardedArray) -> dict[str, int]:
+    """Fill a level with area means of the one below; returns shard (row.col) -> number of chunks stored."""
     f, n = LEVEL_FACTOR, coarse.spec.chunk_px
     counts = {}
     for shard, _ in shard_windows(coarse.spec):
@@ -83,15 +88,15 @@ def _shrink(fine: ShardedArray, coarse: ShardedArray) -> dict[str, int]:
 
 
 def _counts(records: Mapping[tuple[int, int, int], Mapping[str, Any]], level: int, what: str) -> dict[str, int]:
-    """Shard (row.col) of a level -> the number of its chunks that are stored, or copied."""
+    """Shard (row.col) of a level -> number of its chunks that are `what`: stored or copied."""
     return {shard_key((row, col)): record[what] for (k, row, col), record in sorted(records.items()) if k == level}
 
 
 def _write_qc_image(
     path: Path, store: SlideStore, tissue: TissueMask, table: PatchTable, bad: Sequence[Window]
 ) -> None:
-    """The overview picture of a slide, from the coarsest level that still fills it."""
-    level = max(k for k in range(store.grid.levels) if k == 0 or max(store.grid.level_shape(k)) >= 800)
+    """The QC image of a slide, drawn on the coarsest level of sufficient size."""
+    level = max(k for k in range(store.grid.levels) if k == 0 or max(store.grid.level_shape(k)) >= _QC_MIN_PX)
     height, width = store.grid.level_shape(level)
     rgb = store.read(Window(0, 0, width, height), level)
     write_qc_image(path, rgb, LEVEL_FACTOR**level, tissue, table, bad)

@@ -1,4 +1,4 @@
-"""The second task of tiling a slide, one for each shard: copy, or decode, resample and encode its pixels."""
+"""The second task of tiling a slide, once per shard: copy its chunks, or decode, resample and encode their pixels."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wsipipe.geometry import LEVEL_FACTOR, Window
-from wsipipe.runtime.atomic import write_json
+from wsipipe.geometry import LEVEL_FACTOR, Window, ceil_div
 from wsipipe.slides.resample import SlideView, source_level
 from wsipipe.store.shards import ArraySpec, Cell
-from wsipipe.store.slide_store import GLASS
-from wsipipe.tiling.job import TileJob, Work, bad_rows, record_file, work_of
+from wsipipe.store.slide_store import WHITE
+from wsipipe.tiling.cache import SlideCache, Workspace
+from wsipipe.tiling.job import TileJob
+from wsipipe.tiling.records import write_record
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard of one level, and the chunks that it has to hold."""
+    """One shard of one level, and the number of its planned chunks."""
 
     level: int
     shard: Cell
     chunks: int
 
 
-def write_shard(job: TileJob, task: ShardTask) -> int:
-    """Write one shard of pixels and the record that it is there; returns the number of its planned chunks.
+def write_shard(job: TileJob, task: ShardTask, cache: SlideCache) -> int:
+    """Write one shard of pixels and its record; returns the number of its planned chunks.
 
-    A shard depends on nothing but the job, so that any process may write it, and again if need be, to the same bytes.
+    A shard depends on the job alone: any process may write it, and writing it again gives the same bytes.
     """
-    work = work_of(job)
+    work = cache.workspace(job)
     array = work.store.pixels(task.level)
     view = SlideView(work.slide, work.plan.grid, job.config.fast_resample)
     copied = 0
@@ -43,18 +44,16 @@ def write_shard(job: TileJob, task: ShardTask) -> int:
                 yield cell, stream
                 continue
             rgb = view.read(_inside(array.spec, cell), LEVEL_FACTOR**task.level)
-            if not view.bad or (rgb != GLASS).any():
+            if not view.bad or (rgb != WHITE).any():
                 yield cell, (array.spec.encode(_padded(rgb, array.spec.chunk_px)),)
 
     stored = array.write_shard(task.shard, chunks())
-    write_json(
-        record_file(job, task.level, task.shard), {"stored": stored, "copied": copied, "bad": bad_rows(view.bad)}
-    )
+    write_record(job, task.level, task.shard, stored=stored, copied=copied, bad=view.bad)
     return task.chunks
 
 
-def _streams(work: Work, task: ShardTask) -> Iterator[tuple[Cell, tuple[bytes, ...] | None]]:
-    """The chunks of a shard in order, each with the slide's own JPEG stream, or None where it is to be made."""
+def _streams(work: Workspace, task: ShardTask) -> Iterator[tuple[Cell, tuple[bytes, ...] | None]]:
+    """The planned chunks of a shard in order, each with the slide's JPEG stream if it is copied, otherwise None."""
     cells = work.cells(task.level, task.shard)
     tiles = work.slide.tiles(source_level(work.slide, work.plan.grid, LEVEL_FACTOR**task.level))
     if tiles is None or task.level not in work.store.meta["copied_levels"]:
@@ -67,9 +66,9 @@ def _streams(work: Work, task: ShardTask) -> Iterator[tuple[Cell, tuple[bytes, .
 
 
 def _covered(spec: ArraySpec, size_px: tuple[int, int]) -> Cell:
-    """Rows and columns of chunks all of whose pixels in the array a slide level of this (width, height) has."""
+    """Rows and columns of chunks whose pixels lie wholly in a slide level of this (width, height)."""
     rows, cols = (
-        have // spec.chunk_px if have < n else -(-n // spec.chunk_px)
+        have // spec.chunk_px if have < n else ceil_div(n, spec.chunk_px)
         for n, have in zip(spec.shape[-2:], reversed(size_px), strict=True)
     )
     return rows, cols
@@ -83,7 +82,7 @@ def _inside(spec: ArraySpec, cell: Cell) -> Window:
 
 
 def _padded(rgb: NDArray[np.uint8], n: int) -> NDArray[np.uint8]:
-    """uint8 [h, w, 3] -> one whole chunk [3, n, n], its border repeated so that JPEG sees no edge."""
+    """uint8 [h, w, 3] -> one whole chunk [3, n, n]; the border pixels are repeated, so JPEG meets no edge."""
     h, w = rgb.shape[:2]
     whole = rgb if (h, w) == (n, n) else np.pad(rgb, ((0, n - h), (0, n - w), (0, 0)), mode="edge")
     return np.moveaxis(whole, -1, 0)

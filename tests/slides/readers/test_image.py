@@ -33,13 +33,15 @@ def jpeg_of(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(("name", "data"), [
     ("a.png", png_of(60_000, 60_000)), ("a.jpg", jpeg_of(60_000, 60_000)), ("b.png", png_of(2**14 + 1, 2**14)),
 ])  # fmt: skip
-def test_an_image_that_declares_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path, name: str, data: bytes):
+def test_an_image_that_declares_too_many_pixels_is_refused_before_it_is_decoded(
+    tmp_path: Path, name: str, data: bytes
+) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(SlideError, match=r"px; expected at most 268,435,456 px for an image without tiles; save"):
         open_slide(tmp_path / name, "a", 0.5)
 
 
-def test_a_tiff_that_declares_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path):
+def test_a_tiff_that_declares_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((16, 16), np.uint8), rowsperstrip=16)
     data = bytearray((tmp_path / "a.tif").read_bytes())
     with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
@@ -51,7 +53,7 @@ def test_a_tiff_that_declares_too_many_pixels_is_refused_before_it_is_decoded(tm
         open_slide(tmp_path / "a.tif", "a", 0.5)
 
 
-def test_cmyk_is_refused(tmp_path: Path):
+def test_cmyk_is_refused(tmp_path: Path) -> None:
     Image.new("CMYK", (16, 16)).save(tmp_path / "a.jpg")
     with pytest.raises(SlideError, match="found CMYK, a colour space for print; expected RGB; save it as RGB"):
         open_slide(tmp_path / "a.jpg", "a", 0.5)

@@ -44,7 +44,7 @@ def garble(path: Path, index: int = BAD, page: int = 0) -> Path:
 
 
 @pytest.mark.usefixtures("through_openslide")
-def test_an_error_fails_only_the_region_with_the_bad_tile(svs: Path):
+def test_an_error_fails_only_the_region_with_the_bad_tile(svs: Path) -> None:
     truth = expected(svs)
     slide = OpenSlideReader(garble(svs), "a")
     for _ in range(2):
@@ -59,7 +59,7 @@ def test_an_error_fails_only_the_region_with_the_bad_tile(svs: Path):
 
 
 @pytest.mark.usefixtures("through_openslide")
-def test_an_error_in_one_thread_does_not_affect_others(svs: Path):
+def test_an_error_in_one_thread_does_not_affect_others(svs: Path) -> None:
     truth = expected(svs)
     slide = OpenSlideReader(garble(svs), "a")
     corners = [(x, y) for y in range(0, 256, 64) for x in range(0, 256, 64)] * 8
@@ -78,7 +78,7 @@ def test_an_error_in_one_thread_does_not_affect_others(svs: Path):
 
 
 @pytest.mark.usefixtures("through_openslide")
-def test_a_file_that_goes_away_is_a_slide_error(svs: Path):
+def test_a_file_that_goes_away_is_a_slide_error(svs: Path) -> None:
     slide = OpenSlideReader(garble(svs), "a")
     svs.unlink()
     with pytest.raises(SlideError, match=r"a\.svs: OpenSlide cannot open it \("):
@@ -87,7 +87,7 @@ def test_a_file_that_goes_away_is_a_slide_error(svs: Path):
 
 
 @pytest.mark.usefixtures("through_openslide")
-def test_what_was_not_scanned_is_white(svs: Path):
+def test_what_was_not_scanned_is_white(svs: Path) -> None:
     tamper(svs, BAD, offset=0, size=0)
     slide = OpenSlideReader(svs, "a")
     truth = expected(svs)
@@ -96,7 +96,7 @@ def test_what_was_not_scanned_is_white(svs: Path):
     slide.close()
 
 
-def test_half_transparent_pixels_are_composited_on_white(svs: Path, monkeypatch: pytest.MonkeyPatch):
+def test_half_transparent_pixels_are_composited_on_white(svs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slide = OpenSlideReader(svs, "a")
     rgba = np.zeros((1, 3, 4), np.uint8)
     rgba[0, :, 3] = (0, 128, 255)
@@ -104,7 +104,7 @@ def test_half_transparent_pixels_are_composited_on_white(svs: Path, monkeypatch:
     assert slide.read((0, 0), 0, (3, 1))[0].tolist() == [[255] * 3, [127] * 3, [0] * 3]
 
 
-def test_ycbcr_is_converted_as_by_pillow():
+def test_ycbcr_is_converted_as_by_pillow() -> None:
     ycc = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     wanted = np.asarray(Image.fromarray(ycc, "YCbCr").convert("RGB"))
     assert np.abs(_rgb_of_ycbcr(ycc).astype(int) - wanted).max() <= 1
@@ -126,7 +126,9 @@ def read_by_tile(slide: OpenSlideReader, level: int) -> np.ndarray:
 @pytest.mark.parametrize(
     "kind", [JpegKind("420"), JpegKind("444", rgb=True, numbers=True), JpegKind("444", rgb=True, tag="ycbcr")], ids=str
 )
-def test_direct_tiles_are_the_pixels_of_openslide_on_every_level(tmp_path: Path, kind: JpegKind, size: tuple[int, int]):
+def test_direct_tiles_are_the_pixels_of_openslide_on_every_level(
+    tmp_path: Path, kind: JpegKind, size: tuple[int, int]
+) -> None:
     slide = OpenSlideReader(write_jpeg(tmp_path / "a.svs", picture(*size), kind, 64, (2, 4)), "a")
     assert slide.info.vendor == "aperio"
     assert slide.downsamples == (1, 2, 4)
@@ -143,7 +145,7 @@ def test_direct_tiles_are_the_pixels_of_openslide_on_every_level(tmp_path: Path,
     {"compression": "jpeg", "compressionargs": {"level": 80}},
     {},
 ], ids=str)  # fmt: skip
-def test_generic_tiled_tiff_is_read_directly_too(tmp_path: Path, options: dict[str, Any]):
+def test_generic_tiled_tiff_is_read_directly_too(tmp_path: Path, options: dict[str, Any]) -> None:
     path = write_tiles(tmp_path / "a.tif", RGB, 64, (2,), **options)
     slide = OpenSlideReader(path, "a")
     assert (slide.info.vendor, slide.info.mpp0, slide.downsamples) == ("generic-tiff", (0.25, 0.25), (1, 2))
@@ -165,7 +167,7 @@ def test_tiles_that_contradict_openslide_are_not_used(
     caplog: pytest.LogCaptureFixture,
     mistake: str,
     size: tuple[int, int],
-):
+) -> None:
     rgb = picture(*size)
     rgb[..., 0] //= 2
     svs = write_jpeg(tmp_path / "a.svs", rgb, tile=64, factors=(2,))
@@ -190,7 +192,7 @@ def test_tiles_that_contradict_openslide_are_not_used(
     slide.close()
 
 
-def test_bad_tiles_do_not_keep_the_others_from_being_read_directly(svs: Path, caplog: pytest.LogCaptureFixture):
+def test_bad_tiles_do_not_keep_the_others_from_being_read_directly(svs: Path, caplog: pytest.LogCaptureFixture) -> None:
     for index in (0, 5, 6, 9, 10, 15):
         garble(svs, index)
     with caplog.at_level(logging.WARNING):
@@ -200,7 +202,7 @@ def test_bad_tiles_do_not_keep_the_others_from_being_read_directly(svs: Path, ca
     slide.close()
 
 
-def test_a_level_with_only_bad_tiles_follows_the_other_levels(svs: Path):
+def test_a_level_with_only_bad_tiles_follows_the_other_levels(svs: Path) -> None:
     for index in range(16):
         garble(svs, index)
     slide = OpenSlideReader(svs, "a")
@@ -220,7 +222,7 @@ def properties(x: object, y: object, w: object, h: object) -> dict[str, str]:
 
 
 @given(SIDE, SIDE, SIDE, SIDE)
-def test_bounds_are_clipped_to_the_slide(x: int, y: int, w: int, h: int):
+def test_bounds_are_clipped_to_the_slide(x: int, y: int, w: int, h: int) -> None:
     inside = {(a, b) for a in range(max(0, x), min(100, x + w)) for b in range(max(0, y), min(80, y + h))}
     bx, by, bw, bh = bounds_px0(properties(x, y, w, h), (100, 80))
     if inside:
@@ -230,7 +232,7 @@ def test_bounds_are_clipped_to_the_slide(x: int, y: int, w: int, h: int):
         assert (bx, by, bw, bh) == (0, 0, 100, 80)
 
 
-def test_a_leica_slide_has_the_bounds_of_its_scanned_area(tmp_path: Path):
+def test_a_leica_slide_has_the_bounds_of_its_scanned_area(tmp_path: Path) -> None:
     path = write_scn(tmp_path / "a.scn", picture(400, 320), (1000, 800), (200, 160))
     slide = OpenSlideReader(path, "a")
     assert (slide.info.vendor, slide.info.size_px0, slide.info.mpp0) == ("leica", (1000, 800), (0.25, 0.25))
@@ -252,5 +254,5 @@ def test_a_leica_slide_has_the_bounds_of_its_scanned_area(tmp_path: Path):
     properties(0, 0, "1e3", 10),
     properties(0, 0, "", ""),
 ])  # fmt: skip
-def test_without_bounds_the_whole_slide_counts(given_properties: dict[str, str]):
+def test_without_bounds_the_whole_slide_counts(given_properties: dict[str, str]) -> None:
     assert bounds_px0(given_properties, (100, 80)) == (0, 0, 100, 80)

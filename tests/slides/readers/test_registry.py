@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openslide
 import pytest
@@ -38,11 +39,11 @@ def new_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     vars(readers).pop("new_format", None)
 
 
-def test_readers_are_tried_in_the_order_of_their_priority():
+def test_readers_are_tried_in_the_order_of_their_priority() -> None:
     assert [r.__name__.rsplit(".", 1)[1] for r in load_readers()] == ["ome_tiff", "openslide", "tiff", "image"]
 
 
-def test_every_reader_has_a_priority_of_its_own_and_suffixes():
+def test_every_reader_has_a_priority_of_its_own_and_suffixes() -> None:
     priorities = [r.PRIORITY for r in load_readers()]
     assert len(set(priorities)) == len(priorities)
     for reader in load_readers():
@@ -53,7 +54,7 @@ def test_every_reader_has_a_priority_of_its_own_and_suffixes():
 
 
 @pytest.mark.usefixtures("new_reader")
-def test_a_new_reader_is_one_file(tmp_path: Path, png_path: Path):
+def test_a_new_reader_is_one_file(tmp_path: Path, png_path: Path) -> None:
     (tmp_path / "slides").mkdir()
     path = tmp_path / "slides" / "a.new"
     path.write_bytes(png_path.read_bytes())
@@ -62,12 +63,12 @@ def test_a_new_reader_is_one_file(tmp_path: Path, png_path: Path):
     assert open_slide(path, "a", 0.5).info.size_px0 == (400, 300)
 
 
-def test_a_reader_opens_a_file_once(tmp_path: Path, svs_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_reader_opens_a_file_once(tmp_path: Path, svs_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     for module, name in ((openslide, "OpenSlide"), (tifffile, "TiffFile")):
         kind = getattr(module, name)
 
-        def counted(path, *args, name=name, kind=kind, **kwargs):
+        def counted(path: Any, *args: Any, name: Any = name, kind: Any = kind, **kwargs: Any) -> Any:
             opened.append(name)
             return kind(path, *args, **kwargs)
 
@@ -82,7 +83,7 @@ def test_a_reader_opens_a_file_once(tmp_path: Path, svs_path: Path, monkeypatch:
     assert opened == ["OpenSlide", "TiffFile"]
 
 
-def test_a_file_that_no_reader_knows_is_a_slide_error(tmp_path: Path):
+def test_a_file_that_no_reader_knows_is_a_slide_error(tmp_path: Path) -> None:
     (tmp_path / "a.xyz").write_bytes(b"nothing")
     with pytest.raises(SlideError, match=r"a\.xyz: no reader knows this format; check that the file is complete"):
         find_opener(tmp_path / "a.xyz")

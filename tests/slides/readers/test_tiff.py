@@ -30,7 +30,7 @@ def write_ome(path: Path, rgb: np.ndarray = RGB, metadata: dict[str, Any] = MPP,
 
 
 @pytest.mark.parametrize("compression", ["zlib", "jpeg2000"])
-def test_an_ome_tiff_has_its_sub_images_as_levels(tmp_path: Path, compression: str):
+def test_an_ome_tiff_has_its_sub_images_as_levels(tmp_path: Path, compression: str) -> None:
     path = write_ome(tmp_path / "a.ome.tif", compression=compression)
     assert ome_tiff.sniff(path)
     slide = TiffReader(path, "a")
@@ -46,7 +46,7 @@ def test_an_ome_tiff_has_its_sub_images_as_levels(tmp_path: Path, compression: s
     slide.close()
 
 
-def test_an_ome_tiff_of_jpeg_tiles_may_be_copied(tmp_path: Path):
+def test_an_ome_tiff_of_jpeg_tiles_may_be_copied(tmp_path: Path) -> None:
     kind, path = JpegKind("420"), tmp_path / "a.ome.tif"
     options = kind.options(128) | {"shape": (512, 512, 3), "dtype": "uint8"}
     tiles = (kind.tile(block) for block in blocks_of(picture(512, 512), 128))
@@ -65,7 +65,7 @@ def test_an_ome_tiff_of_jpeg_tiles_may_be_copied(tmp_path: Path):
     (0.00025, "mm", 0.25),
     (0.000025, "cm", 0.25),
 ])  # fmt: skip
-def test_physical_sizes_are_read_in_their_unit(tmp_path: Path, size: float, unit: str, mpp: float):
+def test_physical_sizes_are_read_in_their_unit(tmp_path: Path, size: float, unit: str, mpp: float) -> None:
     sizes = {"PhysicalSizeX": size, "PhysicalSizeXUnit": unit, "PhysicalSizeY": 0.26, "PhysicalSizeYUnit": "µm"}
     slide = TiffReader(write_ome(tmp_path / "a.ome.tif", metadata=sizes, subs=0), "a")
     assert slide.info.mpp0 == pytest.approx((mpp, 0.26))
@@ -82,7 +82,7 @@ MISSING = "does not contain its resolution; set it with --mpp-override"
     (MPP | {"PhysicalSizeX": 0.5}, r"along x \(0.5 um/px\) and y \(0.25 um/px\) differ"),
     (MPP | {"PhysicalSizeX": 2500.0, "PhysicalSizeY": 2500.0}, "2500 x 2500 um/px is outside"),
 ], ids=str)  # fmt: skip
-def test_a_missing_resolution_is_an_error(tmp_path: Path, metadata: dict[str, Any], message: str):
+def test_a_missing_resolution_is_an_error(tmp_path: Path, metadata: dict[str, Any], message: str) -> None:
     path = write_ome(tmp_path / "a.ome.tif", metadata=metadata, subs=0)
     with pytest.raises(SlideError, match=rf"a\.ome\.tif: .*{message}"):
         TiffReader(path, "a")
@@ -100,7 +100,7 @@ def test_a_missing_resolution_is_an_error(tmp_path: Path, metadata: dict[str, An
 ], ids=str)  # fmt: skip
 def test_a_plain_tiff_has_its_resolution_in_its_tags(
     tmp_path: Path, unit: str, per_unit: tuple[int, int], mpp: float | None
-):
+) -> None:
     path = tmp_path / "a.tif"
     how = {"photometric": "rgb", "compression": "zlib", "rowsperstrip": 32}
     tifffile.imwrite(path, RGB, resolution=per_unit, resolutionunit=unit, **how)
@@ -115,7 +115,7 @@ def test_a_plain_tiff_has_its_resolution_in_its_tags(
     np.testing.assert_array_equal(slide.read((0, 0), 0, (601, 403)), RGB)
 
 
-def test_strips_of_jpeg_are_decoded_as_by_tifffile(tmp_path: Path):
+def test_strips_of_jpeg_are_decoded_as_by_tifffile(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, RGB, photometric="rgb", compression="jpeg", subsampling=(2, 2), rowsperstrip=32)
     with tifffile.TiffFile(path) as tiff:
@@ -124,7 +124,7 @@ def test_strips_of_jpeg_are_decoded_as_by_tifffile(tmp_path: Path):
 
 
 @pytest.mark.parametrize("at", [(-30, -20), (590, 390), (601, 0), (0, 403), (900, 900), (-200, 10), (610, 100), (5, 5)])
-def test_beyond_the_border_is_white(tmp_path: Path, at: tuple[int, int]):
+def test_beyond_the_border_is_white(tmp_path: Path, at: tuple[int, int]) -> None:
     slide = TiffReader(write_ome(tmp_path / "a.ome.tif"), "a")
     for level, d in ((0, 1), (1, 2)):
         canvas = np.full((1200, 1200, 3), 255, np.uint8)
@@ -140,7 +140,7 @@ def test_beyond_the_border_is_white(tmp_path: Path, at: tuple[int, int]):
     (np.zeros((64, 64, 3), np.uint16), {"axes": "YXS"}, r"uint16 x 3, .*, RGB"),
     (np.zeros((64, 64), np.float32), {"axes": "YX"}, r"float32 x 1, .*, MINISBLACK"),
 ], ids=["fluorescence", "8-bit fluorescence", "deep", "float"])  # fmt: skip
-def test_fluorescence_is_refused(tmp_path: Path, pixels: np.ndarray, options: dict[str, Any], found: str):
+def test_fluorescence_is_refused(tmp_path: Path, pixels: np.ndarray, options: dict[str, Any], found: str) -> None:
     path = tmp_path / "a.ome.tif"
     photometric = "rgb" if options["axes"] == "YXS" else "minisblack"
     tifffile.imwrite(path, pixels, ome=True, photometric=photometric, tile=(64, 64), metadata={**options, **MPP})
@@ -148,7 +148,7 @@ def test_fluorescence_is_refused(tmp_path: Path, pixels: np.ndarray, options: di
         TiffReader(path, "a")
 
 
-def test_an_unsupported_compression_is_refused(tmp_path: Path):
+def test_an_unsupported_compression_is_refused(tmp_path: Path) -> None:
     path = write_ome(tmp_path / "a.ome.tif", subs=0)
     with tifffile.TiffFile(path, mode="r+b") as tiff:
         tiff.pages[0].tags["Compression"].overwrite(12345)
@@ -156,7 +156,7 @@ def test_an_unsupported_compression_is_refused(tmp_path: Path):
         TiffReader(path, "a")
 
 
-def test_a_level_of_another_kind_is_left_out(tmp_path: Path):
+def test_a_level_of_another_kind_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "a.ome.tif"
     with tifffile.TiffWriter(path, ome=True) as tiff:
         tiff.write(RGB, subifds=2, metadata={"axes": "YXS", **MPP}, photometric="rgb", tile=(128, 128))
@@ -167,7 +167,7 @@ def test_a_level_of_another_kind_is_left_out(tmp_path: Path):
     np.testing.assert_array_equal(slide.read((0, 0), 1, (150, 100)), halved(RGB, 4))
 
 
-def test_another_file_that_the_header_names_is_not_opened(tmp_path: Path):
+def test_another_file_that_the_header_names_is_not_opened(tmp_path: Path) -> None:
     secret = write_ome(tmp_path / "secret.ome.tif", 255 - RGB, subs=0)
     with tifffile.TiffFile(secret) as file:
         xml = file.ome_metadata
@@ -186,7 +186,7 @@ def test_another_file_that_the_header_names_is_not_opened(tmp_path: Path):
 
 
 @pytest.mark.parametrize("damage", ["no tiff", "cut header", "cut xml", "huge"])
-def test_a_damaged_file_is_a_slide_error(tmp_path: Path, damage: str):
+def test_a_damaged_file_is_a_slide_error(tmp_path: Path, damage: str) -> None:
     path = write_ome(tmp_path / "a.ome.tif", subs=0)
     if damage == "no tiff":
         path.write_bytes(b"no tiff at all")
@@ -205,7 +205,7 @@ def test_a_damaged_file_is_a_slide_error(tmp_path: Path, damage: str):
     tracemalloc.stop()
 
 
-def test_a_bad_tile_is_a_slide_error_and_its_neighbours_are_read(tmp_path: Path):
+def test_a_bad_tile_is_a_slide_error_and_its_neighbours_are_read(tmp_path: Path) -> None:
     path = write_tiles(tmp_path / "a.tif", RGB, 128, compression="zlib")
     offset, _ = place(path, 6)
     with path.open("r+b") as file:
@@ -218,6 +218,6 @@ def test_a_bad_tile_is_a_slide_error_and_its_neighbours_are_read(tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", [b"", b"II*\0", b"\x89PNG\r\n\x1a\n", b"II*\0\xff\xff\xff\xff"])
-def test_a_file_of_another_format_is_left_to_other_readers(tmp_path: Path, content: bytes):
+def test_a_file_of_another_format_is_left_to_other_readers(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tif").write_bytes(content)
     assert tiff.sniff(tmp_path / "a.tif") is None

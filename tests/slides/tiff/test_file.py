@@ -26,7 +26,7 @@ def write(path: Path, order: str, big: bool, description: str = "x") -> Path:
 @pytest.mark.parametrize("big", [False, True], ids=["classic", "big"])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("description", ["x", "a text that does not fit into its entry"])
-def test_the_tags_of_every_page_are_those_of_tifffile(tmp_path: Path, order: str, big: bool, description: str):
+def test_the_tags_of_every_page_are_those_of_tifffile(tmp_path: Path, order: str, big: bool, description: str) -> None:
     path = write(tmp_path / "a.tif", order, big, description)
     with tifffile.TiffFile(path) as tiff:
         assert (tiff.byteorder, tiff.is_bigtiff) == (order, big)
@@ -57,7 +57,9 @@ def read_all(path: Path) -> list[np.ndarray]:
 
 
 @given(data=st.data())
-def test_a_damaged_file_is_a_value_error_at_worst(whole: Path, tmp_path_factory: pytest.TempPathFactory, data):
+def test_a_damaged_file_is_a_value_error_at_worst(
+    whole: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     content = bytearray(whole.read_bytes())
     with tifffile.TiffFile(whole) as tiff:  # bytes of the head and of the directories
         spans = [(0, 16), *((p.offset, p.offset + 2 + 12 * len(p.tags) + 4) for p in tiff.pages)]
@@ -72,7 +74,7 @@ def test_a_damaged_file_is_a_value_error_at_worst(whole: Path, tmp_path_factory:
     assert all(values.nbytes <= damaged.stat().st_size for values in held), "nothing is read that the file has not"
 
 
-def test_a_cycle_of_directories_is_a_value_error(whole: Path, tmp_path: Path):
+def test_a_cycle_of_directories_is_a_value_error(whole: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     path.write_bytes(whole.read_bytes())
     with tifffile.TiffFile(path) as tiff:
@@ -87,7 +89,7 @@ def test_a_cycle_of_directories_is_a_value_error(whole: Path, tmp_path: Path):
     [(b"", "not a TIFF file"), (b"MMnonsense" * 4, "unknown TIFF version"), (b"II*\0" + b"\xff" * 20, "ends within")],
     ids=["empty", "version", "beyond"],
 )
-def test_a_file_of_another_format_is_a_value_error(tmp_path: Path, content: bytes, reason: str):
+def test_a_file_of_another_format_is_a_value_error(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "a.tif").write_bytes(content)
     with pytest.raises(ValueError, match=reason):
         read_all(tmp_path / "a.tif")

@@ -37,7 +37,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_decoders_agree_with_the_complete_stream_of_the_encoder(kind: JpegKind):
+def test_decoders_agree_with_the_complete_stream_of_the_encoder(kind: JpegKind) -> None:
     truth = imagecodecs.jpeg8_decode(kind.whole(BLOCK), colorspace="RGB" if kind.rgb else "YCBCR", outcolorspace="RGB")
     stream = whole(kind)
     np.testing.assert_array_equal(imagecodecs.jpeg8_decode(stream), truth)
@@ -47,7 +47,7 @@ def test_decoders_agree_with_the_complete_stream_of_the_encoder(kind: JpegKind):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_the_entropy_coded_data_is_copied_unchanged(kind: JpegKind):
+def test_the_entropy_coded_data_is_copied_unchanged(kind: JpegKind) -> None:
     tile = kind.tile(BLOCK)
     head, rest = JpegHeaders(tables_of(kind), SIZE, kind.rgb).standalone(tile)
     assert tile.endswith(rest)
@@ -56,7 +56,7 @@ def test_the_entropy_coded_data_is_copied_unchanged(kind: JpegKind):
     assert 0xE0 not in [marker for marker, _, _ in segments(head)]
 
 
-def test_the_tag_of_the_file_decides_the_colour_space():
+def test_the_tag_of_the_file_decides_the_colour_space() -> None:
     tile, tables = JpegKind("444", True).tile(BLOCK), tables_of(JpegKind("444", True))
     as_rgb, as_ycbcr = (
         imagecodecs.jpeg8_decode(b"".join(JpegHeaders(tables, SIZE, rgb).standalone(tile))) for rgb in (True, False)
@@ -67,7 +67,7 @@ def test_the_tag_of_the_file_decides_the_colour_space():
     )
 
 
-def test_progressive_tiles_restart_markers_and_fill_bytes_are_understood():
+def test_progressive_tiles_restart_markers_and_fill_bytes_are_understood() -> None:
     stream = io.BytesIO()
     Image.fromarray(BLOCK).save(stream, "JPEG", progressive=True, subsampling="4:4:4", restart_marker_blocks=2)
     headers = JpegHeaders(None, SIZE, rgb=False)
@@ -77,7 +77,7 @@ def test_progressive_tiles_restart_markers_and_fill_bytes_are_understood():
     np.testing.assert_array_equal(imagecodecs.jpeg8_decode(b"".join(headers.standalone(filled))), truth)
 
 
-def test_each_tile_is_read_with_its_own_header():
+def test_each_tile_is_read_with_its_own_header() -> None:
     kind = JpegKind(tables=False)
     headers = JpegHeaders(None, SIZE, rgb=False)
     for quality in (*range(20, 60), *range(20, 60)):
@@ -87,7 +87,7 @@ def test_each_tile_is_read_with_its_own_header():
         )
 
 
-def test_threads_may_share_the_headers():
+def test_threads_may_share_the_headers() -> None:
     kind = JpegKind(tables=False)
     tiles = [kind.whole(BLOCK, quality) for quality in range(10, 90, 4)]
     wanted = [imagecodecs.jpeg8_decode(tile) for tile in tiles]
@@ -111,7 +111,7 @@ def test_threads_may_share_the_headers():
     assert not wrong
 
 
-def test_padding_after_the_end_marker_is_kept_and_harmless():
+def test_padding_after_the_end_marker_is_kept_and_harmless() -> None:
     kind = JpegKind()
     headers = JpegHeaders(tables_of(kind), SIZE, rgb=False)
     plain, padded = (b"".join(headers.standalone(kind.tile(BLOCK) + bytes(n))) for n in (0, 40))
@@ -138,20 +138,20 @@ FRAME, SCAN = (next((i, j) for marker, i, j in segments(TILE) if marker == wante
     (bytes(imagecodecs.jpeg8_encode(np.ascontiguousarray(BLOCK[..., 0]))), "has 1 channels of 8 bits; expected 3 of 8"),
     (bytes(imagecodecs.jpeg8_encode(BLOCK, lossless=True)), "its JPEG stream has no frame header"),
 ])  # fmt: skip
-def test_damage_is_a_value_error_that_names_it(tile: bytes, message: str):
+def test_damage_is_a_value_error_that_names_it(tile: bytes, message: str) -> None:
     headers = JpegHeaders(tables_of(JpegKind()), SIZE, rgb=False)
     headers.standalone(TILE)
     with pytest.raises(ValueError, match=message):
         headers.standalone(tile)
 
 
-def test_damaged_tables_are_a_value_error():
+def test_damaged_tables_are_a_value_error() -> None:
     with pytest.raises(ValueError, match="its JPEG header is"):
         JpegHeaders(b"\xff\xd8\xff\xdb\xff\xff", SIZE, rgb=False)
 
 
 @given(st.binary(max_size=40), st.integers(0, len(TILE)), st.integers(0, 60))
-def test_any_bytes_give_a_stream_or_a_value_error(junk: bytes, at: int, cut: int):
+def test_any_bytes_give_a_stream_or_a_value_error(junk: bytes, at: int, cut: int) -> None:
     headers = JpegHeaders(tables_of(JpegKind()), SIZE, rgb=False)
     for tile in (junk, junk + b"\xff\xd9", TILE[:at] + junk + TILE[at + cut :]):
         try:

@@ -23,7 +23,7 @@ def both(path: Path) -> tuple[TiffPage | None, TiffPage | None]:
 
 @pytest.mark.parametrize("kind", [JpegKind("420"), JpegKind("444", rgb=True), JpegKind(tables=False)], ids=str)
 @pytest.mark.parametrize("big", [False, True])
-def test_jpeg_pages_are_parsed_alike_with_and_without_tifffile(tmp_path: Path, kind: JpegKind, big: bool):
+def test_jpeg_pages_are_parsed_alike_with_and_without_tifffile(tmp_path: Path, kind: JpegKind, big: bool) -> None:
     ours, theirs = both(write_jpeg(tmp_path / "a.svs", RGB, kind, 64, big=big))
     assert ours
     assert theirs
@@ -38,7 +38,7 @@ def test_jpeg_pages_are_parsed_alike_with_and_without_tifffile(tmp_path: Path, k
     assert ours.jpeg.standalone(tile) == theirs.jpeg.standalone(tile)
 
 
-def test_a_page_of_another_compression_needs_tifffile(tmp_path: Path):
+def test_a_page_of_another_compression_needs_tifffile(tmp_path: Path) -> None:
     parsed, plain = both(write_tiles(tmp_path / "a.tif", RGB, 64, compression="zlib"))
     assert parsed
     assert parsed.jpeg is None
@@ -46,7 +46,7 @@ def test_a_page_of_another_compression_needs_tifffile(tmp_path: Path):
     assert plain is None
 
 
-def test_the_strips_of_a_page_are_tiles_of_its_width(tmp_path: Path):
+def test_the_strips_of_a_page_are_tiles_of_its_width(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", rowsperstrip=32)
     parsed, plain = both(tmp_path / "a.tif")
     assert parsed
@@ -54,7 +54,7 @@ def test_the_strips_of_a_page_are_tiles_of_its_width(tmp_path: Path):
     assert plain is None
 
 
-def test_a_page_has_its_size_and_names_for_known_values(tmp_path: Path):
+def test_a_page_has_its_size_and_names_for_known_values(tmp_path: Path) -> None:
     path = write_tiles(tmp_path / "a.tif", RGB, 64)
     assert size_px_of(next(directories(TiffFileBytes(path)))) == (300, 200)
     assert (name_of(tifffile.COMPRESSION.LZW), name_of(12345)) == ("LZW", "12345")

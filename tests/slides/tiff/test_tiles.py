@@ -78,7 +78,7 @@ LYING = [  # tifffile follows the stream, OpenSlide the tag
 
 @pytest.mark.parametrize("tile", [240, 256])
 @pytest.mark.parametrize("kind", [*HONEST, *LYING], ids=str)
-def test_copied_streams_are_the_pixels_of_openslide_and_tifffile(tmp_path: Path, kind: JpegKind, tile: int):
+def test_copied_streams_are_the_pixels_of_openslide_and_tifffile(tmp_path: Path, kind: JpegKind, tile: int) -> None:
     path = write_jpeg(tmp_path / "a.svs", RGB, kind, tile)
     assert openslide.OpenSlide.detect_format(path) == "aperio"
     truth, tiles = by_openslide(path), readable(path)
@@ -114,7 +114,7 @@ CODECS = {
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_every_supported_compression_is_decoded_as_by_tifffile(tmp_path: Path, codec: str):
+def test_every_supported_compression_is_decoded_as_by_tifffile(tmp_path: Path, codec: str) -> None:
     path = write_tiles(tmp_path / "a.tif", SMOOTH, 128, **CODECS[codec])
     tiles = readable(path)
     assert not tiles.is_jpeg
@@ -124,7 +124,7 @@ def test_every_supported_compression_is_decoded_as_by_tifffile(tmp_path: Path, c
 
 
 @pytest.mark.parametrize("codec", ["none", "lzw", "aperio jpeg 2000"])
-def test_openslide_agrees_if_it_supports_the_compression(tmp_path: Path, codec: str):
+def test_openslide_agrees_if_it_supports_the_compression(tmp_path: Path, codec: str) -> None:
     described = {"description": APERIO.format(w=300, h=260, t=128)} if "aperio" in codec else {}
     path = write_tiles(tmp_path / "a.tif", SMOOTH, 128, **described, **CODECS[codec])
     np.testing.assert_array_equal(joined(readable(path)), by_openslide(path))
@@ -137,7 +137,7 @@ def test_openslide_agrees_if_it_supports_the_compression(tmp_path: Path, codec: 
     {"rowsperstrip": 1000},
     {},
 ], ids=str)  # fmt: skip
-def test_strips_are_wide_tiles(tmp_path: Path, options: dict[str, object]):
+def test_strips_are_wide_tiles(tmp_path: Path, options: dict[str, object]) -> None:
     tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", **options)
     tiles = readable(tmp_path / "a.tif")
     assert tiles.tile_px == (600, min(500, int(options.get("rowsperstrip", 1000))))  # type: ignore[call-overload]
@@ -145,7 +145,7 @@ def test_strips_are_wide_tiles(tmp_path: Path, options: dict[str, object]):
     np.testing.assert_array_equal(joined(tiles), expected(tmp_path / "a.tif"))
 
 
-def test_strips_with_shared_jpeg_tables_are_decoded_with_them(tmp_path: Path):
+def test_strips_with_shared_jpeg_tables_are_decoded_with_them(tmp_path: Path) -> None:
     kind, path = JpegKind("444"), tmp_path / "a.tif"
     options = kind.options(64) | {"tile": None, "rowsperstrip": 64}
     strips = [kind.tile(np.ascontiguousarray(RGB[y : y + 64, :64])) for y in range(0, 448, 64)]
@@ -163,13 +163,13 @@ def test_strips_with_shared_jpeg_tables_are_decoded_with_them(tmp_path: Path):
     (np.zeros((64, 64, 3), np.uint8), {"photometric": "rgb", "extratags": [(274, 3, 1, 6, True)]}),
     (np.zeros((64, 64, 3), np.uint8), {"photometric": "rgb", "compression": "jpegxl"}),
 ], ids=["16 bit", "alpha", "grey", "palette", "planes", "lab", "rotated", "unknown codec"])  # fmt: skip
-def test_other_pages_are_left_to_other_readers(tmp_path: Path, pixels: np.ndarray, options: dict[str, object]):
+def test_other_pages_are_left_to_other_readers(tmp_path: Path, pixels: np.ndarray, options: dict[str, object]) -> None:
     tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(64, 64), **options)
     assert tiles_of(tmp_path / "a.tif") is None
 
 
 @pytest.mark.parametrize(("compression", "photometric"), [(33003, 2), (33003, 6), (33005, 6)])
-def test_jpeg_2000_without_a_colour_space_is_not_decoded(tmp_path: Path, compression: int, photometric: int):
+def test_jpeg_2000_without_a_colour_space_is_not_decoded(tmp_path: Path, compression: int, photometric: int) -> None:
     path = write_tiles(tmp_path / "a.tif", SMOOTH, 128, **CODECS["aperio jpeg 2000"])
     with tifffile.TiffFile(path, mode="r+b") as tiff:
         tiff.pages[0].tags["Compression"].overwrite(compression)
@@ -177,7 +177,7 @@ def test_jpeg_2000_without_a_colour_space_is_not_decoded(tmp_path: Path, compres
     assert tiles_of(path) is None
 
 
-def test_an_oversized_tile_is_not_decoded(tmp_path: Path):
+def test_an_oversized_tile_is_not_decoded(tmp_path: Path) -> None:
     path = write_tiles(tmp_path / "a.tif", SMOOTH, 128)
     with tifffile.TiffFile(path, mode="r+b") as tiff:
         for name in ("TileWidth", "TileLength", "ImageWidth", "ImageLength"):
@@ -209,7 +209,7 @@ def svs(tmp_path: Path) -> Path:
 ])  # fmt: skip
 def test_a_tile_with_a_wrong_offset_or_size_is_a_slide_error(
     svs: Path, offset: int | None, size: int | None, message: str
-):
+) -> None:
     tamper(svs, SVS_INDEX, offset=offset, size=size)
     tiles = readable(svs)
     with pytest.raises(SlideError, match=f"^{svs}: {message}"):
@@ -225,7 +225,7 @@ def test_a_tile_with_a_wrong_offset_or_size_is_a_slide_error(
         np.testing.assert_array_equal(decoded[: part.shape[0], : part.shape[1]], part)
 
 
-def test_an_absurd_size_is_not_read(svs: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_absurd_size_is_not_read(svs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tamper(svs, SVS_INDEX, size=2**62)
     tiles, sizes = readable(svs), []
     read = TiffFileBytes.read
@@ -241,14 +241,14 @@ def test_an_absurd_size_is_not_read(svs: Path, monkeypatch: pytest.MonkeyPatch):
     (11, b"\x01", "is damaged: its JPEG stream has 1 channels of 8 bits"),
     (3000, b"\xff\xd8\xff\xd8", r"cannot be decoded \(Invalid JPEG file structure: two SOI markers\)"),
 ], ids=["magic", "marker", "height", "channels", "middle"])  # fmt: skip
-def test_damaged_bytes_are_a_slide_error(svs: Path, at: int, data: bytes, message: str):
+def test_damaged_bytes_are_a_slide_error(svs: Path, at: int, data: bytes, message: str) -> None:
     overwrite(svs, place(svs, SVS_INDEX)[0] + at, data)
     with pytest.raises(SlideError, match=rf"tile \(1, 1\) {message}"):
         readable(svs).decode(SVS_CELL)
 
 
 @pytest.mark.parametrize("codec", [c for c in CODECS if c != "webp"])
-def test_a_truncated_tile_of_any_compression_is_a_slide_error(tmp_path: Path, codec: str):
+def test_a_truncated_tile_of_any_compression_is_a_slide_error(tmp_path: Path, codec: str) -> None:
     path = write_tiles(tmp_path / "a.tif", SMOOTH, 128, **CODECS[codec])
     tamper(path, 4, size=place(path, 4)[1] // 2)
     tiles = readable(path)
@@ -258,7 +258,7 @@ def test_a_truncated_tile_of_any_compression_is_a_slide_error(tmp_path: Path, co
     np.testing.assert_array_equal(tiles.decode((0, 0)), good[:128, :128])
 
 
-def test_a_file_that_cannot_be_read_is_a_slide_error(svs: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_cannot_be_read_is_a_slide_error(svs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> bytes:
         raise OSError(5, "Input/output error")
 
@@ -268,7 +268,7 @@ def test_a_file_that_cannot_be_read_is_a_slide_error(svs: Path, monkeypatch: pyt
         tiles.decode((0, 0))
 
 
-def test_a_truncated_file_loses_only_the_tiles_at_its_end(svs: Path):
+def test_a_truncated_file_loses_only_the_tiles_at_its_end(svs: Path) -> None:
     good, (offset, size) = joined(readable(svs)), place(svs, 5)
     os.truncate(svs, offset + size // 2)
     tiles = readable(svs)
@@ -296,12 +296,16 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[TiffTiles, dict[tupl
 
 
 @given(st.lists(CELL, max_size=60))
-def test_tiles_are_read_in_any_order(many, cells: list[tuple[int, int]]):
+def test_tiles_are_read_in_any_order(
+    many: tuple[TiffTiles, dict[tuple[int, int], bytes]], cells: list[tuple[int, int]]
+) -> None:
     tiles, truth = many
     assert list(tiles.stored(cells)) == [(cell, truth[cell]) for cell in cells]
 
 
-def test_adjacent_tiles_in_the_file_are_read_together(many, monkeypatch: pytest.MonkeyPatch):
+def test_adjacent_tiles_in_the_file_are_read_together(
+    many: tuple[TiffTiles, dict[tuple[int, int], bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiles, truth = many
     reads = []
     read = TiffFileBytes.read
@@ -314,7 +318,7 @@ def test_adjacent_tiles_in_the_file_are_read_together(many, monkeypatch: pytest.
     assert max(reads) <= max(2000, *map(len, truth.values()))
 
 
-def test_threads_may_share_the_tiles(svs: Path):
+def test_threads_may_share_the_tiles(svs: Path) -> None:
     tiles, truth = readable(svs), by_openslide(svs)
     with ThreadPoolExecutor(4) as pool:
         for (row, col), tile in zip(cells_of(tiles) * 8, pool.map(tiles.decode, cells_of(tiles) * 8), strict=True):
@@ -322,7 +326,7 @@ def test_threads_may_share_the_tiles(svs: Path):
             np.testing.assert_array_equal(tile[: part.shape[0], : part.shape[1]], part)
 
 
-def test_the_file_is_closed_with_its_last_tiles(svs: Path):
+def test_the_file_is_closed_with_its_last_tiles(svs: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     tiles = pyramid_tiles(svs, [(600, 500)])
     assert len(os.listdir("/proc/self/fd")) == before + 1
@@ -330,7 +334,7 @@ def test_the_file_is_closed_with_its_last_tiles(svs: Path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_levels_are_found_by_their_size(tmp_path: Path):
+def test_levels_are_found_by_their_size(tmp_path: Path) -> None:
     path = write_jpeg(tmp_path / "a.svs", RGB, factors=(2, 4))
     found = pyramid_tiles(path, [(600, 500), (300, 250), (77, 77), (150, 125)])
     assert {level: tiles.size_px for level, tiles in found.items()} == {0: (600, 500), 1: (300, 250), 3: (150, 125)}
@@ -341,7 +345,7 @@ def test_levels_are_found_by_their_size(tmp_path: Path):
 @pytest.mark.parametrize("big", [False, True], ids=["classic", "big"])
 def test_tiles_of_jpeg_streams_are_found_without_tifffile(
     tmp_path: Path, kind: JpegKind, big: bool, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     path = write_jpeg(tmp_path / "a.svs", RGB, kind, 128, (2,), big)
     theirs = [readable(path, page) for page in (0, 2)]
     monkeypatch.setattr(tifffile, "TiffFile", None)
@@ -353,7 +357,7 @@ def test_tiles_of_jpeg_streams_are_found_without_tifffile(
         assert dict(tiles.jpegs(cells)) == dict(theirs[level].jpegs(cells))
 
 
-def test_a_file_of_another_format_has_no_tiles(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_file_of_another_format_has_no_tiles(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.svs").write_bytes(b"nonsense")
     with caplog.at_level("INFO"):
         assert pyramid_tiles(tmp_path / "a.svs", [(600, 500)]) == {}
@@ -365,7 +369,7 @@ def test_a_file_of_another_format_has_no_tiles(tmp_path: Path, caplog: pytest.Lo
 
 @pytest.mark.parametrize("shrink", [2, 4, 8])
 @pytest.mark.parametrize("kind", [JpegKind("420"), JpegKind("444", rgb=True, numbers=True)], ids=["ycbcr", "rgb"])
-def test_a_shrunk_tile_is_near_the_mean_and_in_its_place(tmp_path: Path, kind: JpegKind, shrink: int):
+def test_a_shrunk_tile_is_near_the_mean_and_in_its_place(tmp_path: Path, kind: JpegKind, shrink: int) -> None:
     y, x = np.mgrid[0:256, 0:256]
     slope = np.stack([x * 0.8 + 20, y * 0.8 + 20, 220 - x * 0.4 - y * 0.4], -1).astype(np.uint8)
     tiles = readable(write_jpeg(tmp_path / "a.svs", slope, kind))
