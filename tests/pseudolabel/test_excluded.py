@@ -50,9 +50,9 @@ def test_where_every_class_is_excluded_the_background_is_certain():
 
 
 def test_tissue_without_classes_by_its_label_is_background_for_drs_not_unexplained(slide: SlideStore):
-    unsure = ScoreMap(np.full((1, ROWS, COLS), 0.1, np.float32), np.full((ROWS, COLS), 0.1, np.float32), 8)
-    assert (drs.mask(unsure, drs.Params()) == IGNORE).all()
-    assert (drs.mask(apply_constraints(unsure, [LabelConstraint((0,))], slide), drs.Params()) == 0).all()
+    uncertain = ScoreMap(np.full((1, ROWS, COLS), 0.1, np.float32), np.full((ROWS, COLS), 0.1, np.float32), 8)
+    assert (drs.mask(uncertain, drs.Params()) == IGNORE).all()
+    assert (drs.mask(apply_constraints(uncertain, [LabelConstraint((0,))], slide), drs.Params()) == 0).all()
 
 
 def test_excluded_cells_are_cropped_as_windows_of_the_slide():

@@ -56,7 +56,7 @@ def straight(b: Bag, gain: float = 1.0) -> Tensor:
 
 
 def boxes(store: SlideStore) -> list[Bag]:
-    """A region on the lattice, one beside it, and one without any instance of the lattice."""
+    """A region on the grid, one off it, and one without any instance of the grid."""
     on = Window(32, 32, 96, 64)
     beside = Window(40, 32, 96, 64)
     return [
@@ -84,7 +84,7 @@ def test_the_second_time_nothing_is_computed_and_the_answer_is_the_same(store: S
     assert feature_names(store)[0][1] == "16_32_2"
 
 
-def test_a_region_on_the_lattice_reads_what_lies_inside_its_bounds_and_computes_its_rim(store: SlideStore):
+def test_a_region_on_the_grid_reads_what_lies_inside_its_bounds_and_computes_its_rim(store: SlideStore):
     embed(Counting(), [slide_bag(store)], GRID, CPU, "net")
     encoder = Counting()
     region = boxes(store)[0]
@@ -101,7 +101,7 @@ def test_a_region_fills_its_part_and_a_slide_the_rest(store: SlideStore):
     assert encoder.crops == 96
 
 
-def test_other_weights_other_lattices_and_other_pixels_are_kept_apart(store: SlideStore, tmp_path: Path):
+def test_other_weights_other_grids_and_other_pixels_are_kept_apart(store: SlideStore, tmp_path: Path):
     embed(Counting(), [slide_bag(store)], GRID, CPU, "net")
     other = Counting(2.0)
     torch.testing.assert_close(embed(other, [slide_bag(store)], GRID, CPU, "net")[0], straight(slide_bag(store), 2.0))

@@ -177,7 +177,7 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit(stores: Stores, csv: Cs
 
 
 @pytest.mark.usefixtures("certain")
-def test_a_class_that_a_slide_label_denies_is_never_painted_in_it(stores: Stores, csv: Csv, stage: Stage):
+def test_a_class_that_a_slide_label_excludes_is_never_painted_in_it(stores: Stores, csv: Csv, stage: Stage):
     stage(stores, csv())
     found = {k: set(np.unique(mask_of(p)[tissue_of(p)])) for k, p in stores.items()}
     assert found == {"blob": {1}, "line": {2}, "both": {1}, "none": {0}, "held": {1}, "free": {1}}
@@ -215,7 +215,7 @@ def test_a_patch_row_binds_its_patch_and_nothing_else(stores: Stores, csv: Csv, 
     assert np.unique(mask[:64, :64]).tolist() == [2]
     assert np.unique(mask[:64, 64:128]).tolist() == [1]
     assert np.unique(mask[128:192, 128:192]).tolist() == [0]
-    assert np.unique(mask[64:128, :192]).tolist() == [1], "no label speaks of these patches"
+    assert np.unique(mask[64:128, :192]).tolist() == [1], "no label is about these patches"
     assert np.unique(mask_of(stores["line"])[:256, :250]).tolist() == [1]
 
 

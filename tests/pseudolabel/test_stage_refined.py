@@ -1,4 +1,4 @@
-"""The stage refines by what is asked for: the mask is made of refined scores, and what labels deny stays out of it."""
+"""The stage refines scores as asked: the mask comes from refined scores, without the classes that labels exclude."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Fit:
             [], encoder.pretraining, self._encoder_input, self.context.run
         )
         parts = {
-            "edition": CACHE_VERSION,
+            "cache_version": CACHE_VERSION,
             "rows": [asdict(row) | {"line": 0} for row in inputs.slides.table.of_split("train")],
             "classes": inputs.slides.table.classes.names,
             "stores": [store.digest for store in inputs.slides.training],

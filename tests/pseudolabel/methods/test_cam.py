@@ -1,4 +1,4 @@
-"""Plain CAM: the two equations, which windows are learnt and scored, the normalisation, and a texture found again."""
+"""Plain CAM: the two equations, which windows are learned and scored, the normalisation, and a texture found again."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_scores_equal_the_weighted_mean_of_window_maps_written_out(slide: SlideS
     np.testing.assert_array_equal(np.isnan(scores.values), np.isnan(expected))
 
 
-def test_where_the_classifier_denies_a_class_its_map_is_zero(slide: SlideStore):
+def test_where_the_classifier_does_not_find_a_class_its_map_is_zero(slide: SlideStore):
     values = cam.score(colour_model(-100.0), ScoreContext(slide, GRID, CPU), Params()).values
     assert (values[~np.isnan(values)] == 0).all()
     assert (~np.isnan(values)).any()
@@ -182,7 +182,7 @@ def test_parameters_out_of_range_are_refused_by_their_dotted_name(field: str, va
 
 
 @pytest.mark.slow
-def test_the_map_is_strongest_where_the_texture_was_planted(small_cohort: Cohort, run: object):
+def test_the_map_is_highest_where_the_texture_was_planted(small_cohort: Cohort, run: object):
     from wsipipe.config.options import PseudolabelConfig
     from wsipipe.pseudolabel.stage import run as pseudolabel
 
@@ -202,7 +202,7 @@ def test_the_map_is_strongest_where_the_texture_was_planted(small_cohort: Cohort
             cell = small_cohort.planted.get((store.slide_id, row, col))
             part = scores[row * 16 : row * 16 + 16, col * 16 : col * 16 + 16].reshape(4, 4, 4, 4).mean((1, 3))
             if cell is None:
-                assert (part == 0).all(), "a class that the label denies has no map"
+                assert (part == 0).all(), "a class that the label excludes has no map"
             else:
                 planted.append(part[cell])
                 others.append(np.delete(part.ravel(), cell[0] * 4 + cell[1]).mean())

@@ -33,7 +33,7 @@ def method(request: pytest.FixtureRequest) -> Method:
 
 @pytest.fixture(scope="module")
 def fit(method: Method, small_cohort: Cohort) -> Fit:
-    """A fit of a few steps with its lattice and parameters."""
+    """A fit of a few steps with its instance grid and parameters."""
     torch.manual_seed(1)
     return fitted(method, small_cohort)
 

@@ -107,7 +107,7 @@ def test_the_same_input_gives_the_same_result():
     assert torch.equal(guided_filter(p, guide, 5, 1e-3), guided_filter(p, guide, 5, 1e-3))
 
 
-def test_bad_numbers_are_told():
+def test_bad_numbers_are_refused():
     p, guide = random(0, 1, 4, 4), random(1, 3, 4, 4)
     with pytest.raises(ValueError, match="a radius of 0 cells is below 1"):
         guided_filter(p, guide, 0, 1e-3)

@@ -252,7 +252,7 @@ def test_unaries_are_logarithms():
     np.testing.assert_allclose(unary_of_labels(labels, 3, 0.7), expected, rtol=1e-5)
 
 
-def test_bad_numbers_are_told():
+def test_bad_numbers_are_refused():
     with pytest.raises(ConfigError, match=r"crf bilateral_rgb: 0 is not a width above 0"):
         Kernels(1, 1, 1, 0, 1)
     with pytest.raises(ConfigError, match=r"crf gauss_weight: -1 is negative; 0 leaves the kernel out"):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
 from torch import Tensor, nn
 
-from wsipipe.errors import ConfigError
 from wsipipe.nn.encoders import tokens
+from wsipipe.pseudolabel.shared.feature_maps import feature_strides
 
 MAX_STRIDE = 16
 """Largest stride of the feature map in input px, as in the paper: 14 x 14 cells for 224 px."""
@@ -45,7 +43,5 @@ class CamClassifier(nn.Module):
 
 def _level(encoder: nn.Module) -> int:
     """Index of the deepest feature map with a stride up to `MAX_STRIDE`, or of the last if all are coarser."""
-    strides = [int(level["reduction"]) for level in cast(Any, getattr(encoder, "feature_info", None) or ())]
-    if not strides or not hasattr(encoder, "forward_intermediates"):
-        raise ConfigError(f"encoder {type(encoder).__name__} gives no feature maps; choose another --encoder")
+    strides = feature_strides(encoder)
     return max((i for i, s in enumerate(strides) if s <= MAX_STRIDE), default=len(strides) - 1)

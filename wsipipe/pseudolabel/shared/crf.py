@@ -121,14 +121,14 @@ def mean_field(unary: Tensor, rgb: Tensor, kernels: Kernels, iterations: int, kn
 
 def _messages(rgb: Tensor, kernels: Kernels, known: Tensor) -> list[tuple[float, Filter]]:
     """Weight and normalised filter of each kernel with a weight: rgb float [3, h, w], known bool [h, w]."""
-    made: list[tuple[float, Filter]] = []
+    messages: list[tuple[float, Filter]] = []
     if kernels.gauss_weight > 0:
-        made.append((kernels.gauss_weight, normalised(gaussian(rgb, kernels.gauss_px), known)))
+        messages.append((kernels.gauss_weight, normalised(gaussian(rgb, kernels.gauss_px), known)))
     if kernels.bilateral_weight > 0:
         kernel = WindowedKernel if kernels.bilateral_px <= WINDOWED_PX else PermutohedralLattice
         k = kernel(rgb / kernels.bilateral_rgb, kernels.bilateral_px)
-        made.append((kernels.bilateral_weight, normalised(k, known)))
-    return made
+        messages.append((kernels.bilateral_weight, normalised(k, known)))
+    return messages
 
 
 def normalised(k: Filter, known: Tensor) -> Filter:

@@ -34,29 +34,29 @@ class Walk:
     radius: int = RADIUS
 
 
-def random_walk(maps: Tensor, boundary: Tensor, how: Walk = Walk()) -> Tensor:
+def random_walk(maps: Tensor, boundary: Tensor, walk: Walk = Walk()) -> Tensor:
     """M*: maps float32 [B, K, h, w] and boundaries float32 0..1 [B, h, w] -> float32 [B, K, h, w].
 
     A cell with B = 1 becomes 0 and blocks the walk.
     """
-    return spread(maps * (1 - boundary).unsqueeze(1), boundary, how)
+    return spread(maps * (1 - boundary).unsqueeze(1), boundary, walk)
 
 
-def spread(maps: Tensor, boundary: Tensor, how: Walk) -> Tensor:
+def spread(maps: Tensor, boundary: Tensor, walk: Walk) -> Tensor:
     """M T^t, the walk alone: maps float32 [B, K, h, w] and boundaries float32 0..1 [B, h, w] -> float32 [B, K, h, w].
 
     A cell with B = 1 is unchanged.
     """
-    weights = edges(boundary, how)
-    degree = gathered(torch.ones_like(boundary).unsqueeze(1), weights, how.radius)
-    for _ in range(how.steps):
-        maps = gathered(maps, weights, how.radius) / degree
+    weights = edges(boundary, walk)
+    degree = gathered(torch.ones_like(boundary).unsqueeze(1), weights, walk.radius)
+    for _ in range(walk.steps):
+        maps = gathered(maps, weights, walk.radius) / degree
     return maps
 
 
-def edges(boundary: Tensor, how: Walk) -> Tensor:
+def edges(boundary: Tensor, walk: Walk) -> Tensor:
     """A^beta between every cell and its forward neighbours: [B, h, w] -> [B, P, h, w], 0 outside the map."""
-    return affinities(padded(boundary, how.radius, 1.0), how.radius) ** how.beta
+    return affinities(padded(boundary, walk.radius, 1.0), walk.radius) ** walk.beta
 
 
 def gathered(maps: Tensor, weights: Tensor, radius: int) -> Tensor:

@@ -45,7 +45,7 @@ def made_set(
     return crops, targets.tolist()
 
 
-def test_targets_are_known_where_selected_and_where_the_bag_says_absent(strip: SlideStore):
+def test_targets_are_known_where_selected_and_where_the_bag_lacks_a_class(strip: SlideStore):
     bags = [patch_bag(strip, 0, (1, 0, 1)), patch_bag(strip, 1, (0, 0, 0))]
     chosen = [(0, 5, 0, 1), (0, 9, 2, 1), (0, 5, 2, 1), (1, 3, 1, 0)]
     _, targets = made_set(bags, chosen)
@@ -86,7 +86,7 @@ def test_an_empty_set_says_what_to_do(strip: SlideStore):
     st.integers(0, 15),
     st.sampled_from([0.6, 0.9]),
 )
-def test_sure_answers_are_believed_as_far_as_the_label_allows(rows: list[list[float]], bits: int, confident: float):
+def test_confident_predictions_count_as_far_as_the_label_allows(rows: list[list[float]], bits: int, confident: float):
     logits = [torch.tensor(r).view(-1, 1) for r in rows]
     labels = torch.tensor([[bits >> b & 1] for b in range(len(rows))])
     for row, label, got in zip(rows, labels, confident_targets(logits, labels, confident), strict=True):
@@ -102,7 +102,7 @@ def test_sure_answers_are_believed_as_far_as_the_label_allows(rows: list[list[fl
                 assert np.isnan(answer)
 
 
-def test_of_a_class_that_a_bag_may_hold_both_sure_answers_are_believed():
+def test_of_a_class_that_a_bag_may_hold_both_confident_predictions_count():
     logits = torch.tensor([[9.0, 9], [-9, -9], [0, 0]])
     (got,) = confident_targets([logits], torch.tensor([[NAN, 0]]), 0.9)
     np.testing.assert_array_equal(got, [[1, 0], [0, 0], [NAN, 0]])

@@ -77,7 +77,7 @@ def test_the_loss_is_the_mean_square_over_channels_and_pixels_absent_ones_as_zer
 
 @examples(50)
 @given(arrays(np.uint8, (6, 3, 2, 2), elements=st.integers(0, 3)), st.booleans())
-def test_a_window_is_of_the_class_that_is_strongest_in_most_of_its_cells(maps: np.ndarray, has_background: bool):
+def test_a_window_is_of_the_class_that_is_highest_in_most_of_its_cells(maps: np.ndarray, has_background: bool):
     of = {}
     for m in range(6):
         counts = [0] * (3 - has_background)
@@ -144,13 +144,13 @@ def test_the_network_learns_to_draw_a_map_of_the_image_and_the_same_again():
     rgb = np.where(dark, np.uint8(90), np.uint8(220)).repeat(4, 2).repeat(4, 3).repeat(3, 1)
     maps = np.concatenate([~dark, dark], 1).astype(np.uint8) * 255
 
-    def learnt() -> tuple[nn.Module, list[float]]:
+    def learned() -> tuple[nn.Module, list[float]]:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 2, 1))
         return network, train_refiner(network, rgb, maps, RefinerTraining(60, 2e-2, stain_jitter=0.1), CPU)
 
-    network, losses = learnt()
+    network, losses = learned()
     assert losses[-1] < 0.2 * losses[0]
     assert not network.training
-    again, _ = learnt()
+    again, _ = learned()
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in network.state_dict().items())

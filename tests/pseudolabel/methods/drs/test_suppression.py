@@ -64,7 +64,7 @@ def test_a_fixed_share_equals_the_formula_written_out(x: torch.Tensor, delta: fl
 
 @examples(40)
 @given(maps)
-def test_a_learnt_share_equals_the_formula_written_out(x: torch.Tensor):
+def test_a_learned_fraction_equals_the_formula_written_out(x: torch.Tensor):
     layer = learnable(std=0.3)
     share = slow_shares(x.numpy(), layer.controllers["3"].weight.detach().numpy())
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_capped_places_teach_the_controller():
     assert layer.controllers["3"].weight.grad.abs().sum() > 0
 
 
-def test_learnt_shares_begin_near_a_half_and_are_a_half_of_nothing():
+def test_learned_fractions_begin_near_a_half_and_are_a_half_of_nothing():
     layer = learnable(64)
     assert float(layer.controllers["64"].weight.detach().std()) == pytest.approx(0.01, rel=0.05)
     assert layer.controllers["64"].bias is None
@@ -179,7 +179,7 @@ def test_learnt_shares_begin_near_a_half_and_are_a_half_of_nothing():
 
 @examples(40)
 @given(maps)
-def test_learnt_shares_always_lower_the_maximum(x: torch.Tensor):
+def test_learned_fractions_always_lower_the_maximum(x: torch.Tensor):
     layer = learnable(std=0.3)
     with torch.no_grad():
         share, highest = layer.fractions(F.relu(x)), F.relu(x).amax((2, 3))

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def overlap(method: Method, model: torch.nn.Module, params: object, cohort: Cohort) -> float:
-    """IoU of the planted squares with what a method paints, each patch held to its label."""
+    """IoU of the planted squares with what a method paints, each patch limited to its label."""
     instance_grid = method.instance_grid(192, params)
     m, n = instance_grid.instance_px, 192 // instance_grid.instance_px
     both = either = 0

@@ -1,4 +1,4 @@
-"""HistoSegNet's thresholds: where sensitivity is specificity, told from weak labels."""
+"""HistoSegNet's thresholds: where sensitivity is specificity, from weak labels."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ def two_sided(count: int) -> tuple[np.ndarray, Tensor]:
     return rgb, seeds
 
 
-def test_the_boundary_is_learnt_between_seeds_that_differ_and_the_loss_falls():
+def test_the_boundary_is_learned_between_seeds_that_differ_and_the_loss_falls():
     rgb, seeds = two_sided(8)
     net = BoundaryNet(encoder(), displacement=True)
     frozen = {k: v.clone() for k, v in net.backbone.state_dict().items()}
@@ -322,7 +322,7 @@ def test_a_fit_learns_boundaries_from_the_seeds_of_its_windows_and_then_measures
     def trained(model: CamClassifier, *rest: object) -> None:
         torch.nn.init.constant_(model.linear.bias, 5.0)
 
-    def learnt(net: BoundaryNet, rgb: np.ndarray, seeds: Tensor, *rest: object) -> list[float]:
+    def learned(net: BoundaryNet, rgb: np.ndarray, seeds: Tensor, *rest: object) -> list[float]:
         given.append((net, rgb, seeds))
         with torch.no_grad():
             for p in net.boundary_branch.parameters():
@@ -331,7 +331,7 @@ def test_a_fit_learns_boundaries_from_the_seeds_of_its_windows_and_then_measures
 
     monkeypatch.setattr(irnet, "draw_windows", lambda *a: w)
     monkeypatch.setattr(irnet, "train_windows", trained)
-    monkeypatch.setattr(irnet, "train_boundary", learnt)
+    monkeypatch.setattr(irnet, "train_boundary", learned)
     run = SimpleNamespace(classes=Classes(("a", "b")), encoder=encoder, compute=ComputeContext(CPU, 0))
     model = irnet.fit([], GRID, params, run)
     ((net, rgb, seeds),) = given
@@ -340,7 +340,7 @@ def test_a_fit_learns_boundaries_from_the_seeds_of_its_windows_and_then_measures
     assert torch.equal(seeds, window_seeds(model, w, params))
     torch.testing.assert_close(model.top, mean_maxima(model, w, params))
     assert (model.top != 1).all()
-    learnt(model.boundary, rgb, seeds)
+    learned(model.boundary, rgb, seeds)
     assert not torch.allclose(model.top, mean_maxima(model, w, params)), "the boundaries are in the scale"
 
 

@@ -31,7 +31,7 @@ def random_seeds(seed: int, h: int, w: int, classes: int = 3) -> Tensor:
 
 @given(RADII, st.integers(0, 999))
 @examples(15)
-def test_pairs_are_sorted_as_their_ends_say_and_an_unsure_end_removes_them(radius: int, seed: int):
+def test_pairs_are_sorted_as_their_ends_say_and_an_unknown_end_removes_them(radius: int, seed: int):
     seeds = random_seeds(seed, radius + 2, 2 * radius + 1)
     pairs = pair_sets(seeds, radius)
     reach = radius - 1
@@ -76,7 +76,7 @@ def test_the_boundary_loss_equals_its_formula(by_class: bool, seed: int):
 
 @pytest.mark.parametrize("by_class", [False, True])
 @pytest.mark.parametrize(
-    ("seeds", "boundary"), [(IGNORE, 0.5), (0, 0.0), (2, 0.0)], ids=["unsure", "one background", "one class"]
+    ("seeds", "boundary"), [(IGNORE, 0.5), (0, 0.0), (2, 0.0)], ids=["unknown", "one background", "one class"]
 )
 def test_empty_sets_give_a_finite_loss_of_zero_with_a_gradient(seeds: int, boundary: float, by_class: bool):
     b = torch.full((1, 6, 9), boundary, requires_grad=True)
@@ -129,7 +129,9 @@ def test_the_displacement_losses_equal_their_formulas(seed: int):
 
 
 @pytest.mark.parametrize(
-    ("seed", "empty"), [(IGNORE, (True, True)), (0, (True, False)), (2, (False, True))], ids=["unsure", "none", "class"]
+    ("seed", "empty"),
+    [(IGNORE, (True, True)), (0, (True, False)), (2, (False, True))],
+    ids=["unknown", "none", "class"],
 )
 def test_displacement_losses_of_no_pairs_are_zero_with_a_finite_gradient(seed: int, empty: tuple[bool, bool]):
     d = torch.randn(1, 2, 6, 9, generator=torch.Generator().manual_seed(0)).requires_grad_()

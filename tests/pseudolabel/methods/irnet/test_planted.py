@@ -1,4 +1,4 @@
-"""IRNet: boundaries of planted textures are learnt, and short walks better the class maps."""
+"""IRNet: boundaries of planted textures are learned, and short walks improve the class maps."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def mean_iou(masks: list[np.ndarray], truths: list[np.ndarray]) -> float:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_on_planted_textures_the_loss_falls_and_short_walks_better_the_class_maps(
+def test_on_planted_textures_the_loss_falls_and_short_walks_improve_the_class_maps(
     textured: tuple[list[SlideStore], list[np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ):
     stores, truths = textured

@@ -71,13 +71,13 @@ def instance_grid(patch_px: int, params: Params) -> InstanceGrid:
 
 def build(classes: Classes, encoder: nn.Module, instance_grid: InstanceGrid, params: Params) -> nn.Module:
     """The classifier with suppression and, if wanted, the refinement network, both starting from `encoder`."""
-    how = Suppression(params.suppression, params.delta, params.suppress_from)
+    suppression = Suppression(params.suppression, params.delta, params.suppress_from)
     refiner = None
     if params.refiner:
         refiner = map_network(copy.deepcopy(encoder), len(classes) + params.absence, params)
         head = cast(nn.Sequential, refiner[1])
         init_convolutions(head if params.network == "vgg16" else head[-1], std=0.01)
-    classifier = suppress(map_network(encoder, len(classes), params), how)
+    classifier = suppress(map_network(encoder, len(classes), params), suppression)
     return Drs((classifier, refiner), len(classes), instance_grid.seen_px // instance_grid.instance_px, params)
 
 

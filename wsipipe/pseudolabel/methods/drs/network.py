@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from wsipipe.errors import ConfigError
 from wsipipe.nn.encoders import expect, statistics_of, tokens
 from wsipipe.pseudolabel.methods.drs.params import Params
 from wsipipe.pseudolabel.methods.drs.vgg import WIDTH, copy_convolutions, map_head, vgg16_trunk
+from wsipipe.pseudolabel.shared.feature_maps import feature_strides
 
 
 class EncoderTrunk(nn.Module):
@@ -29,9 +28,7 @@ class EncoderTrunk(nn.Module):
 
 def feature_level(encoder: nn.Module, stride: int) -> int:
     """Index of the encoder's feature map with the nearest stride, in octaves; of equally near ones the deepest."""
-    strides = [int(level["reduction"]) for level in cast(Any, getattr(encoder, "feature_info", None) or ())]
-    if not strides or not hasattr(encoder, "forward_intermediates"):
-        raise ConfigError(f"drs: {type(encoder).__name__} gives no feature maps; choose another --encoder")
+    strides = feature_strides(encoder)
     return min(range(len(strides)), key=lambda i: (abs(math.log2(strides[i] / stride)), -i))
 
 

@@ -53,11 +53,11 @@ class Suppression:
 class Suppressor(nn.Module):
     """Replaces a ReLU: float [B, C, h, w] -> the same shape, in 0 .. fraction x maximum of the channel."""
 
-    def __init__(self, how: Suppression, widths: Iterable[int] = ()) -> None:
+    def __init__(self, suppression: Suppression, widths: Iterable[int] = ()) -> None:
         """widths: the values of C to expect in mode `learnable`. W ~ N(0, 0.01^2), so that d is about 0.5."""
         super().__init__()
-        self.delta = how.delta
-        self.learnable = how.mode == LEARNABLE
+        self.delta = suppression.delta
+        self.learnable = suppression.mode == LEARNABLE
         wanted = sorted(set(widths)) if self.learnable else []
         self.controllers = nn.ModuleDict({str(c): nn.Linear(c, c, bias=False) for c in wanted})
         for weight in self.controllers.parameters():
@@ -76,20 +76,20 @@ class Suppressor(nn.Module):
         return pooled.sigmoid().to(x.dtype)
 
 
-def suppress(network: nn.Module, how: Suppression) -> nn.Module:
+def suppress(network: nn.Module, suppression: Suppression) -> nn.Module:
     """Replace every ReLU over a map in a network, images float [B, 3, H, W] -> any, by a `Suppressor`; returns it.
 
     ConfigError if there is no such ReLU, as in networks with other activations.
     """
     new = {
-        relu: Suppressor(how, [s[1] for s in shapes])
+        relu: Suppressor(suppression, [s[1] for s in shapes])
         for relu, shapes in _shapes_of_relus(network).items()
-        if max(s[2] * s[3] for s in shapes) > 1 and PROBE_PX / max(s[2] for s in shapes) >= how.least_stride
+        if max(s[2] * s[3] for s in shapes) > 1 and PROBE_PX / max(s[2] for s in shapes) >= suppression.least_stride
     }
     if not new:
         raise ConfigError(
-            f"{type(network).__name__} has no ReLU over maps of a stride of at least {how.least_stride}, so nothing "
-            "can be suppressed; choose another --encoder (a ResNet, RegNet, DenseNet or VGG)"
+            f"{type(network).__name__} has no ReLU over maps of a stride of at least {suppression.least_stride}, so "
+            "nothing can be suppressed; choose another --encoder (a ResNet, RegNet, DenseNet or VGG)"
         )
     for parent in list(network.modules()):
         for name, child in list(parent._modules.items()):

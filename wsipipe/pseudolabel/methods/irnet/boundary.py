@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsipipe.errors import ConfigError
+from wsipipe.pseudolabel.shared.feature_maps import feature_strides
 from wsipipe.pseudolabel.shared.resize import resize
 
 STRIDE = 4
@@ -77,12 +77,10 @@ class Backbone(nn.Module):
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        info = list(cast(Any, getattr(encoder, "feature_info", None) or ()))
-        if not info or not hasattr(encoder, "forward_intermediates"):
-            raise ConfigError(f"irnet: {type(encoder).__name__} gives no feature maps; choose another --encoder")
-        count = min(MAX_TAPS, len(info))
-        self.levels = [round((i + 1) * len(info) / count) - 1 for i in range(count)]
-        self.strides = [int(info[i]["reduction"]) for i in self.levels]
+        strides = feature_strides(encoder)
+        count = min(MAX_TAPS, len(strides))
+        self.levels = [round((i + 1) * len(strides) / count) - 1 for i in range(count)]
+        self.strides = [strides[i] for i in self.levels]
         self.multiple = math.lcm(2 * STRIDE, *self.strides)
         self.encoder = encoder.eval().requires_grad_(False)
         with torch.inference_mode():
