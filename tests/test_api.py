@@ -21,7 +21,7 @@ SIGNATURES = {
     "split: 'str' = '', patch_px: 'int' = 0, stride_px: 'int' = 0) -> 'None'",
     "SlideStore": "(path: 'Path | str') -> 'None'",
     "Window": "(x_px: 'int', y_px: 'int', width_px: 'int', height_px: 'int') -> None",
-    "evaluate": "(stores: 'Sequence[Path | str]' = (), settings: 'Settings | None' = None, *, "
+    "evaluate_maps": "(stores: 'Sequence[Path | str]' = (), settings: 'Settings | None' = None, *, "
     "progress: 'Progress' = <function silent>) -> 'Evaluation'",
     "find_stores": "(folder: 'Path') -> 'list[Path]'",
     "open_store": "(path: 'Path | str') -> 'SlideStore'",
@@ -103,7 +103,7 @@ def test_a_network_maps_a_new_slide_and_maps_are_evaluated_and_exported(
     result, settings = chain
     again = wsipipe.predict(["slides/neg.svs"], "runs/unet/model.json", settings)
     assert [p.stem for p in again.paths] == ["neg"]
-    evaluation = wsipipe.evaluate(settings=settings)
+    evaluation = wsipipe.evaluate_maps(settings=settings)
     assert sorted(evaluation.slides) == sorted(SLIDES)
     exported = wsipipe.run_stage("export", result.paths[:1], settings)
     assert Path("export/unet/extra.geojson") in exported.paths

@@ -143,7 +143,7 @@ def test_an_encoder_pretrained_by_itself_is_given_to_pseudolabel(here: Path):
     made = wsipipe("pretrain", *options)
     assert (made.exit_code, made.stdout) == (0, "runs/pretrain/model.json\n")
     assert "loss " in made.stderr
-    assert " s a step" in made.stderr
+    assert " s/step" in made.stderr
     assert_refused(wsipipe("pretrain", *options, "--seed", "1"), 1, "choose another --name", "--overwrite")
     weights = ("--weights", "runs/pretrain", "--name", "own")
     assert_refused(wsipipe("pseudolabel", *weights, "--encoder", "resnet18"), 1, "leave --encoder out")
@@ -164,7 +164,7 @@ def test_stages_before_tile_say_what_to_run_first(empty: Path):
         (LABELS, ("--classes", "stroma"), "line 2: unknown class tumour; the classes are stroma"),
         (LABELS + "ghost,tumour\n", (), "line 4: no store for slide ghost; tile the slide or remove the row"),
         ("slide_id,label\npos,tumour\nneg,tumour\n", (), "have the same label"),
-        ("slide_id,label\npos,\nneg,\n", (), "no row names a class"),
+        ("slide_id,label\npos,\nneg,\n", (), "no row has a class"),
         ("name,label\npos,tumour\n", (), "no column slide_id"),
         ("", (), "the file is empty"),
         (None, (), "no such file; set it with --labels"),
