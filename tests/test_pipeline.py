@@ -112,11 +112,11 @@ def test_a_mistake_is_said_of_the_file_only_if_it_stands_there(tmp_path: Path) -
     (tmp_path / "p.yaml").write_text("tile: {patch_px: 64}\n")
     with pytest.raises(ConfigError) as caught:
         read_settings(tmp_path / "p.yaml", {"tile": {"patch_px": 3}})
-    assert str(caught.value).startswith("tile.patch_px: 3 is too small")
+    assert str(caught.value).startswith("tile.patch_px: 3 is below 16")
     (tmp_path / "p.yaml").write_text("tile: {patch_px: 3}\n")
     with pytest.raises(ConfigError) as caught:
         read_settings(tmp_path / "p.yaml", {})
-    assert str(caught.value).startswith(f"{tmp_path / 'p.yaml'}: tile.patch_px: 3 is too small")
+    assert str(caught.value).startswith(f"{tmp_path / 'p.yaml'}: tile.patch_px: 3 is below 16")
 
 
 @pytest.mark.parametrize("below", ["3", "[1]", "text"])
