@@ -20,8 +20,7 @@ from wsipipe.config.options import SECTIONS, PseudolabelConfig, TileConfig, Trai
 from wsipipe.config.yaml import build, read_yaml
 from wsipipe.errors import ConfigError, LabelsError, SlideError
 from wsipipe.pipeline import expand, read_settings, run_chain
-from wsipipe.pseudolabel.registry import load as load_method
-from wsipipe.pseudolabel.registry import load_refinement, names, refinements
+from wsipipe.pseudolabel.registry import load_method, load_refinement, method_names, refinement_names
 from wsipipe.runtime.ledger import Report
 from wsipipe.store import SlideStore
 
@@ -65,13 +64,16 @@ def test_the_shipped_file_holds_every_option_at_its_default() -> None:
     assert sorted(given) == sorted(SECTIONS)
     for section, config in SECTIONS.items():
         fields = {f.name for f in dataclasses.fields(config)}
-        assert set(given[section]) - {*names(), *refinements()} == fields, section
-        assert build(config, given[section], section, (*names(), *refinements())) == config()
+        assert set(given[section]) - {*method_names(), *refinement_names()} == fields, section
+        assert build(config, given[section], section, (*method_names(), *refinement_names())) == config()
 
 
 def test_the_shipped_file_holds_every_parameter_of_every_method_at_its_default() -> None:
     given = read_yaml(SHIPPED)["pseudolabel"]
-    for name, load in [*((n, load_method) for n in names()), *((n, load_refinement) for n in refinements())]:
+    for name, load in [
+        *((n, load_method) for n in method_names()),
+        *((n, load_refinement) for n in refinement_names()),
+    ]:
         params = load(name).Params
         assert set(given[name]) == {f.name for f in dataclasses.fields(params)}
         assert build(params, given[name], name) == params()

@@ -206,7 +206,7 @@ def test_an_unknown_method(here: Path):
     assert "'magic' is not" in flag.stderr
     assert "camel" in flag.stderr
     (here / "pipeline.yaml").write_text("pseudolabel: {method: magic}\n")
-    assert_refused(wsipipe("pseudolabel"), 2, "pipeline.yaml: method 'magic' is not known; choose of")
+    assert_refused(wsipipe("pseudolabel"), 2, "pipeline.yaml: method 'magic' is not known; choose from")
 
 
 def test_a_folder_of_another_kind_is_no_store(empty: Path):

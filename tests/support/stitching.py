@@ -11,6 +11,7 @@ import numpy as np
 from wsipipe.geometry import Window
 from wsipipe.segment.prefetch import PrefetchPipeline
 from wsipipe.segment.stitch import StripPlan, stitcher
+from wsipipe.store import SlideStore
 from wsipipe.windows import WindowLattice
 
 Predict = Callable[[Sequence[Window]], np.ndarray]
@@ -122,3 +123,9 @@ def mapped(plan: StripPlan, predict: Predict, blend: str = "hann", batch: int = 
     ).run(stitch.windows(), batch)
     assert len(order) == len(set(order))
     return mask, scores, order
+
+
+def bytes_of(store: SlideStore, name: str) -> dict[str, bytes]:
+    """Every file of `labels/<name>` and `scores/<name>`."""
+    folders = [store.path / kind / name for kind in ("labels", "scores")]
+    return {str(p.relative_to(store.path)): p.read_bytes() for f in folders for p in f.rglob("*") if p.is_file()}

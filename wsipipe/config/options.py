@@ -1,34 +1,29 @@
 """Options of every stage as one frozen dataclass each.
 
-Sections of pipeline.yaml are named after them, keys are field names.
-A flag wins over the file, the file over the default.
+Sections of pipeline.yaml are named after them, keys are field names. A flag overrides the file, the file the default.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
+from wsipipe.config.option import fitted_with, option
+from wsipipe.config.training import PretrainConfig, PseudolabelConfig, TrainConfig
 from wsipipe.errors import check
 
-
-def option(default: Any, help: str, fit: bool = True, group: str = "", metavar: str = "") -> Any:
-    """A field with what `--help` shows of it.
-
-    help: one sentence, ending in `; default: ...` where the value "" stands for something else. fit: False for what a
-    method uses only once it is fitted. group: the heading that `--help` puts it under. metavar: what stands for the
-    value, such as 0..1 or NAME (default: the unit in the name, or N for a whole number).
-    """
-    return dataclasses.field(default=default, metadata={"help": help, "fit": fit, "group": group, "metavar": metavar})
-
-
-def fitted_with(params: Any) -> dict[str, Any]:
-    """The parameters of a method that its fit depends on."""
-    return {f.name: getattr(params, f.name) for f in dataclasses.fields(params) if f.metadata.get("fit", True)}
-
-
-PATIENCE = "early-stopping patience in checks (20 per run), active in the second half; 0: no early stopping"
+__all__ = [
+    "SECTIONS",
+    "EvaluateConfig",
+    "ExportConfig",
+    "PretrainConfig",
+    "PseudolabelConfig",
+    "RunConfig",
+    "StitchConfig",
+    "TileConfig",
+    "TrainConfig",
+    "fitted_with",
+    "option",
+]
 
 
 @dataclass(frozen=True)
@@ -91,187 +86,6 @@ class TileConfig:
         check(1 <= self.quality <= 100, f"tile.quality: {self.quality} is outside 1..100")
         override_ok = self.mpp_override == 0 or 0.05 <= self.mpp_override <= 20
         check(override_ok, f"tile.mpp_override: {self.mpp_override} um/px is outside 0.05..20")
-
-
-@dataclass(frozen=True)
-class PseudolabelConfig:
-    """Weak labels to patch-level masks. Parameters of a method have their own section, e.g. `camel:`."""
-
-    labels: str = option(
-        "labels.csv",
-        "CSV with slide_id, label and optionally x,y,width,height,patient_id,split",
-        group="What goes in",
-        metavar="CSV",
-    )
-    method: str = option("camel", "how instances are scored; several as a,b, or all", group="Method", metavar="NAME")
-    refine: str = option(
-        "",
-        "what sharpens the scores by the slide's pixels, or none; default: the method's own",
-        group="Method",
-        metavar="NAME",
-    )
-    refine_stride_px: int = option(
-        8, "side of the cells, in working px, that a refinement works on at most", group="Method"
-    )
-    name: str = option(
-        "",
-        "name of the masks in the stores and of the run folder; default: the method",
-        group="What comes out",
-        metavar="NAME",
-    )
-    classes: tuple[str, ...] = option(
-        (), "class names in mask order; default: those that the labels use", group="What goes in", metavar="NAME"
-    )
-    encoder: str = option(
-        "",
-        "timm name of the instance encoder; default: that of --weights, else resnet18_half",
-        group="Encoder",
-        metavar="NAME",
-    )
-    weights: str = option(
-        "",
-        "encoder weights: what `wsipipe pretrain` made, safetensors, or a state dict of torch",
-        group="Encoder",
-        metavar="PATH",
-    )
-    pretrain: bool = option(
-        True,
-        "pretrain the encoder by self-supervision on the slides' own patches, unless it comes with weights",
-        group="Encoder",
-    )
-    self_train: bool = option(True, "one round of self-training on the method's own confident answers", group="Method")
-
-    def __post_init__(self) -> None:
-        check(self.refine_stride_px >= 1, f"pseudolabel.refine_stride_px: {self.refine_stride_px} is below 1")
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Self-supervision on the slides' own patches; inside `pseudolabel` the encoder, labels and lattice are its own."""
-
-    name: str = option(
-        "pretrain", "name of the run folder that gets the encoder", group="What comes out", metavar="NAME"
-    )
-    method: str = option("vicreg", "vicreg, simclr, byol, or dino (wants a GPU)", group="Method", metavar="NAME")
-    encoder: str = option(
-        "resnet18_half", "timm name of the encoder; it starts from scratch", group="Method", metavar="NAME"
-    )
-    labels: str = option(
-        "",
-        "CSV with slide_id and split: slides of another split than train are left out",
-        group="What goes in",
-        metavar="CSV",
-    )
-    steps: int = option(800, "most training steps", group="Training")
-    batch: int = option(128, "patches in a step, each seen twice", group="Training")
-    lr: float = option(0.0, "highest learning rate; 0: that of the method", group="Training", metavar="RATE")
-    input_px: int = option(64, "side of the encoder's input in its own px", group="Method")
-    shrink: int = option(2, "working px per input px", group="Method")
-    stain_jitter: float = option(0.4, "strength of the stain jitter; 0: none", group="Training", metavar="0..1")
-    patience: int = option(5, PATIENCE, group="Training")
-
-    def __post_init__(self) -> None:
-        known = ("vicreg", "simclr", "byol", "dino")
-        check(self.method in known, f"pretrain.method: {self.method!r} is not one of {', '.join(known)}")
-        check(self.steps >= 1, f"pretrain.steps: {self.steps} is below 1")
-        check(self.batch >= 2, f"pretrain.batch: {self.batch} is below 2")
-        check(self.lr >= 0, f"pretrain.lr: {self.lr} is negative")
-        check(self.input_px >= 16, f"pretrain.input_px: {self.input_px} is below 16")
-        check(self.shrink >= 1, f"pretrain.shrink: {self.shrink} is below 1")
-        check(0 <= self.stain_jitter <= 1, f"pretrain.stain_jitter: {self.stain_jitter} is outside 0..1")
-        check(self.patience >= 0, f"pretrain.patience: {self.patience} is negative; 0 means never to stop early")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Masks to a trained network."""
-
-    masks: str = option(
-        "camel", "name of the masks to train on: labels/NAME of the stores", group="What goes in", metavar="NAME"
-    )
-    labels: str = option(
-        "",
-        "CSV with slide_id and split: train on its train rows; default: the split that the masks record",
-        group="What goes in",
-        metavar="CSV",
-    )
-    name: str = option(
-        "",
-        "name of the maps in the stores and of the run folder; default: the architecture",
-        group="What comes out",
-        metavar="NAME",
-    )
-    architecture: str = option("unet", "segmentation-models-pytorch architecture", group="Network", metavar="NAME")
-    encoder: str = option(
-        "", "timm name of the encoder; default: that of --weights, else resnet18_half", group="Network", metavar="NAME"
-    )
-    weights: str = option(
-        "",
-        "initial encoder weights; default: those of the fit that made the masks, if its encoder is the same",
-        group="Network",
-        metavar="PATH",
-    )
-    steps: int = option(900, "training steps", group="Training")
-    batch: int = option(8, "patches per step, over all processes of torchrun", group="Training")
-    lr: float = option(1e-3, "peak learning rate", group="Training", metavar="RATE")
-    ema: bool = option(
-        True, "keep the exponential moving average of the weights, not the last weights", group="Training"
-    )
-    validation: float = option(
-        0.0,
-        "fraction of patients (or slides) held out for early stopping; 0: none",
-        group="Training",
-        metavar="0..0.5",
-    )
-    patience: int = option(5, PATIENCE, group="Training")
-    tensorboard: bool = option(
-        False, "also write a TensorBoard log (needs wsipipe[tensorboard])", group="Training", fit=False
-    )
-    gce_q: float = option(
-        0.0,
-        "q of generalised cross-entropy: 0 = cross-entropy, 1 = MAE; its authors use 0.7",
-        group="Noisy masks",
-        metavar="0..1",
-    )
-    self_training_rounds: int = option(
-        0, "rounds of self-training after the first: the averaged network labels ignored pixels", group="Noisy masks"
-    )
-    teacher_threshold: float = option(
-        0.9, "probability from which the averaged network's label is used", group="Noisy masks", metavar="0.5..1"
-    )
-    border_px: int = option(
-        0,
-        "px on each side of mask borders that are ignored; half an instance suits coarse masks",
-        group="Noisy masks",
-    )
-    max_zoom: float = option(
-        1.2, "largest random enlargement or reduction; 1: none", group="Augmentation", metavar="1..2"
-    )
-    mosaic_prob: float = option(
-        0.0,
-        "fraction of images built as 2 x 2 mosaics of single-class quarters",
-        group="Augmentation",
-        metavar="0..1",
-    )
-
-    def __post_init__(self) -> None:
-        check(self.steps >= 1, f"segment.steps: {self.steps} is below 1")
-        check(self.batch >= 2, f"segment.batch: {self.batch} is below 2")
-        limits = {
-            "gce_q": (0, 1),
-            "mosaic_prob": (0, 1),
-            "validation": (0, 0.5),
-            "teacher_threshold": (0.5, 1),
-            "max_zoom": (1, 2),
-        }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            check(low <= value <= high, f"segment.{name}: {value} is outside {low}..{high}")
-        for name in ("self_training_rounds", "patience", "border_px"):
-            check(getattr(self, name) >= 0, f"segment.{name}: {getattr(self, name)} is negative; 0 means none")
-        check(
-            self.self_training_rounds == 0 or self.ema, "segment.self_training_rounds: needs segment.ema, the teacher"
-        )
 
 
 @dataclass(frozen=True)
