@@ -120,5 +120,5 @@ def test_pixels_masks_and_scores_are_arrays(chain: tuple[wsipipe.StageResult, ws
 def test_mistakes_raise(chain: tuple[wsipipe.StageResult, wsipipe.Settings]) -> None:
     with pytest.raises(wsipipe.WsipipeError, match="stage 'magic' is not known; choose one of tile"):
         wsipipe.run_stage("magic")
-    with pytest.raises(wsipipe.WsipipeError, match=r"tile\.patch_px: 3 is too small"):
+    with pytest.raises(wsipipe.WsipipeError, match=r"tile\.patch_px: 3 is below 16"):
         wsipipe.read_settings(flags={"tile": {"patch_px": 3}})

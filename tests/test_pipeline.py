@@ -114,11 +114,11 @@ def test_a_mistake_is_said_of_the_file_only_if_it_stands_there(tmp_path: Path) -
     (tmp_path / "p.yaml").write_text("tile: {patch_px: 64}\n")
     with pytest.raises(ConfigError) as caught:
         read_settings(tmp_path / "p.yaml", {"tile": {"patch_px": 3}})
-    assert str(caught.value).startswith("tile.patch_px: 3 is too small")
+    assert str(caught.value).startswith("tile.patch_px: 3 is below 16")
     (tmp_path / "p.yaml").write_text("tile: {patch_px: 3}\n")
     with pytest.raises(ConfigError) as caught:
         read_settings(tmp_path / "p.yaml", {})
-    assert str(caught.value).startswith(f"{tmp_path / 'p.yaml'}: tile.patch_px: 3 is too small")
+    assert str(caught.value).startswith(f"{tmp_path / 'p.yaml'}: tile.patch_px: 3 is below 16")
 
 
 @pytest.mark.parametrize("below", ["3", "[1]", "text"])
@@ -153,7 +153,7 @@ def test_patterns_are_expanded_in_order_and_a_name_with_brackets_is_taken_as_it_
         ({"pseudolabel": {"encoder": "resnet1"}}, "encoder 'resnet1' is not known to timm"),
         ({"pseudolabel": {"weights": "none.safetensors"}}, "none.safetensors: no such file"),
         ({"pseudolabel": {"camel": {"latice": 4}}}, "pseudolabel.camel.latice: unknown key; did you mean 'lattice'"),
-        ({"pseudolabel": {"camel": {"lattice": 5}}}, "a patch of 128 px does not split into 5"),
+        ({"pseudolabel": {"camel": {"lattice": 5}}}, "lattice: 5 does not divide a patch of 128 px"),
         ({"pseudolabel": {"camel": {"uncertain": 0.5}}}, "camel.uncertain: 0.5 is outside"),
         ({"pseudolabel": {"name": "../x"}}, "name '../x': use letters"),
         ({"pseudolabel": {"name": "tissue"}}, "reserved by wsipipe"),

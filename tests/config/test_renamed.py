@@ -87,5 +87,5 @@ def test_a_name_of_masks_where_a_csv_belongs_is_refused(
         ):
             check_reused(section, {name: value})
     (tmp_path / "labels").write_text("")
-    for value in ("labels", "labels.csv", "other/labels", "", 3):
-        check_reused(section, {name: value})
+    for other in ("labels", "labels.csv", "other/labels", "", 3):
+        check_reused(section, {name: other})
