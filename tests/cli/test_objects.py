@@ -13,7 +13,7 @@ from wsipipe.geometry import Window
 from wsipipe.pseudolabel.objects import COLUMNS
 from wsipipe.store import SlideStore
 
-BRIEF = ["steps=2", "batch=4", "boundary_steps=2", "boundary_batch=2", "cells=8", "background=0.05", "max_windows=8"]
+BRIEF = ["steps=2", "batch=4", "boundary_steps=2", "boundary_batch=2", "map_size=8", "background=0.05", "max_windows=8"]
 IRNET = ("pseudolabel", "--method", "irnet", *(a for b in BRIEF for a in ("--set", b)), "--quiet")
 OBJECTS = (*IRNET, "--set", "displacement=true")
 SLIDES = ("extra", "neg", "pos")

@@ -19,15 +19,17 @@ from wsipipe.store import SlideStore
 COHORT = CohortConfig(train_slides=6, test_slides=3, size_px0=(1792, 1536))
 
 PIPELINE = """\
-# Settings of the demonstration: the defaults with less training, for two processors and a few minutes.
+# Settings of the demonstration: a narrow encoder and short trainings, for two processors and a few minutes.
 # In this folder, `wsipipe run` repeats it.
 run: {slides: [slides]}
-pretrain: {steps: 100}
+pretrain: {steps: 40}
 pseudolabel:
   labels: labels.csv
-  camel: {warm_steps: 200, selector_steps: 300, retrain_steps: 200, self_train_steps: 150, calibrate: false,
-          overlap: 1, views: 2}
-segment: {steps: 200}
+  method: cam
+  refine: crf
+  encoder: resnet18_quarter
+  cam: {steps: 150, batch: 16}
+segment: {masks: cam, encoder: resnet18_quarter, steps: 200}
 """
 
 
