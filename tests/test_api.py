@@ -21,7 +21,7 @@ SIGNATURES = {
     "split: 'str' = '', patch_px: 'int' = 0, stride_px: 'int' = 0) -> 'None'",
     "SlideStore": "(path: 'Path | str') -> 'None'",
     "Window": "(x_px: 'int', y_px: 'int', width_px: 'int', height_px: 'int') -> None",
-    "evaluate": "(stores: 'Sequence[Path | str]' = (), settings: 'Settings | None' = None, *, "
+    "evaluate_masks": "(stores: 'Sequence[Path | str]' = (), settings: 'Settings | None' = None, *, "
     "progress: 'Progress' = <function silent>) -> 'Evaluation'",
     "find_stores": "(folder: 'Path') -> 'list[Path]'",
     "open_store": "(path: 'Path | str') -> 'SlideStore'",
@@ -52,6 +52,11 @@ def test_the_public_names_do_not_change_unseen() -> None:
     assert all(getattr(wsipipe, name).__doc__ for name in wsipipe.__all__ if name != "__version__")
     with pytest.raises(AttributeError, match="module 'wsipipe' has no attribute 'nothing'"):
         _ = wsipipe.nothing
+
+
+def test_no_public_name_is_that_of_a_module():
+    """Importing the module would replace the name."""
+    assert not set(wsipipe.__all__) & {p.stem for p in Path(wsipipe.__file__).parent.iterdir()}
 
 
 def test_type_checkers_see_the_same_names() -> None:
@@ -103,7 +108,7 @@ def test_a_network_maps_a_new_slide_and_maps_are_evaluated_and_exported(
     result, settings = chain
     again = wsipipe.predict(["slides/neg.svs"], "runs/unet/model.json", settings)
     assert [p.stem for p in again.paths] == ["neg"]
-    evaluation = wsipipe.evaluate(settings=settings)
+    evaluation = wsipipe.evaluate_masks(settings=settings)
     assert sorted(evaluation.slides) == sorted(SLIDES)
     exported = wsipipe.run_stage("export", result.paths[:1], settings)
     assert Path("export/unet/extra.geojson") in exported.paths

@@ -148,7 +148,7 @@ def test_sections_of_methods_are_left_to_their_owner() -> None:
         (RunConfig, {"max_failed": "some"}, "run.max_failed: 'some' is neither a number nor a percentage such as 5%"),
         (RunConfig, {"max_failed": "-1"}, "neither a number nor a percentage"),
         (RunConfig, {"max_failed": ""}, "neither a number nor a percentage"),
-        (RunConfig, {"workers": -1}, "run.workers: -1 is negative; 0 means one a processor"),
+        (RunConfig, {"workers": -1}, "run.workers: -1 is negative; 0 means one per processor"),
     ],
 )
 def test_a_value_out_of_range_is_refused_at_construction(cls, values: Any, message: str) -> None:

@@ -17,7 +17,7 @@ _HOMES = {
     "StageResult": "wsipipe.api",
     "Window": "wsipipe.geometry",
     "WsipipeError": "wsipipe.errors",
-    "evaluate": "wsipipe.api",
+    "evaluate_masks": "wsipipe.api",
     "find_stores": "wsipipe.store",
     "open_store": "wsipipe.api",
     "predict": "wsipipe.api",

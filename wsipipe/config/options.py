@@ -30,45 +30,41 @@ __all__ = [
 class TileConfig:
     """Slides to stores."""
 
-    mpp: float = option(0.5, "working resolution in um/px; a slide level within 1 % is used as it is", group="Patches")
-    patch_px: int = option(256, "side of a patch in px at the working resolution", group="Patches")
-    stride_px: int = option(0, "step between patches in px; 0: the patch size (no overlap)", group="Patches")
-    min_tissue: float = option(
-        0.25, "least share of tissue (0..1) in a patch that is kept", group="Patches", metavar="0..1"
-    )
+    mpp: float = option(0.5, "working resolution in um/px; a slide level within 1 % is used unchanged", group="Patches")
+    patch_px: int = option(256, "side of a patch, in px at the working resolution", group="Patches")
+    stride_px: int = option(0, "step between patches; 0: the patch size (no overlap)", group="Patches")
+    min_tissue: float = option(0.25, "minimum tissue fraction of a patch", group="Patches", metavar="0..1")
     codec: str = option("jpeg", "pixel codec: jpeg (small) or zstd (lossless)", group="Pixels", metavar="jpeg|zstd")
     quality: int = option(90, "JPEG quality, 1..100", group="Pixels", metavar="1..100")
     mpp_override: float = option(
         0.0,
-        "um/px of level 0 for slides that do not say it (or say it wrong); 0: trust the slide",
+        "um/px of level 0, for slides that lack it or state a wrong one; 0: as in the slide",
         group="What goes in",
     )
-    tissue_mpp: float = option(8.0, "um/px at which tissue is told from glass", group="Tissue")
-    min_area_um2: float = option(
-        10_000.0, "tissue pieces and holes smaller than this (um2) are ignored", group="Tissue"
-    )
-    qc: bool = option(True, "leave out pen marks and what is out of focus", group="Tissue")
+    tissue_mpp: float = option(8.0, "um/px of tissue detection", group="Tissue")
+    min_area_um2: float = option(10_000.0, "smaller tissue pieces and holes (um2) are ignored", group="Tissue")
+    qc: bool = option(True, "exclude pen marks and blurred areas", group="Tissue")
     tissue: str = option(
         "",
-        "masks that replace the tissue finder: folder with <slide_id>.png, .tif or .geojson, or a pattern",
+        "tissue masks in place of detection: folder with <slide_id>.png, .tif or .geojson, or a pattern",
         group="What goes in",
         metavar="FOLDER",
     )
     max_corrupt: float = option(
         0.05,
-        "share (0..1) of a slide's tiles that may be unreadable before the slide fails",
+        "fraction of unreadable tiles above which a slide fails",
         group="Pixels",
         metavar="0..1",
     )
     fast_resample: bool = option(
-        False, "let libjpeg shrink tiles while it decodes them: faster, not the exact mean", group="Pixels"
+        False, "let libjpeg shrink tiles while decoding: faster, but not the exact mean", group="Pixels"
     )
     qc_image: bool = option(
-        False, "write the picture that a person checks the tissue by: runs/tile/<slide_id>.png", group="Tissue"
+        False, "write a picture for checking the tissue mask: runs/tile/<slide_id>.png", group="Tissue"
     )
     normalise_stain: bool = option(
         False,
-        "read every slide with its mean optical density over tissue brought to one reference; pixels stay",
+        "normalise mean optical density to a reference when reading; stored pixels are unchanged",
         group="Pixels",
     )
 
@@ -218,20 +214,16 @@ class ExportConfig:
 class RunConfig:
     """What all stages share."""
 
-    slides: tuple[str, ...] = option(
-        (), "slides, folders of slides or patterns, for `wsipipe run`", group="Run", metavar="SLIDE"
-    )
+    slides: tuple[str, ...] = option((), "slides, folders or patterns, for `wsipipe run`", group="Run", metavar="SLIDE")
     stores: str = option("stores", "folder of the stores", group="Run", metavar="FOLDER")
     runs: str = option("runs", "folder of fits, checkpoints, ledgers and figures", group="Run", metavar="FOLDER")
     device: str = option("auto", "auto, cpu or cuda:N", group="Run", metavar="NAME")
-    workers: int = option(0, "threads that read and write pixels; 0: one a processor", group="Run")
-    seed: int = option(0, "seed of everything random", group="Run")
-    max_failed: str = option(
-        "0", "slides that may fail before the exit code is 1: N or P%", group="Run", metavar="N|P%"
-    )
+    workers: int = option(0, "threads for reading and writing pixels; 0: one per processor", group="Run")
+    seed: int = option(0, "seed of all random numbers", group="Run")
+    max_failed: str = option("0", "failed slides up to which the exit code is 0: N or P%", group="Run", metavar="N|P%")
     dask: str = option(
         "",
-        "dask scheduler that tiling runs on, tcp://host:port, or a number of local processes",
+        "dask scheduler for tiling: tcp://host:port, or a number of local processes",
         group="Run",
         metavar="ADDRESS|N",
     )
@@ -241,7 +233,7 @@ class RunConfig:
         check(
             number.isdecimal(), f"run.max_failed: {self.max_failed!r} is neither a number nor a percentage such as 5%"
         )
-        check(self.workers >= 0, f"run.workers: {self.workers} is negative; 0 means one a processor")
+        check(self.workers >= 0, f"run.workers: {self.workers} is negative; 0 means one per processor")
 
 
 SECTIONS: dict[str, type] = {
