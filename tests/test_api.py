@@ -21,7 +21,7 @@ SIGNATURES = {
     "split: 'str' = '', patch_px: 'int' = 0, stride_px: 'int' = 0) -> 'None'",
     "SlideStore": "(path: 'Path | str') -> 'None'",
     "Window": "(x_px: 'int', y_px: 'int', width_px: 'int', height_px: 'int') -> None",
-    "evaluate_masks": "(stores: 'Sequence[Path | str]' = (), settings: 'Settings | None' = None, *, "
+    "evaluate_maps": "(stores: 'Sequence[Path | str]' = (), settings: 'Settings | None' = None, *, "
     "progress: 'Progress' = <function silent>) -> 'Evaluation'",
     "find_stores": "(folder: 'Path') -> 'list[Path]'",
     "open_store": "(path: 'Path | str') -> 'SlideStore'",
@@ -54,7 +54,7 @@ def test_the_public_names_do_not_change_unseen() -> None:
         _ = wsipipe.nothing
 
 
-def test_no_public_name_is_that_of_a_module():
+def test_no_public_name_is_that_of_a_module() -> None:
     """Importing the module would replace the name."""
     assert not set(wsipipe.__all__) & {p.stem for p in Path(wsipipe.__file__).parent.iterdir()}
 
@@ -108,7 +108,7 @@ def test_a_network_maps_a_new_slide_and_maps_are_evaluated_and_exported(
     result, settings = chain
     again = wsipipe.predict(["slides/neg.svs"], "runs/unet/model.json", settings)
     assert [p.stem for p in again.paths] == ["neg"]
-    evaluation = wsipipe.evaluate_masks(settings=settings)
+    evaluation = wsipipe.evaluate_maps(settings=settings)
     assert sorted(evaluation.slides) == sorted(SLIDES)
     exported = wsipipe.run_stage("export", result.paths[:1], settings)
     assert Path("export/unet/extra.geojson") in exported.paths
@@ -125,5 +125,5 @@ def test_pixels_masks_and_scores_are_arrays(chain: tuple[wsipipe.StageResult, ws
 def test_mistakes_raise(chain: tuple[wsipipe.StageResult, wsipipe.Settings]) -> None:
     with pytest.raises(wsipipe.WsipipeError, match="stage 'magic' is not known; choose one of tile"):
         wsipipe.run_stage("magic")
-    with pytest.raises(wsipipe.WsipipeError, match=r"tile\.patch_px: 3 is too small"):
+    with pytest.raises(wsipipe.WsipipeError, match=r"tile\.patch_px: 3 is below 16"):
         wsipipe.read_settings(flags={"tile": {"patch_px": 3}})

@@ -230,5 +230,5 @@ def test_grown_adds_the_margin_on_every_side() -> None:
 
 @pytest.mark.parametrize(("patch", "stride"), [(0, 1), (1, 0), (-5, 4)])
 def test_an_empty_patch_or_stride_is_refused(patch: int, stride: int) -> None:
-    with pytest.raises(ConfigError, match=r"both must be at least 1; see --patch, --stride"):
+    with pytest.raises(ConfigError, match=r"both must be at least 1 \(--patch, --stride\)"):
         Grid((10, 10), (0.5, 0.5), (1.0, 1.0), patch, stride)

@@ -20,8 +20,7 @@ from wsipipe.config.options import SECTIONS, PseudolabelConfig, TileConfig, Trai
 from wsipipe.config.yaml import build, read_yaml
 from wsipipe.errors import ConfigError, LabelsError, SlideError
 from wsipipe.pipeline import expand, read_settings, run_chain
-from wsipipe.pseudolabel.registry import load as load_method
-from wsipipe.pseudolabel.registry import load_refinement, names, refinements
+from wsipipe.pseudolabel.registry import load_method, load_refinement, method_names, refinement_names
 from wsipipe.runtime.ledger import Report
 from wsipipe.store import SlideStore
 
@@ -65,13 +64,16 @@ def test_the_shipped_file_holds_every_option_at_its_default() -> None:
     assert sorted(given) == sorted(SECTIONS)
     for section, config in SECTIONS.items():
         fields = {f.name for f in dataclasses.fields(config)}
-        assert set(given[section]) - {*names(), *refinements()} == fields, section
-        assert build(config, given[section], section, (*names(), *refinements())) == config()
+        assert set(given[section]) - {*method_names(), *refinement_names()} == fields, section
+        assert build(config, given[section], section, (*method_names(), *refinement_names())) == config()
 
 
 def test_the_shipped_file_holds_every_parameter_of_every_method_at_its_default() -> None:
     given = read_yaml(SHIPPED)["pseudolabel"]
-    for name, load in [*((n, load_method) for n in names()), *((n, load_refinement) for n in refinements())]:
+    for name, load in [
+        *((n, load_method) for n in method_names()),
+        *((n, load_refinement) for n in refinement_names()),
+    ]:
         params = load(name).Params
         assert set(given[name]) == {f.name for f in dataclasses.fields(params)}
         assert build(params, given[name], name) == params()
@@ -112,11 +114,11 @@ def test_a_mistake_is_said_of_the_file_only_if_it_stands_there(tmp_path: Path) -
     (tmp_path / "p.yaml").write_text("tile: {patch_px: 64}\n")
     with pytest.raises(ConfigError) as caught:
         read_settings(tmp_path / "p.yaml", {"tile": {"patch_px": 3}})
-    assert str(caught.value).startswith("tile.patch_px: 3 is too small")
+    assert str(caught.value).startswith("tile.patch_px: 3 is below 16")
     (tmp_path / "p.yaml").write_text("tile: {patch_px: 3}\n")
     with pytest.raises(ConfigError) as caught:
         read_settings(tmp_path / "p.yaml", {})
-    assert str(caught.value).startswith(f"{tmp_path / 'p.yaml'}: tile.patch_px: 3 is too small")
+    assert str(caught.value).startswith(f"{tmp_path / 'p.yaml'}: tile.patch_px: 3 is below 16")
 
 
 @pytest.mark.parametrize("below", ["3", "[1]", "text"])
@@ -151,7 +153,7 @@ def test_patterns_are_expanded_in_order_and_a_name_with_brackets_is_taken_as_it_
         ({"pseudolabel": {"encoder": "resnet1"}}, "encoder 'resnet1' is not known to timm"),
         ({"pseudolabel": {"weights": "none.safetensors"}}, "none.safetensors: no such file"),
         ({"pseudolabel": {"camel": {"latice": 4}}}, "pseudolabel.camel.latice: unknown key; did you mean 'lattice'"),
-        ({"pseudolabel": {"camel": {"lattice": 5}}}, "a patch of 128 px does not split into 5"),
+        ({"pseudolabel": {"camel": {"lattice": 5}}}, "lattice: 5 does not divide a patch of 128 px"),
         ({"pseudolabel": {"camel": {"uncertain": 0.5}}}, "camel.uncertain: 0.5 is outside"),
         ({"pseudolabel": {"name": "../x"}}, "name '../x': use letters"),
         ({"pseudolabel": {"name": "tissue"}}, "reserved by wsipipe"),
@@ -179,7 +181,7 @@ def test_a_mistake_in_any_stage_stops_the_chain_before_the_first_slide(here: Pat
     [
         ("ghost,tumour\n", "line 4: no store for slide ghost"),
         ("pos,\n", "lines 2 and 4: slide pos has two rows"),
-        (",tumour\n", "line 4: no slide_id"),
+        (",tumour\n", "line 4: slide_id is empty"),
     ],
 )
 def test_a_bad_row_of_labels_stops_the_chain_before_the_first_slide(here: Path, row: str, message: str) -> None:
@@ -212,7 +214,7 @@ def test_one_bad_slide_within_what_is_allowed_is_left_out_with_its_labels(
     assert report.exit_code == 0
     assert [r["item"] for r in report.of("failed")] == ["broken"]
     assert [p.stem for p in stores] == sorted(SLIDES)
-    assert "1 of 3 rows left out: their slides could not be tiled" in caplog.text
+    assert "skipped 1 of 3 rows: their slides could not be tiled" in caplog.text
     assert (here / "runs/camel/labels.csv").read_text() == (here / "labels.csv").read_text()
     assert (here / "labels.csv").read_text().endswith("broken,tumour\n")
     again, same = run_all(allowed)
@@ -282,7 +284,7 @@ def test_labels_of_which_too_little_is_left_are_refused(here: Path) -> None:
     add_broken_slide(here)
     (here / "slides" / "pos.svs").write_bytes(b"no slide")
     (here / "labels.csv").write_text("slide_id,label\npos,tumour\nneg,\n")
-    with pytest.raises(LabelsError, match="say the same"):
+    with pytest.raises(LabelsError, match="have the same label"):
         run_all(settings(run={"max_failed": "2"}))
 
 

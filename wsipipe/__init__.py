@@ -17,7 +17,7 @@ _HOMES = {
     "StageResult": "wsipipe.api",
     "Window": "wsipipe.geometry",
     "WsipipeError": "wsipipe.errors",
-    "evaluate_masks": "wsipipe.api",
+    "evaluate_maps": "wsipipe.api",
     "find_stores": "wsipipe.store",
     "open_store": "wsipipe.api",
     "predict": "wsipipe.api",

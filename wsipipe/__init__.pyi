@@ -1,6 +1,6 @@
 """The public names, for type checkers and editors; `__init__.py` imports each when it is first used."""
 
-from wsipipe.api import StageResult, evaluate_masks, open_store, predict, run_stage
+from wsipipe.api import StageResult, evaluate_maps, open_store, predict, run_stage
 from wsipipe.dataset import Patches
 from wsipipe.errors import WsipipeError
 from wsipipe.geometry import Window
@@ -17,7 +17,7 @@ __all__ = [
     "Window",
     "WsipipeError",
     "__version__",
-    "evaluate_masks",
+    "evaluate_maps",
     "find_stores",
     "open_store",
     "predict",

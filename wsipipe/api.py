@@ -82,7 +82,7 @@ def predict(
     return StageResult(*map_slides([Path(p) for p in inputs], Path(checkpoint), settings, context))
 
 
-def evaluate_masks(
+def evaluate_maps(
     stores: Sequence[Path | str] = (), settings: Settings | None = None, *, progress: Progress = silent
 ) -> Evaluation:
     """Score the masks `settings.evaluate.masks` of stores (default: all) against `settings.evaluate.truth`.

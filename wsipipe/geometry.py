@@ -1,4 +1,4 @@
-"""Grid: the one place that converts between slide pixels, working pixels, micrometres and levels.
+"""Grid: every conversion between slide pixels, working pixels, micrometres and levels.
 
 Frames. `_px0`: level-0 pixels of the slide. `_px`: pixels of the store's level 0, at the working mpp.
 `_um`: micrometres. Points are (x, y), sizes (width, height), arrays row-major (y, x).
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NATIVE_TOLERANCE = 0.01
-"""A slide level whose mpp is within 1 % of the asked one is taken as it is (and the grid keeps the true mpp)."""
+"""A slide level within 1 % of the working mpp is used unchanged; the grid keeps its true mpp."""
 
 LEVEL_FACTOR = 4
-"""Each coarser level of a store is 4 times smaller: a third of the pixels of a factor-2 pyramid, as scanners do."""
+"""Each coarser level of a store is 4 times smaller, as in scanner files."""
 
 COARSEST_PX = 1024
 """Levels are added until the longer side is at most this."""
@@ -38,7 +38,7 @@ def ceil_div(a: int | NDArray[np.int64], b: int) -> int | NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle in working pixels; it may reach over the border of the slide."""
+    """A rectangle in working pixels; it may extend beyond the slide."""
 
     x_px: int
     y_px: int
@@ -46,12 +46,12 @@ class Window:
     height_px: int
 
     def grown(self, margin_px: int) -> Window:
-        """The window with `margin_px` more on each side (fewer where negative)."""
+        """The window extended by `margin_px` on each side, or shrunk if negative."""
         m = margin_px
         return Window(self.x_px - m, self.y_px - m, self.width_px + 2 * m, self.height_px + 2 * m)
 
     def intersect(self, other: Window) -> Window:
-        """The part that both cover; of width or height 0 where they do not meet."""
+        """The overlap; its width or height is 0 if there is none."""
         left, top = max(self.x_px, other.x_px), max(self.y_px, other.y_px)
         right = min(self.x_px + self.width_px, other.x_px + other.width_px)
         bottom = min(self.y_px + self.height_px, other.y_px + other.height_px)
@@ -62,10 +62,10 @@ class Window:
 class Grid:
     """The working frame of one slide and a lattice of patches in it.
 
-    size_px0: (w, h) of the frame in level-0 px: the whole slide, or the part that its scanner says holds pixels.
+    size_px0: (w, h) of the frame in level-0 px: the whole slide, or the area that the scanner recorded.
     mpp: (x, y) um per working px. scale: (x, y) level-0 px per working px.
-    origin_px0: (x, y) of the frame's top left corner; working px (0, 0) covers level-0 px from there on.
-    Patch (row, col) starts at (col, row) * stride_px; the last row and column may reach over the border.
+    origin_px0: (x, y) of the frame's top left corner, where working px (0, 0) starts.
+    Patch (row, col) starts at (col, row) * stride_px; the last row and column may extend over the border.
     """
 
     size_px0: tuple[int, int]
@@ -78,7 +78,7 @@ class Grid:
     def __post_init__(self) -> None:
         if self.patch_px < 1 or self.stride_px < 1:
             raise ConfigError(
-                f"patch {self.patch_px} px, stride {self.stride_px} px: both must be at least 1; see --patch, --stride"
+                f"patch {self.patch_px} px, stride {self.stride_px} px: both must be at least 1 (--patch, --stride)"
             )
 
     @classmethod
@@ -93,8 +93,7 @@ class Grid:
     ) -> Grid:
         """Grid at `mpp` um/px for a slide with these levels; `patches` is (patch_px, stride_px).
 
-        A level within `NATIVE_TOLERANCE` of `mpp` is used as it stands, with its true mpp, so that no pixel is
-        resampled and nothing drifts.
+        A level within `NATIVE_TOLERANCE` of `mpp` is used with its true mpp, so that its pixels are not resampled.
         """
         patch_px, stride_px = patches
         for d in downsamples:
@@ -105,12 +104,12 @@ class Grid:
 
     @property
     def mean_mpp(self) -> float:
-        """Um per working px, mean of x and y."""
+        """Mean of the x and y um per working px."""
         return sum(self.mpp) / 2
 
     @property
     def size_px(self) -> tuple[int, int]:
-        """(width, height) of the frame in working pixels: those wholly inside the slide, at least 1 each."""
+        """(width, height) of the frame in whole working pixels, at least 1."""
         width, height = (max(1, math.floor(n / s + 1e-6)) for n, s in zip(self.size_px0, self.scale, strict=True))
         return width, height
 
@@ -126,7 +125,7 @@ class Grid:
 
     @property
     def levels(self) -> int:
-        """Number of store levels, the working level included."""
+        """Number of store levels, including the working level."""
         longest, n = max(self.size_px), 1
         while longest > COARSEST_PX:
             longest, n = math.ceil(longest / LEVEL_FACTOR), n + 1
@@ -139,7 +138,7 @@ class Grid:
         return math.ceil(h / f), math.ceil(w / f)
 
     def cells(self, cell_px: int) -> tuple[int, int]:
-        """(rows, columns) of squares of `cell_px` that cover the slide from its top left corner."""
+        """(rows, columns) of `cell_px` squares that cover the slide."""
         w, h = self.size_px
         return math.ceil(h / cell_px), math.ceil(w / cell_px)
 
@@ -163,39 +162,39 @@ class Grid:
         return replace(self, patch_px=patch_px, stride_px=stride_px)
 
     def to_px(self, xy_px0: tuple[float, float]) -> tuple[float, float]:
-        """A level-0 point in working pixels."""
+        """Convert a level-0 point to working pixels."""
         (x, y), (x0, y0) = xy_px0, self.origin_px0
         return (x - x0) / self.scale[0], (y - y0) / self.scale[1]
 
     def to_px0(self, xy_px: tuple[float, float]) -> tuple[float, float]:
-        """A working point in level-0 pixels."""
+        """Convert a point in working pixels to level-0 pixels."""
         return xy_px[0] * self.scale[0] + self.origin_px0[0], xy_px[1] * self.scale[1] + self.origin_px0[1]
 
     @property
     def origin_um(self) -> tuple[float, float]:
-        """(x, y) of the frame's top left corner in um from that of the slide's level 0."""
+        """(x, y) in um from the slide's top left corner to the frame's."""
         x, y = (o / s * m for o, s, m in zip(self.origin_px0, self.scale, self.mpp, strict=True))
         return x, y
 
     def px_of_um(self, length_um: float) -> float:
-        """A length in working pixels (mean of x and y)."""
+        """Convert a length in um to working pixels (by the mean of x and y)."""
         return length_um * 2 / (self.mpp[0] + self.mpp[1])
 
     def window_of_px0(self, box_px0: tuple[float, float, float, float]) -> Window:
-        """The level-0 box (x, y, width, height) as a window, its edges rounded to whole working pixels."""
+        """The level-0 box (x, y, width, height) as a window with edges rounded to working pixels."""
         x, y, w, h = box_px0
         (x1, y1), (x2, y2) = self.to_px((x, y)), self.to_px((x + w, y + h))
         return Window(round(x1), round(y1), round(x2) - round(x1), round(y2) - round(y1))
 
     def window_over_px0(self, box_px0: tuple[float, float, float, float]) -> Window:
-        """The smallest window that holds all working pixels that the level-0 box (x, y, width, height) touches."""
+        """The smallest window that contains every working pixel touched by the level-0 box (x, y, width, height)."""
         x, y, w, h = box_px0
         (x1, y1), (x2, y2) = self.to_px((x, y)), self.to_px((x + w, y + h))
         left, top = math.floor(x1 + 1e-6), math.floor(y1 + 1e-6)
         return Window(left, top, math.ceil(x2 - 1e-6) - left, math.ceil(y2 - 1e-6) - top)
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON-ready values; `from_dict` is the inverse."""
+        """JSON-ready values; `from_dict` is the inverse."""
         return {
             "size_px0": list(self.size_px0),
             "origin_px0": list(self.origin_px0),
@@ -207,7 +206,7 @@ class Grid:
 
     @classmethod
     def from_dict(cls, data: dict[str, object]) -> Grid:
-        """The grid that `to_dict` wrote."""
+        """The grid of `to_dict`."""
         d: dict[str, list[float]] = data  # type: ignore[assignment]
         (w, h), (x, y) = d["size_px0"], d["origin_px0"]
         return cls(

@@ -1,4 +1,4 @@
-"""Classes, and labels.csv read into weak labels: one row says which classes a slide, region or patch holds."""
+"""Classes, and weak labels from labels.csv: each row lists the classes present in a slide, region or patch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from wsipipe.errors import LabelsError
 log = logging.getLogger(__name__)
 
 IGNORE = 255
-"""Value of a mask pixel that says nothing: uncertain, not predicted, or without pixels."""
+"""Ignore index: mask value of pixels that are uncertain, not predicted or without data."""
 
 
 class Tissue(IntEnum):
-    """Values of `labels/tissue`: pixels without tissue, with tissue, and without valid pixels."""
+    """Values of `labels/tissue`; invalid: the slide has no readable pixels there."""
 
     GLASS = 0
     TISSUE = 1
@@ -35,13 +35,13 @@ _SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Classes:
-    """Names of the classes to map; mask value i + 1 is names[i], 0 is none of them, 255 is ignore."""
+    """Names of the classes. Mask value i + 1 means names[i], 0 none of them, 255 ignore."""
 
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
         if len(self.names) > IGNORE - 1:
-            raise ValueError(f"{len(self.names)} classes do not fit beside 0 and 255 in a uint8 mask")
+            raise ValueError(f"{len(self.names)} classes; a uint8 mask has room for {IGNORE - 1} beside 0 and 255")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -51,13 +51,16 @@ class Classes:
         return {0: "none", **dict(enumerate(self.names, start=1)), IGNORE: ignored}
 
     def multi_hot(self, present: Sequence[str]) -> tuple[int, ...]:
-        """0 or 1 for each name."""
+        """0 or 1 per class."""
         return tuple(int(n in present) for n in self.names)
 
 
 @dataclass(frozen=True)
 class WeakLabel:
-    """One row of labels.csv. `box_px0` is (x, y, width, height) in level-0 px, or None for the whole slide."""
+    """One row of labels.csv.
+
+    present: 0 or 1 per class. box_px0: (x, y, width, height) in level-0 px, or None for the whole slide.
+    """
 
     line: int
     slide_id: str
@@ -69,7 +72,7 @@ class WeakLabel:
 
 @dataclass(frozen=True)
 class LabelTable:
-    """All rows of one labels.csv and the classes that they speak of."""
+    """All rows of one labels.csv, and the classes."""
 
     path: Path
     classes: Classes
@@ -81,27 +84,26 @@ class LabelTable:
 
 
 def slide_id_of(name: str) -> str:
-    """A file name or id as a safe slide id: letters, digits, `.`, `_`, `-`; anything else becomes `_`.
+    """A file name or id as a safe slide id: letters, digits, `.`, `_`, `-`; other characters become `_`.
 
-    Both Unicode spellings of an accented letter (one code point, or letter and accent as on a Mac) give one id.
+    Both Unicode forms of an accented letter (one code point, or letter plus accent as on a Mac) give the same id.
     """
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", unicodedata.normalize("NFC", name.strip()))
     return safe if re.match(r"[A-Za-z0-9]", safe) else "s" + safe
 
 
 def match_slide_id(name: str, known: Collection[str]) -> str:
-    """The one of the `known` slide ids that a table means: `name` itself, or `name` without the suffix of its file."""
+    """The slide id that a table entry refers to: `name` if it is `known`, otherwise `name` without its file suffix."""
     slide_id = slide_id_of(name)
     return slide_id if slide_id in known else slide_id.rsplit(".", 1)[0]
 
 
 def read_labels(path: Path, classes: Sequence[str] | None = None, to_fit: bool = True) -> LabelTable:
-    """Read labels.csv; `classes` declares the allowed names (default: those that the file uses).
+    """Read labels.csv; `classes` lists the allowed names (default: those that the file uses).
 
-    What makes fitting impossible (no training rows, all labels alike) is an error only where they are read `to_fit`.
-
-    Accepts a BOM, `;` or tab as separator, stray spaces, and `label` (names joined by `;` or `|`) or one 0/1
-    column per class. Raises LabelsError with every problem found.
+    Accepts a BOM, `,`, `;` or tab as separator, stray spaces, and either a column `label` (names joined by `;` or `|`)
+    or one 0/1 column per class. With `to_fit` the labels must also allow training: training rows exist, and their
+    labels differ. Raises LabelsError with every problem found.
     """
     text = _decode(path)
     if not text.strip():
@@ -120,7 +122,7 @@ def read_labels(path: Path, classes: Sequence[str] | None = None, to_fit: bool =
         except ValueError as error:
             problems.append(f"line {line}: {error}")
     if to_fit and not table.names:
-        problems.append("no row names a class: nothing can be learned; give at least one positive label")
+        problems.append("no row has a class; at least one positive label is required")
     problems += _table_problems(rows, to_fit)
     if problems:
         raise LabelsError(path, problems)
@@ -131,15 +133,16 @@ def _decode(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise LabelsError(path, ["no such file; give the labels with --labels labels.csv"]) from None
+        raise LabelsError(path, ["no such file; set it with --labels"]) from None
     except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise LabelsError(path, [f"not a UTF-8 text file ({error}); save it as CSV UTF-8"]) from None
+        raise LabelsError(path, [f"not UTF-8 text ({error}); save it as CSV UTF-8"]) from None
 
 
 def read_table(text: str, known: Collection[str]) -> tuple[list[str], list[tuple[int, dict[str, str]]], list[str]]:
-    """Header, (line, cells by column) of every row that is not blank, and what is wrong with header or rows.
+    """Parse CSV with a header: the header, (line, column -> cell) of every row, and the problems found.
 
-    `text` is CSV with a header, separated by `,`, `;` or tab, and not blank. Columns of `known` are found in any case.
+    `text` must not be blank; the separator is `,`, `;` or tab. Blank rows are skipped. `known` columns match in upper
+    or lower case.
     """
     first = next(line for line in text.splitlines() if line.strip())
     lines = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count), skipinitialspace=True)
@@ -157,8 +160,8 @@ def read_table(text: str, known: Collection[str]) -> tuple[list[str], list[tuple
             continue
         if any(values[len(header) :]):
             problems.append(
-                f"line {lines.line_num}: {len(values)} cells under {len(header)} columns; "
-                "put a cell that contains the separator in quotes"
+                f"line {lines.line_num}: {len(values)} cells, but the header has {len(header)}; "
+                "quote cells that contain the separator"
             )
         values += [""] * (len(header) - len(values))
         rows.append((lines.line_num, dict(zip(header, values, strict=False))))
@@ -172,7 +175,7 @@ def _header_problems(header: Sequence[str]) -> list[str]:
     if "label" not in header and not [h for h in header if h and h not in _KNOWN]:
         problems.append("no column label and no 0/1 column per class")
     if any(b in header for b in _BOX) and not all(b in header for b in _BOX):
-        problems.append(f"a region needs all of {', '.join(_BOX)} (level-0 px)")
+        problems.append(f"a region needs all columns {', '.join(_BOX)} (level-0 px)")
     return problems
 
 
@@ -181,15 +184,15 @@ def _names(cell: str) -> list[str]:
 
 
 def _row(line: int, record: Mapping[str, str], columns: Sequence[str], classes: Classes) -> WeakLabel:
-    """One record as a WeakLabel; ValueError says what is wrong with it."""
+    """One record as a WeakLabel. Raises ValueError with what is wrong."""
     given = record.get("slide_id") or record.get("slide") or ""
     if not given:
-        raise ValueError("no slide_id")
+        raise ValueError("slide_id is empty")
     slide_id = slide_id_of(given)
     if columns:
         bad = {c: record[c] for c in columns if record[c] not in ("", "0", "1", "0.0", "1.0")}
         if bad:
-            raise ValueError(f"{bad} should be 0 or 1")
+            raise ValueError(f"{', '.join(f'{c} = {v!r}' for c, v in bad.items())}: expected 0 or 1")
         names = [c for c in columns if record[c].startswith("1")]
     else:
         names = _names(record["label"])
@@ -198,7 +201,7 @@ def _row(line: int, record: Mapping[str, str], columns: Sequence[str], classes: 
         raise ValueError(f"unknown class {', '.join(unknown)}; the classes are {', '.join(classes.names)}")
     split = record.get("split", "").lower() or "train"
     if split not in _SPLITS:
-        raise ValueError(f"split {split!r} should be one of {', '.join(_SPLITS)}")
+        raise ValueError(f"split {split!r}: expected one of {', '.join(_SPLITS)}")
     box = _box(record)
     return WeakLabel(line, slide_id, classes.multi_hot(names), box, record.get("patient_id", ""), split)
 
@@ -210,14 +213,14 @@ def _box(record: Mapping[str, str]) -> tuple[float, float, float, float] | None:
     try:
         x, y, w, h = (float(c) for c in cells)
     except ValueError:
-        raise ValueError(f"x,y,width,height = {','.join(cells)}: four numbers in level-0 px expected") from None
+        raise ValueError(f"x,y,width,height = {','.join(cells)}: expected four numbers in level-0 px") from None
     if not (w > 0 and h > 0 and x >= 0 and y >= 0 and max(x, y, w, h) < float("inf")):
-        raise ValueError(f"x,y,width,height = {','.join(cells)}: not a box of positive size inside the slide")
+        raise ValueError(f"x,y,width,height = {','.join(cells)}: expected a box of positive size inside the slide")
     return x, y, w, h
 
 
 def _table_problems(rows: Sequence[WeakLabel], to_fit: bool = True) -> list[str]:
-    """Contradictions between rows: doubles, patients or slides on both sides of a split, labels that all agree."""
+    """Problems between rows: duplicates, slides or patients in two splits and, `to_fit`, labels without contrast."""
     problems: list[str] = []
     seen: dict[tuple[str, object], int] = {}
     for r in rows:
@@ -231,15 +234,15 @@ def _table_problems(rows: Sequence[WeakLabel], to_fit: bool = True) -> list[str]
         for r in rows:
             splits.setdefault(getattr(r, name), set()).add(r.split)
         both = {i: s for i, s in splits.items() if i and len(s) > 1}
-        problems += [f"{kind} {i} is in {' and '.join(sorted(s))}: a split must not share it" for i, s in both.items()]
+        problems += [f"{kind} {i} is in the splits {' and '.join(sorted(s))}; keep it in one" for i, s in both.items()]
     if not to_fit:
         return problems
     train = [r for r in rows if r.split == "train"]
     if rows and not train:
-        problems.append("no row has split train: nothing to fit on")
+        problems.append("no row has split train; training needs some")
     elif train and len({r.present for r in train}) == 1:
         problems.append(
-            f"all {len(train)} training rows say the same: both kinds are needed, rows with and rows without a class"
+            f"all {len(train)} training rows have the same label; at least one positive and one negative are required"
         )
     return problems
 
@@ -247,23 +250,23 @@ def _table_problems(rows: Sequence[WeakLabel], to_fit: bool = True) -> list[str]
 def match_stores(
     table: LabelTable, store_ids: Sequence[str], failed: Collection[str] = ()
 ) -> tuple[LabelTable, list[str]]:
-    """Match rows with stores; returns the table with store ids and the ids of stores without a row.
+    """Match rows with stores; returns the table with store ids, and the ids of stores without a row.
 
-    A slide_id may carry a file suffix (`a.svs` for store `a`). Rows of slides in `failed`, which could not be tiled,
-    are left out with a warning; LabelsError lists all other rows without a store.
+    A slide_id may have a file suffix (`a.svs` for store `a`). Rows of `failed` slides, which could not be tiled, are
+    skipped with a warning. Raises LabelsError with all other rows that have no store.
     """
     known = set(store_ids)
-    rows, problems, lost = [], [], 0
+    rows, problems, skipped = [], [], 0
     for r in table.rows:
         name = match_slide_id(r.slide_id, known)
         if name not in known and not {name, r.slide_id}.isdisjoint(failed):
-            lost += 1
+            skipped += 1
             continue
         if name not in known:
-            problems.append(f"line {r.line}: no store for slide {r.slide_id}; tile it first or remove the row")
+            problems.append(f"line {r.line}: no store for slide {r.slide_id}; tile the slide or remove the row")
         rows.append(WeakLabel(r.line, name, r.present, r.box_px0, r.patient_id, r.split))
-    if lost:
-        log.warning("%s: %d of %d rows left out: their slides could not be tiled", table.path, lost, len(table.rows))
+    if skipped:
+        log.warning("%s: skipped %d of %d rows: their slides could not be tiled", table.path, skipped, len(table.rows))
     problems += _table_problems(rows)  # two spellings may name one store
     if problems:
         raise LabelsError(table.path, problems)

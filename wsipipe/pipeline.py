@@ -22,7 +22,7 @@ from wsipipe.config.options import (
 from wsipipe.config.renamed import check_reused
 from wsipipe.config.yaml import build, read_yaml
 from wsipipe.errors import ConfigError, check
-from wsipipe.pseudolabel.registry import NONE, chosen, names, refinements
+from wsipipe.pseudolabel.registry import NONE, method_names, parse_methods, refinement_names
 from wsipipe.runtime.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -93,14 +93,14 @@ def _is_valid(given: Values) -> bool:
 
 def _settings(given: Values, flags: Values) -> Settings:
     """Merge the values of the file with the flags, and check what needs no other file."""
-    nested = (*names(), *refinements())
+    nested = (*method_names(), *refinement_names())
     merged = {s: {**given.get(s, {}), **flags.get(s, {})} for s in SECTIONS}
     for section, values in merged.items():
         check_reused(section, values)
     sections = {name: values for name in nested if (values := _parameters(name, given, flags))}
     parts: dict[str, Any] = {s: build(c, merged[s], s, nested) for s, c in SECTIONS.items()}
-    chosen(parts["pseudolabel"].method)
-    refine, known = parts["pseudolabel"].refine, (NONE, *refinements())
+    parse_methods(parts["pseudolabel"].method)
+    refine, known = parts["pseudolabel"].refine, (NONE, *refinement_names())
     check(refine in ("", *known), f"pseudolabel.refine: {refine!r} is not known; choose one of {', '.join(known)}")
     return Settings(sections=sections, **parts)
 
@@ -189,12 +189,12 @@ def check_all(settings: Settings) -> dict[str, SlideFile]:
 def _check_methods(settings: Settings) -> None:
     """The parameters of every chosen method and its refinement, and that its instances fit a patch."""
     from wsipipe.pseudolabel.options import resolve_params, resolve_refinement
-    from wsipipe.pseudolabel.registry import load
+    from wsipipe.pseudolabel.registry import load_method
 
-    for name in chosen(settings.pseudolabel.method):
-        method = load(name)
+    for name in parse_methods(settings.pseudolabel.method):
+        method = load_method(name)
         params = resolve_params(method, name, settings.sections)
-        method.lattice(settings.tile.patch_px, params)
+        method.instance_grid(settings.tile.patch_px, params)
         resolve_refinement(settings.pseudolabel, method, settings.sections)
 
 
@@ -215,7 +215,7 @@ def _check_names(settings: Settings) -> None:
     """The masks that pseudolabel writes are those that segment trains on, and the maps do not replace them."""
     from wsipipe.store.names import check_name
 
-    masks = [settings.pseudolabel.name] if settings.pseudolabel.name else chosen(settings.pseudolabel.method)
+    masks = [settings.pseudolabel.name] if settings.pseudolabel.name else parse_methods(settings.pseudolabel.method)
     maps = settings.segment.name or settings.segment.architecture
     for name in (*masks, maps):
         check_name(name)

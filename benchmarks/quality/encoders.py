@@ -34,12 +34,12 @@ from wsipipe.nn.train import Schedule
 from wsipipe.pseudolabel.bags import Bag, make_bags
 from wsipipe.pseudolabel.features import embed
 from wsipipe.pseudolabel.instance_grid import InstanceGrid
+from wsipipe.pseudolabel.methods.camel.rules import prevalence
 from wsipipe.pseudolabel.methods.camel.selectors import score_features, train_selector
-from wsipipe.pseudolabel.shared.mil import prevalence
 from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 
-LATTICE = InstanceGrid(64, 128, 2)
+GRID = InstanceGrid(64, 128, 2)
 SHARE = 0.1
 """Of the instances of a positive slide, those that are surely positive."""
 
@@ -54,7 +54,7 @@ def main() -> None:
     table = read_labels(args.labels)
     stores = {p.name.removesuffix(".zarr"): SlideStore(p) for p in sorted(args.stores.glob("*.zarr"))}
     rows = [row for row in table.rows if row.slide_id in stores]
-    bags, _ = make_bags(table, rows, stores, LATTICE, 0.5)
+    bags, _ = make_bags(table, rows, stores, GRID, 0.5)
     split = {row.slide_id: row.split for row in rows}
     truth = [class_share(b, args) for b in bags]
     errors: dict[tuple[str, str], list[float]] = {(head, name): [] for head in HEADS for name in ENCODERS}
@@ -65,7 +65,7 @@ def main() -> None:
                 torch.manual_seed(seed)
                 kind, found = chosen_encoder(args.encoder, str(weights or ""))
                 encoder = create_encoder(kind, found)
-            features = embed(encoder.eval(), bags, LATTICE, ComputeContext(torch.device("cpu"), seed))
+            features = embed(encoder.eval(), bags, GRID, ComputeContext(torch.device("cpu"), seed))
             for head in HEADS:
                 auc = instance_auc(head, features, bags, split, truth, seed)
                 errors[head, name].append(1 - auc)
@@ -104,7 +104,7 @@ def pretrained(args: argparse.Namespace, seed: int) -> Path:
 def class_share(bag: Bag, args: argparse.Namespace) -> NDArray[np.float64]:
     """The share of the class in every instance of a bag, by the truth: float [M]."""
     of_class = read_mask(Path(args.truth.replace("{slide_id}", bag.id)), bag.store.grid) == args.value
-    m = LATTICE.instance_px
+    m = GRID.instance_px
     return np.array([of_class[y : y + m, x : x + m].mean() for x, y in bag.xy_px])
 
 
@@ -119,10 +119,8 @@ def instance_auc(
     """Area under the ROC curve of the test slides' instances, by a `head` of `HEADS` on features float [M, D]."""
     train, test = ([i for i, b in enumerate(bags) if split[b.id] == s] for s in ("train", "test"))
     if head == "truth":  # all instances of a kind of a slide are a bag, of which all are surely so
-        class_pools = [
-            (features[i][select(truth[i])], y) for i in train for y, select in ((1.0, of_class), (0.0, of_none))
-        ]
-        known = [(x, y) for x, y in class_pools if len(x)]
+        sure = [(features[i][select(truth[i])], y) for i in train for y, select in ((1.0, of_class), (0.0, of_none))]
+        known = [(x, y) for x, y in sure if len(x)]
         shown, labels, share = [x for x, _ in known], torch.tensor([[y] for _, y in known]), 1.0
     else:
         shown, labels, share = [features[i] for i in train], torch.tensor([bags[i].label for i in train]), SHARE

@@ -28,7 +28,8 @@ from wsipipe.geometry import Window
 from wsipipe.pseudolabel.fit import Fit
 from wsipipe.pseudolabel.inputs import Inputs
 from wsipipe.pseudolabel.labeller import SlideLabeller
-from wsipipe.pseudolabel.methods import irnet
+from wsipipe.pseudolabel.methods.irnet.network import IrNet
+from wsipipe.pseudolabel.methods.irnet.window_seeds import mean_maxima
 from wsipipe.pseudolabel.options import PseudolabelOptions
 from wsipipe.pseudolabel.shared.walk import Walk
 from wsipipe.pseudolabel.shared.windows import draw_windows
@@ -77,21 +78,21 @@ def fit_of(arm: str, seed: int) -> Fit:
 def paint_without_walk(fit: Fit, name: str) -> None:
     """`labels/<name>` of every store by the fit, whose maps stay where they are, on a scale of their own."""
 
-    def stays(model: irnet.IrNet, maps: Tensor, x: Tensor, tissue: Tensor, how: Walk) -> Tensor:
+    def stays(model: IrNet, maps: Tensor, x: Tensor, tissue: Tensor, walk: Walk) -> Tensor:
         return maps * tissue[:, None]
 
     model = fit.model()
-    assert isinstance(model, irnet.IrNet)
+    assert isinstance(model, IrNet)
     inputs, params = replace(fit.inputs, name=name), fit.inputs.params
-    windows = draw_windows(inputs.bags, inputs.lattice, params.windows, params.max_windows, inputs.compute.seed)
+    windows = draw_windows(inputs.bags, inputs.instance_grid, params.windows, params.max_windows, inputs.compute.seed)
     labeller = SlideLabeller.of(replace(fit, inputs=inputs))
-    walk, irnet.IrNet.walked = irnet.IrNet.walked, stays  # type: ignore[method-assign]
+    published, IrNet.walked = IrNet.walked, stays  # type: ignore[method-assign]
     try:
-        model.top.copy_(irnet.highest(model, windows, params))
+        model.top.copy_(mean_maxima(model, windows, params))
         for store in inputs.slides.targets:
             labeller.label(model, store)
     finally:
-        irnet.IrNet.walked = walk  # type: ignore[method-assign]
+        IrNet.walked = published  # type: ignore[method-assign]
 
 
 def judged(stores: list[SlideStore], name: str, truth: str, positive: int, tolerance_px: float) -> tuple[float, ...]:

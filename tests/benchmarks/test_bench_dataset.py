@@ -123,7 +123,7 @@ def test_the_data_sets_that_come_with_it_can_be_read_and_ask_for_parameters_that
 ) -> None:
     from wsipipe.config.options import SECTIONS
     from wsipipe.config.yaml import build
-    from wsipipe.pseudolabel.registry import load
+    from wsipipe.pseudolabel.registry import load_method
 
     data = read_dataset(OWN / f"{name}.yaml", Path("data"), budget)
     for section, values in data.sections.items():
@@ -132,6 +132,6 @@ def test_the_data_sets_that_come_with_it_can_be_read_and_ask_for_parameters_that
     patch_px = data.sections["tile"].get("patch_px", 256)
     for arm in data.arms:
         build(SECTIONS["pseudolabel"], arm.options, "pseudolabel")
-        method = load(arm.method)
-        lattice = method.lattice(patch_px, build(method.Params, arm.params, arm.method))
-        assert patch_px % lattice.instance_px == 0
+        method = load_method(arm.method)
+        instance_grid = method.instance_grid(patch_px, build(method.Params, arm.params, arm.method))
+        assert patch_px % instance_grid.instance_px == 0

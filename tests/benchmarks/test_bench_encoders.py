@@ -79,7 +79,7 @@ def test_good_features_rank_the_instances_and_blind_ones_do_not(bags: list[Bag],
     truth = [encoders.class_share(b, args) for b in bags]
     aucs = []
     for blind in (False, True):
-        features = embed(Colours(blind), bags, encoders.LATTICE, ComputeContext(torch.device("cpu"), 0))
+        features = embed(Colours(blind), bags, encoders.GRID, ComputeContext(torch.device("cpu"), 0))
         aucs.append(encoders.instance_auc(head, features, bags, split, truth, 0))
     assert aucs[0] > 0.95
     assert 0.2 < aucs[1] < 0.8
@@ -90,7 +90,7 @@ def test_a_head_is_fitted_on_what_it_is_named_after(bags: list[Bag], args: Names
     split = {r.slide_id: r.split for r in ROWS}
     truth = [encoders.class_share(b, args) for b in bags]
     denied = [1 - t if split[b.id] == "train" else t for b, t in zip(bags, truth, strict=True)]
-    features = embed(Colours(False), bags, encoders.LATTICE, ComputeContext(torch.device("cpu"), 0))
+    features = embed(Colours(False), bags, encoders.GRID, ComputeContext(torch.device("cpu"), 0))
     assert encoders.instance_auc("truth", features, bags, split, denied, 0) < 0.05
     assert encoders.instance_auc("slide labels", features, bags, split, denied, 0) > 0.95
 

@@ -162,12 +162,12 @@ def test_stages_before_tile_say_what_to_run_first(empty: Path):
     ("labels", "arguments", "message"),
     [
         (LABELS, ("--classes", "stroma"), "line 2: unknown class tumour; the classes are stroma"),
-        (LABELS + "ghost,tumour\n", (), "line 4: no store for slide ghost; tile it first or remove the row"),
-        ("slide_id,label\npos,tumour\nneg,tumour\n", (), "say the same"),
-        ("slide_id,label\npos,\nneg,\n", (), "no row names a class"),
+        (LABELS + "ghost,tumour\n", (), "line 4: no store for slide ghost; tile the slide or remove the row"),
+        ("slide_id,label\npos,tumour\nneg,tumour\n", (), "have the same label"),
+        ("slide_id,label\npos,\nneg,\n", (), "no row has a class"),
         ("name,label\npos,tumour\n", (), "no column slide_id"),
         ("", (), "the file is empty"),
-        (None, (), "no such file; give the labels with --labels"),
+        (None, (), "no such file; set it with --labels"),
         (LABELS, ("--set", "selector_stps=3"), "camel.selector_stps: unknown key; did you mean 'selector_steps'?"),
         (LABELS, ("--set", "selector_steps=many"), "camel.selector_steps: expected int, found 'many'"),
         (LABELS, ("--set", "prevalence"), "--set prevalence: expected KEY=VALUE"),
@@ -206,7 +206,7 @@ def test_an_unknown_method(here: Path):
     assert "'magic' is not" in flag.stderr
     assert "camel" in flag.stderr
     (here / "pipeline.yaml").write_text("pseudolabel: {method: magic}\n")
-    assert_refused(wsipipe("pseudolabel"), 2, "pipeline.yaml: method 'magic' is not known; choose of")
+    assert_refused(wsipipe("pseudolabel"), 2, "pipeline.yaml: method 'magic' is not known; choose from")
 
 
 def test_a_folder_of_another_kind_is_no_store(empty: Path):
@@ -271,7 +271,7 @@ def test_labels_of_a_slide_that_failed_to_tile_are_left_out_with_a_warning(here:
     assert tiled.exit_code == 0
     result = wsipipe("pseudolabel")
     assert result.exit_code == 0, result.stderr
-    assert "labels.csv: 1 of 3 rows left out: their slides could not be tiled" in result.stderr
+    assert "labels.csv: skipped 1 of 3 rows: their slides could not be tiled" in result.stderr
     assert "fitted before with the same inputs" in result.stderr  # it is the same fit as without the row
     (here / "labels.csv").write_text((here / "labels.csv").read_text() + "ghost,tumour\n")
     assert_refused(wsipipe("pseudolabel"), 2, "no store for slide ghost")

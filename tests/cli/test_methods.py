@@ -12,7 +12,7 @@ import pytest
 from support.tiny_chain import PIPELINE, assert_refused, wsipipe
 
 from wsipipe.geometry import Window
-from wsipipe.pseudolabel.registry import chosen, names, refinements
+from wsipipe.pseudolabel.registry import method_names, parse_methods, refinement_names
 from wsipipe.store import SlideStore
 
 FIFTH = '''"""Redness: paints what is red."""
@@ -27,43 +27,47 @@ import torch
 from wsipipe.config.options import option
 from wsipipe.nn.train import seeded_init
 from wsipipe.pseudolabel.instance_grid import InstanceGrid, read_crops
-from wsipipe.pseudolabel.method import ScoreMap, strongest
+from wsipipe.pseudolabel.method import ScoreMap, argmax_mask
+from wsipipe.pseudolabel.params import MethodParams
 
 REFINEMENT = "none"
 
 
 @dataclass(frozen=True)
-class Params:
+class Params(MethodParams):
     """Parameters of redness."""
+
+    NAME = "redness"
+    min_tissue = 0.1
 
     cell_px: int = option(32, "side of a cell")
     border: float = option(0.5, "redness (0..1) above which a cell is painted", fit=False)
 
 
-def lattice(patch_px, params):
+def instance_grid(patch_px, params):
     return InstanceGrid(params.cell_px, params.cell_px, 1)
 
 
-def build(classes, encoder, lattice, params):
+def build(classes, encoder, instance_grid, params):
     return torch.nn.Linear(1, len(classes))
 
 
-def fit(bags, lattice, params, run):
-    return seeded_init(lambda: build(run.classes, None, lattice, params), run.compute.seed)
+def fit(bags, instance_grid, params, context):
+    return seeded_init(lambda: build(context.classes, None, instance_grid, params), context.compute.seed)
 
 
-def score(model, store, lattice, params, on, excluded=None):
-    n = lattice.instance_px
-    cells = lattice.cells(store, 0.1)
-    cols, rows = (-(-size // n) for size in store.grid.size_px)
-    values = np.full((model.out_features, rows, cols), np.nan, np.float32)
-    crops = read_crops(store, np.ascontiguousarray(cells[:, ::-1] * n), lattice)
+def score(model, context, params):
+    store, grid = context.store, context.instance_grid
+    n = grid.instance_px
+    cells = grid.cells(store, params.min_tissue)
+    values = np.full((model.out_features, *store.grid.cells(n)), np.nan, np.float32)
+    crops = read_crops(store, np.ascontiguousarray(cells[:, ::-1] * n), grid)
     values[:, cells[:, 0], cells[:, 1]] = crops[:, 0].mean((1, 2)) / 255
     return ScoreMap(values, np.where(np.isnan(values[0]), np.nan, np.float32(params.border)), n)
 
 
 def mask(scores, params):
-    return strongest(scores)
+    return argmax_mask(scores)
 '''
 
 WITH_FIFTH = "import sys, wsipipe.pseudolabel.methods as m; m.__path__.append(sys.argv.pop(1)); "
@@ -117,7 +121,7 @@ def test_several_methods_run_one_after_the_other_and_are_compared(here: Path):
     assert all(0 <= float(r["dice"]) <= 1 for r in rows)
 
 
-@pytest.mark.parametrize("refine", refinements())
+@pytest.mark.parametrize("refine", refinement_names())
 def test_any_refinement_follows_any_method(here: Path, refine: str):
     result = wsipipe("pseudolabel", "--refine", refine, "--name", f"camel-{refine}", "--quiet")
     assert result.exit_code == 0, result.stderr
@@ -135,7 +139,7 @@ def test_any_refinement_follows_any_method(here: Path, refine: str):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--method", "dromedary"], "method 'dromedary' is not known; choose of cam"),
+        (["--method", "dromedary"], "method 'dromedary' is not known; choose from cam"),
         (["--method", "cam,camel", "--name", "x"], "each is named after itself"),
         (["--method", "cam,camel", "--set", "lr=1"], "several methods run; name one, as in --set cam.lr=1"),
         (["--set", "dromedary.lr=1"], "'dromedary' is neither a method nor a refinement"),
@@ -146,7 +150,7 @@ def test_unclear_wishes_are_refused(here: Path, arguments: list[str], said: str)
 
 
 def test_all_means_every_method():
-    assert len(names()) >= 5
-    assert chosen("all") == names()
-    assert chosen("drs, cam,drs") == ["drs", "cam"]
+    assert len(method_names()) >= 5
+    assert parse_methods("all") == method_names()
+    assert parse_methods("drs, cam,drs") == ["drs", "cam"]
     assert "all" in wsipipe("pseudolabel", "--help").stdout

@@ -9,7 +9,8 @@ import pytest
 from scipy import ndimage as ndi
 from skimage.io import imread
 
-from wsipipe.demo.cohort import CLASSES, COLUMNS, Cohort, CohortConfig, draw_slide, make_cohort
+from wsipipe.demo.cohort import CLASSES, COLUMNS, Cohort, CohortConfig, make_cohort
+from wsipipe.demo.drawing import draw_slide
 
 SMALL = CohortConfig(train_slides=3, test_slides=1, size_px0=(896, 768), patch_px0=128, seed=3)
 
@@ -48,20 +49,12 @@ def test_slides_open_with_their_resolution_and_their_truth(cohort: Cohort) -> No
 
 
 def test_written_pixels_are_the_drawn_ones_within_jpeg_loss(cohort: Cohort) -> None:
-    drawn = draw_slide(SMALL, 0, np.random.default_rng(0))[0]
+    drawn = draw_slide(SMALL.size_px0, 0, np.random.default_rng(0))[0]
     assert drawn.shape == (768, 896, 3)
     read = pixels_of(cohort.slides[0])
     truth = truth_of(cohort, cohort.slides[0])
     assert abs(read[ndi.binary_erosion(truth == 0, iterations=8)].mean() - 243) < 1
     assert read[truth > 0].mean() < 215
-
-
-@pytest.mark.parametrize("lesions", [1, 2, 4])
-def test_lesions_fill_the_promised_share(lesions: int) -> None:
-    for seed in range(2):
-        truth = draw_slide(SMALL, lesions, np.random.default_rng(seed))[1]
-        assert 0.02 <= (truth == 2).sum() / (truth > 0).sum() <= 0.30
-        assert 0.4 < (truth > 0).mean() < 0.75
 
 
 def test_patch_labels_follow_the_truth(cohort: Cohort) -> None:
@@ -113,12 +106,5 @@ def test_the_seed_decides_every_byte(cohort: Cohort, tmp_path: Path) -> None:
     for first, second in zip(cohort.slides, again.slides, strict=True):
         assert np.array_equal(pixels_of(first), pixels_of(second))
         assert np.array_equal(truth_of(cohort, first), truth_of(again, second))
-    other = draw_slide(SMALL, 1, np.random.default_rng(5))[0]
-    assert not np.array_equal(other, draw_slide(SMALL, 1, np.random.default_rng(6))[0])
-
-
-def test_tumour_and_normal_tissue_share_their_mean_colour() -> None:
-    rgb, truth = draw_slide(CohortConfig(size_px0=(1536, 1536)), 3, np.random.default_rng(1))
-    means = [rgb[ndi.binary_erosion(truth == kind, iterations=4)].mean(0) for kind in (1, 2)]
-    spread = rgb[truth > 0].std(0)
-    assert (np.abs(means[0] - means[1]) < 0.35 * spread).all()
+    other = draw_slide(SMALL.size_px0, 1, np.random.default_rng(5))[0]
+    assert not np.array_equal(other, draw_slide(SMALL.size_px0, 1, np.random.default_rng(6))[0])

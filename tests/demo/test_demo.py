@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from wsipipe.demo import demo
 from wsipipe.demo.cohort import CohortConfig
 from wsipipe.demo.demo import run_demo
+from wsipipe.demo.results import Results
 from wsipipe.errors import WsipipeError
 from wsipipe.runtime.ledger import Report
 from wsipipe.runtime.progress import silent
 from wsipipe.store import SlideStore
 
 SMALL = CohortConfig(train_slides=2, test_slides=1, size_px0=(640, 512), patch_px0=128)
+SLIDES = ("test_00", "train_00", "train_01")
 
 QUICK = """\
 run: {slides: [slides], device: cpu, workers: 1}
@@ -46,7 +50,7 @@ class Shown:
 def small() -> Iterator[pytest.MonkeyPatch]:
     """The demonstration with a small cohort and next to no training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "CohortConfig", lambda: SMALL)
+        patch.setattr(demo, "COHORT", SMALL)
         patch.setattr(demo, "PIPELINE", QUICK)
         yield patch
 
@@ -61,8 +65,9 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         def look() -> None:
-            found = [p for p in folder.rglob("*") if "pictures" not in p.parts and p.name != "training.png"]
-            seen.extend(p for p in found if p.suffix == ".png" or "truth" in p.name)
+            found = [p for p in folder.rglob("*") if p.is_file() and p.name != "training.png"]
+            maps = [p for p in found if p.parent.name == "pictures" and p.stem in SLIDES]
+            seen.extend(p for p in found if p not in maps and (p.suffix == ".png" or "truth" in p.parts))
 
         look()
         result = real(*args, **kwargs)
@@ -78,35 +83,56 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
 
 def test_no_truth_lies_in_the_folder_while_the_chain_runs_not_even_of_an_earlier_run(shown: Shown) -> None:
     assert shown.truth_seen == []
-    assert sorted(p.name for p in (shown.folder / "truth").iterdir()) == ["test_00.png", "train_00.png", "train_01.png"]
+    assert sorted(p.name for p in (shown.folder / "truth").iterdir()) == [f"{i}.png" for i in SLIDES]
 
 
-def test_the_table_has_masks_and_maps_and_both_trivial_answers(shown: Shown) -> None:
+def test_the_table_has_masks_and_maps_and_all_trivial_answers(shown: Shown) -> None:
     for fragment in (
-        "\npseudo-masks, training slides  ",
-        "\npseudo-masks, test slides  ",
-        "\nfinal maps, test slides  ",
-        "trivial: all tissue is tumour",
-        "trivial: best colour threshold (",
-        "trivial: colour histogram classifier",
+        "\npseudo-masks   ",
+        "\nfinal maps   ",
+        "\n  empty  ",
+        "\n  all tissue is tumour  ",
+        "\n  all tissue of slides with tumour  ",
+        "\n  best colour threshold *  ",
+        "\n  colour histogram classifier *  ",
     ):
         assert fragment in shown.text
     for name, split in (("camel", "train"), ("camel", "test"), ("unet", "test")):
         assert (shown.folder / "runs" / name / split / "evaluation.csv").is_file()
-    assert "finished in " in shown.text
-    assert len({len(line) for line in shown.text.splitlines()[:12]}) == 1  # one table, its columns aligned
 
 
-def test_there_is_a_picture_of_every_slide(shown: Shown) -> None:
+def test_the_table_fits_80_columns_and_ends_with_the_pictures_and_the_minutes(shown: Shown) -> None:
+    *lines, pictures, minutes = shown.text.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len({len(line) for line in lines if line.count("  ") > 4}) == 1  # one table, its columns aligned
+    assert str(shown.folder / "pictures" / "overview.png") in pictures
+    assert re.fullmatch(r"finished in \d+\.\d minutes", minutes)
+
+
+def test_there_is_a_picture_of_every_slide_and_an_overview(shown: Shown) -> None:
     stores = sorted((shown.folder / "stores").glob("*.zarr"))
-    pictures = sorted((shown.folder / "pictures").glob("*.png"))
-    assert [p.stem for p in pictures] == [p.stem for p in stores]
-    assert all(p.read_bytes()[:4] == b"\x89PNG" for p in pictures)
+    pictures = {p.stem: p for p in (shown.folder / "pictures").iterdir()}
+    assert pictures.keys() == {"overview", *(p.stem for p in stores)}
+    assert all(p.read_bytes()[:4] == b"\x89PNG" for p in pictures.values())
     assert all("unet" in SlideStore(p).names("labels") for p in stores)
+    with Image.open(pictures["overview"]) as overview:
+        assert overview.size[0] == 1200
+    assert pictures["overview"].stat().st_size < 300_000
 
 
 def test_progress_names_every_part(shown: Shown) -> None:
-    assert {"draw", "tile", "pretrain", "select", "retrain", "score", "train", "stitch", "draw maps"} <= shown.tasks
+    assert {
+        "draw",
+        "tile",
+        "pretrain",
+        "select",
+        "retrain",
+        "score",
+        "train",
+        "stitch",
+        "draw maps",
+        "evaluate",
+    } <= shown.tasks
 
 
 def test_the_folder_repeats_the_run_from_its_own_pipeline_yaml(shown: Shown) -> None:
@@ -130,4 +156,29 @@ def test_the_real_settings_are_valid_and_say_where_the_labels_are(tmp_path: Path
     assert settings.run.stores == str(tmp_path / "demo" / "stores")
     assert settings.run.slides == (str(tmp_path / "demo" / "slides"),)
     assert settings.pseudolabel.labels == str(tmp_path / "demo" / "labels.csv")
-    assert settings.sections[settings.pseudolabel.method]["selector_steps"] > 2
+    assert demo.COHORT.train_slides > SMALL.train_slides
+
+
+def test_files_of_the_user_beside_the_truth_stay(tmp_path: Path) -> None:
+    own = [tmp_path / "truth" / "mine.png", tmp_path / "pictures" / "mine.png"]
+    for file in own:
+        file.parent.mkdir()
+        file.write_bytes(b"")
+    with small() as patch:
+        patch.setattr(demo, "run_chain", lambda *args, **kwargs: (Report(), []))
+        patch.setattr(demo, "evaluate_demo", lambda *args: Results("table", 0.0))
+        patch.setattr(demo, "draw_overview", lambda *args: args[-1])
+        assert run_demo(tmp_path, silent).startswith("table\n")
+    assert all(file.exists() for file in own)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_real_demonstration_reaches_its_dice(tmp_path: Path) -> None:
+    text = run_demo(tmp_path / "demo", silent)
+    rows = {line[:18].strip(): line.split() for line in text.splitlines()}
+    dice = text.splitlines()[0].split().index("Dice")
+    reached = float(rows["final maps"][dice - len(text.splitlines()[0].split())])
+    trivial = [float(re.split(r"  +", line.strip())[3]) for line in text.splitlines() if line.startswith("  ")]
+    assert reached >= 0.85
+    assert max(trivial) < 0.5

@@ -77,5 +77,5 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         matrices[:, 1, 1] = np.rint(right * 1000)
         matrices[:, 1, 0] = 1000 - matrices[:, 1, 1]
         low, high = pixel_intervals(matrices, resample(tuple(map(str, range(40))), 1))["accuracy"]
-        hits += low <= truth <= high
+        hits += bool(low <= truth <= high)
     assert 0.89 <= hits / 300 <= 0.98

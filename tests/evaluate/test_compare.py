@@ -22,6 +22,7 @@ from wsipipe.evaluate.examples import SIDE_PX, choose, coloured, tinted, write_e
 from wsipipe.evaluate.metrics import scores_of
 from wsipipe.evaluate.stage import run as evaluate_stores
 from wsipipe.geometry import Window
+from wsipipe.labels import LabelTable
 from wsipipe.runtime.context import RunContext
 from wsipipe.store import SlideStore
 from wsipipe.store.layout import COLOURS
@@ -53,7 +54,7 @@ def stores(make_store: Callable[..., Path]) -> list[Path]:
 
 def test_each_answer_is_evaluated_as_alone(
     stores: list[Path], make_truth: Callable[..., Path], run: RunConfig, tmp_path: Path
-):
+) -> None:
     for name in ("s1", "s2"):
         truth = make_truth(name, grid(1, 0))
     config = EvaluateConfig(truth=f"{truth}/{{slide_id}}.truth.png")
@@ -79,7 +80,7 @@ def test_each_answer_is_evaluated_as_alone(
 
 def test_each_class_has_the_slide_auc_of_its_own_scores(
     make_store: Callable[..., Path], make_truth: Callable[..., Path], add_scores: Callable[..., None], run: RunConfig
-):
+) -> None:
     paths = []
     for i, value in enumerate((1, 1, 2, 2)):
         truth = np.full((64, 64), value, np.uint8)
@@ -95,7 +96,7 @@ def test_each_class_has_the_slide_auc_of_its_own_scores(
     assert {(r["masks"], r["class"]): r["slide_auc"] for r in rows} == expected
 
 
-def test_agreement_and_shares_are_counted_on_the_tissue_that_both_speak_of(stores: list[Path], run: RunConfig):
+def test_agreement_and_shares_are_counted_on_the_tissue_that_both_speak_of(stores: list[Path], run: RunConfig) -> None:
     found = compare(EvaluateInputs(stores), CompareOptions(("one", "two"), EvaluateConfig()), RunContext(run))
     one = 1024 * 1024 - 128 * 128
     two = one + 512 * 512
@@ -110,7 +111,7 @@ def test_agreement_and_shares_are_counted_on_the_tissue_that_both_speak_of(store
 
 def test_fewer_than_two_answers_and_other_classes_are_refused(
     stores: list[Path], make_store: Callable[..., Path], run: RunConfig
-):
+) -> None:
     with pytest.raises(ConfigError, match="needs two or more masks, not one; every store has one"):
         compare(EvaluateInputs(stores), CompareOptions(("one",), EvaluateConfig()), RunContext(run))
     other = make_store("s3", grid(1, 1), ("b",), one=grid(1, 0), two=grid(0, 1))
@@ -120,13 +121,13 @@ def test_fewer_than_two_answers_and_other_classes_are_refused(
         compare(EvaluateInputs(stores), CompareOptions(("one", "three"), EvaluateConfig()), RunContext(run))
 
 
-def test_the_places_shown_are_those_where_the_answers_differ_or_the_truth_is_mixed(stores: list[Path]):
+def test_the_places_shown_are_those_where_the_answers_differ_or_the_truth_is_mixed(stores: list[Path]) -> None:
     opened = [SlideStore(p) for p in stores]
     without = choose(opened, ("one", "two"), {})
     assert [(p.store.slide_id, p.window.x_px) for p in without] == [("s1", 1024), ("s2", 1024), ("s1", 0), ("s2", 0)]
     assert [p.interest for p in without] == pytest.approx([0.5, 0.5, 1 / 64, 1 / 64])
 
-    def half(window: object) -> NDArray[np.uint8]:
+    def half(window: Window) -> NDArray[np.uint8]:
         mask = np.zeros((SIDE_PX, SIDE_PX), np.uint8)
         mask[:256] = 1
         return mask if window.x_px else mask * 0
@@ -135,7 +136,9 @@ def test_the_places_shown_are_those_where_the_answers_differ_or_the_truth_is_mix
     assert [(p.store.slide_id, p.window.x_px, p.interest) for p in known] == [("s1", 1024, 0.25)]
 
 
-def test_a_split_leaves_the_other_slides_out(stores: list[Path], run: RunConfig, table: Callable[[str], object]):
+def test_a_split_leaves_the_other_slides_out(
+    stores: list[Path], run: RunConfig, table: Callable[[str], LabelTable]
+) -> None:
     labels = table("slide_id,label,split\ns1,a,train\ns2,a,test\n")
     both, one = (
         compare(EvaluateInputs(stores, labels), CompareOptions((), EvaluateConfig(split=s)), RunContext(run))
@@ -149,8 +152,8 @@ def test_a_split_leaves_the_other_slides_out(stores: list[Path], run: RunConfig,
 
 
 def test_a_split_holds_the_same_slides_for_compare_and_evaluate(
-    stores: list[Path], make_truth: Callable[..., Path], run: RunConfig, table: Callable[[str], object]
-):
+    stores: list[Path], make_truth: Callable[..., Path], run: RunConfig, table: Callable[[str], LabelTable]
+) -> None:
     """Labels may name slides by their files."""
     for name in ("s1", "s2"):
         folder = make_truth(name, grid(1, 0))
@@ -164,7 +167,9 @@ def test_a_split_holds_the_same_slides_for_compare_and_evaluate(
         assert evaluation.slides == alone.slides == ("s2",)
 
 
-def test_what_is_no_store_is_said_before_its_split(run: RunConfig, table: Callable[[str], object], tmp_path: Path):
+def test_what_is_no_store_is_said_before_its_split(
+    run: RunConfig, table: Callable[[str], LabelTable], tmp_path: Path
+) -> None:
     labels = table("slide_id,label,split\na,stroma,train\n")
     with pytest.raises(StoreError, match="camel: not a store"):
         compare(
@@ -174,7 +179,7 @@ def test_what_is_no_store_is_said_before_its_split(run: RunConfig, table: Callab
         )
 
 
-def test_of_a_slide_smaller_than_a_place_all_is_shown(make_store: Callable[..., Path], tmp_path: Path):
+def test_of_a_slide_smaller_than_a_place_all_is_shown(make_store: Callable[..., Path], tmp_path: Path) -> None:
     ones = np.ones((300, 500), np.uint8)
     half = ones.copy()
     half[:, :200] = 0
@@ -187,7 +192,7 @@ def test_of_a_slide_smaller_than_a_place_all_is_shown(make_store: Callable[..., 
 
 def test_the_picture_has_a_row_for_each_place_and_no_column_for_scores_that_no_place_has(
     stores: list[Path], tmp_path: Path, add_scores: Callable[..., None]
-):
+) -> None:
     add_scores(stores[0], "one", np.full((1, 128, 256), 200, np.uint8), 8, ("a",))
     places = write_examples(stores, ("one", "two"), ("a",), EvaluateConfig(), tmp_path / "p.png")
     picture = imagecodecs.png_decode((tmp_path / "p.png").read_bytes())
@@ -204,7 +209,7 @@ def test_every_panel_shows_what_its_head_says_at_its_place(
     add_scores: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-):
+) -> None:
     rng = np.random.default_rng(0)
     truth, one, two = (np.kron(rng.integers(0, len(classes) + 1, (4, 8)), np.ones((256, 256))) for _ in range(3))
     masks = {"truth": truth.astype(np.uint8), "one": one.astype(np.uint8), "two": two.astype(np.uint8)}
@@ -234,7 +239,7 @@ def test_every_panel_shows_what_its_head_says_at_its_place(
             np.testing.assert_array_equal(shown[row, f"{name}: scores"], expected)
 
 
-def test_scores_of_several_classes_have_the_colour_of_the_strongest_and_are_as_bright_as_it():
+def test_scores_of_several_classes_have_the_colour_of_the_strongest_and_are_as_bright_as_it() -> None:
     scores = np.array([[0, 255, 51, 10, 0], [0, 200, 102, 10, 0], [0, 0, 0, 0, 255]], np.uint8)[:, None]
     got = coloured(scores)
     assert got.shape == (1, 5, 3)
@@ -244,7 +249,7 @@ def test_scores_of_several_classes_have_the_colour_of_the_strongest_and_are_as_b
     np.testing.assert_allclose(got[0, 3], np.array(COLOURS[0]) * 10 / 255, atol=1, err_msg="the first of two alike")
 
 
-def test_classes_are_tinted_and_none_is_not():
+def test_classes_are_tinted_and_none_is_not() -> None:
     rgb = np.full((1, 3, 3), 200, np.uint8)
     got = tinted(rgb, np.array([[0, 1, 255]], np.uint8))
     assert got[0, 0].tolist() == [200, 200, 200]

@@ -54,7 +54,7 @@ def slow_lesions(mask: Mask, mpp: float) -> list[tuple[set[tuple[int, int]], flo
     for r, c in outside:
         if 0 < r <= mask.shape[0] and 0 < c <= mask.shape[1]:
             filled[r - 1, c - 1] = False
-    found, left = [], {tuple(v) for v in np.argwhere(filled).tolist()}
+    found, left = [], {(int(r), int(c)) for r, c in np.argwhere(filled)}
     while left:
         cells = flood(filled, min(left), eight=True)
         left -= cells

@@ -126,12 +126,11 @@ def three(make_store: Maker, make_truth: Maker) -> tuple[list[Path], Path]:
     return [make_store(f"s{i}", tissue, net=tissue) for i in range(3)], folder
 
 
-def evaluate(three: tuple[list[Path], Path], run: RunConfig, **more: object) -> Evaluation:
+def evaluate(three: tuple[list[Path], Path], run: RunConfig, split: str = "") -> Evaluation:
     (three[1] / "labels.csv").write_text("slide_id,label,split\ns0,a,train\ns1.svs,a,test\n")
     labels = read_labels(three[1] / "labels.csv", to_fit=False)
-    return evaluate_stores(
-        EvaluateInputs(three[0], labels), EvaluateConfig(masks="net", truth=str(three[1]), **more), RunContext(run)
-    )  # type: ignore[arg-type]
+    config = EvaluateConfig(masks="net", truth=str(three[1]), split=split)
+    return evaluate_stores(EvaluateInputs(three[0], labels), config, RunContext(run))
 
 
 def test_stores_without_truth_are_counted_in_the_note(three: tuple[list[Path], Path], run: RunConfig) -> None:

@@ -96,6 +96,7 @@ def test_the_score_of_froc_has_an_interval_where_there_are_groups_enough(
         froc = evaluate_stores(EvaluateInputs(scored[0]), config, RunContext(run)).froc
         assert froc is not None
         assert (froc["a"].interval is not None) == has
+    assert froc["a"].interval is not None
     low, high = froc["a"].interval
     assert low <= froc["a"].score <= high
 

@@ -73,6 +73,7 @@ def test_intervals_and_scores() -> None:
 
 def test_the_interval_of_froc() -> None:
     result = evaluation_of(9)
+    assert result.froc is not None
     curve = dataclasses.replace(result.froc["a"], interval=(0.25, 0.75))
     lines = text_table(dataclasses.replace(result, froc={**result.froc, "a": curve})).splitlines()
     assert "class   0.25    0.5      1      2      4      8   mean  95 % interval" in lines

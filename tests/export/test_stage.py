@@ -44,7 +44,7 @@ def run(tmp_path: Path) -> RunConfig:
 
 def test_every_store_is_written_in_every_format(
     stores: list[Path], config: ExportConfig, run: RunConfig, mask: np.ndarray
-):
+) -> None:
     report, made = export_stores(stores, config, RunContext(run))
     assert report.exit_code == 0, report.rows
     names = [f"{s}{end}" for s in "ab" for end in (".geojson", ".ome.tif", ".png")] + ["areas.csv"]
@@ -59,7 +59,7 @@ def test_every_store_is_written_in_every_format(
 
 def test_what_is_done_is_skipped_and_another_mask_is_not_written_over_it(
     stores: list[Path], config: ExportConfig, run: RunConfig, mask: np.ndarray
-):
+) -> None:
     _, made = export_stores(stores, config, RunContext(run))
     times = [p.stat().st_mtime_ns for p in made[:-1]]
     report, again = export_stores(stores, config, RunContext(run))
@@ -76,7 +76,7 @@ def test_what_is_done_is_skipped_and_another_mask_is_not_written_over_it(
 
 def test_a_file_that_was_changed_since_is_found_when_it_is_read_back(
     stores: list[Path], config: ExportConfig, run: RunConfig
-):
+) -> None:
     _, made = export_stores(stores, config, RunContext(run))
     lines = made[0].read_text().splitlines(keepends=True)
     made[0].write_text("".join([*lines[:3], *lines[4:]]))
@@ -91,7 +91,7 @@ def test_a_file_that_was_changed_since_is_found_when_it_is_read_back(
 
 def test_a_store_without_the_mask_costs_only_itself(
     tmp_path: Path, stores: list[Path], config: ExportConfig, run: RunConfig, mask: np.ndarray
-):
+) -> None:
     bare = mask_store(tmp_path / "bare.zarr", {"tissue": np.ones_like(mask)}).path
     config = replace(config, formats=("ome-tiff",))
     report, made = export_stores([bare, *stores], config, RunContext(replace(run, max_failed="1")))
@@ -100,7 +100,7 @@ def test_a_store_without_the_mask_costs_only_itself(
     assert report.exit_code == 0
 
 
-def test_an_unknown_format_and_a_comparison_that_cannot_be_are_refused(stores: list[Path], run: RunConfig):
+def test_an_unknown_format_and_a_comparison_that_cannot_be_are_refused(stores: list[Path], run: RunConfig) -> None:
     for options, message in (
         (
             ExportConfig(masks="map", formats=("pdf",)),

@@ -17,7 +17,7 @@ from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.store import SlideStore
 
 Box = tuple[float, float, float, float]
-LATTICE = InstanceGrid(16, 32, 2)
+GRID = InstanceGrid(16, 32, 2)
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +41,11 @@ def bags_of(stores: dict[str, SlideStore]) -> Maker:
     """`bags_of(("half", box, present), ..)`: lines count from 2, as in a file."""
 
     def make(
-        *rows: tuple[str, Box | None, tuple[int, ...]], min_tissue: float = 0.5, lattice: InstanceGrid = LATTICE
+        *rows: tuple[str, Box | None, tuple[int, ...]], min_tissue: float = 0.5, instance_grid: InstanceGrid = GRID
     ) -> tuple[list[Bag], list[str]]:
         labels = tuple(WeakLabel(i + 2, s, p, box, f"of {s}") for i, (s, box, p) in enumerate(rows))
         table = LabelTable(Path("labels.csv"), Classes(("a", "b")), labels)
-        return make_bags(table, labels, stores, lattice, min_tissue)
+        return make_bags(table, labels, stores, instance_grid, min_tissue)
 
     return make
 
@@ -64,13 +64,13 @@ def test_a_slide_row_holds_every_instance_with_tissue_row_by_row(bags_of: Maker)
     assert notes == []
 
 
-def test_a_patch_row_is_its_lattice_row_by_row(bags_of: Maker):
+def test_a_patch_row_gives_its_instances_row_by_row(bags_of: Maker):
     ((bag,), _) = bags_of(("half", (64, 128, 64, 64), (0, 1)))
     assert bag.xy_px.tolist() == [[64 + k % 4 * 16, 128 + k // 4 * 16] for k in range(16)]
     assert (bag.id, bag.label, bag.patch, bag.bounds) == ("half@64,128", (0, 1), True, Window(64, 128, 64, 64))
 
 
-def test_a_region_row_has_a_lattice_from_its_own_corner(bags_of: Maker):
+def test_a_region_row_has_instances_from_its_own_corner(bags_of: Maker):
     ((bag,), _) = bags_of(("half", (5, 7, 40, 90), (1, 1)))
     assert bag.xy_px.tolist() == [[x, y] for y in range(7, 7 + 80, 16) for x in (5, 21)]
     assert not bag.patch
@@ -85,7 +85,7 @@ def test_a_patch_is_known_by_its_size_up_to_rounding(bags_of: Maker, size: tuple
     assert bag.patch == patch
 
 
-def test_a_patch_that_rounding_made_short_keeps_its_whole_lattice(bags_of: Maker, stores: dict[str, SlideStore]):
+def test_a_patch_that_rounding_made_short_keeps_all_its_instances(bags_of: Maker, stores: dict[str, SlideStore]):
     """The level-0 box of a patch is rounded to whole pixels by whoever writes the labels."""
     grid = stores["fine"].grid
     assert grid.scale[0] == pytest.approx(0.5 / 0.48)
@@ -122,7 +122,7 @@ def test_instances_without_enough_tissue_are_left_out_of_their_bag(
 def test_bags_without_tissue_become_notes_with_their_line(bags_of: Maker):
     bags, notes = bags_of(("bare", None, (0, 0)), ("half", None, (1, 0)), ("half", (256, 0, 64, 64), (0, 0)))
     assert [b.id for b in bags] == ["half"]
-    assert notes == ["line 2 (bare): no tissue, left out", "line 4 (half@256,0): no tissue, left out"]
+    assert notes == ["line 2 (bare): no tissue, skipped", "line 4 (half@256,0): no tissue, skipped"]
 
 
 def test_a_region_may_reach_over_the_border_beyond_which_there_is_no_tissue(bags_of: Maker):

@@ -9,7 +9,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from wsipipe.pseudolabel import centres
-from wsipipe.pseudolabel.centres import clusters, connected, followed
+from wsipipe.pseudolabel.centres import connected_cells, find_clusters, follow
 
 
 def discs(h: int, w: int, centres: list[tuple[int, int]], radius: int) -> tuple[Tensor, np.ndarray]:
@@ -28,7 +28,7 @@ def discs(h: int, w: int, centres: list[tuple[int, int]], radius: int) -> tuple[
 
 def test_cells_follow_their_displacements_bilinearly_and_stay_inside():
     d = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0)) * 3
-    got = followed(d, 4)
+    got = follow(d, 4)
     for y in range(5):
         for x in range(7):
             c = np.array([y, x], float)
@@ -44,14 +44,14 @@ def test_cells_follow_their_displacements_bilinearly_and_stay_inside():
 
 
 def test_no_step_leaves_cells_where_they_are():
-    got = followed(torch.ones(2, 3, 4), 0)
+    got = follow(torch.ones(2, 3, 4), 0)
     assert got[0].tolist() == [[0] * 4, [1] * 4, [2] * 4]
     assert got[1].tolist() == [[0, 1, 2, 3]] * 3
 
 
 def test_cells_of_one_disc_point_to_one_cluster():
     d, which = discs(24, 40, [(11, 10), (12, 29)], 7)
-    found = clusters(d)
+    found = find_clusters(d)
     names = [set(found[which == i].tolist()) for i in (1, 2)]
     assert [len(n) for n in names] == [1, 1]
     assert names[0] != names[1]
@@ -61,36 +61,36 @@ def test_cells_of_one_disc_point_to_one_cluster():
 def test_cells_that_are_chosen_go_where_they_go_among_all():
     d = torch.randn(2, 9, 7, generator=torch.Generator().manual_seed(1)) * 3
     y, x = np.nonzero(np.random.default_rng(0).random((9, 7)) < 0.4)
-    torch.testing.assert_close(followed(d, 5, torch.from_numpy(np.stack([y, x]))), followed(d, 5)[:, y, x])
+    torch.testing.assert_close(follow(d, 5, torch.from_numpy(np.stack([y, x]))), follow(d, 5)[:, y, x])
 
 
 @pytest.mark.parametrize("block", [1, 40, 97, 1 << 20])
 def test_clusters_do_not_depend_on_how_many_cells_are_followed_at_a_time(block: int, monkeypatch: pytest.MonkeyPatch):
     d, which = discs(24, 40, [(11, 10), (12, 29)], 7)
     d += torch.randn(d.shape, generator=torch.Generator().manual_seed(2))
-    expected = clusters(d)
+    expected = find_clusters(d)
     monkeypatch.setattr(centres, "BLOCK", block)
-    np.testing.assert_array_equal(clusters(d), expected)
-    np.testing.assert_array_equal(clusters(d, wanted=which > 0), np.where(which > 0, expected, 0))
+    np.testing.assert_array_equal(find_clusters(d), expected)
+    np.testing.assert_array_equal(find_clusters(d, wanted=which > 0), np.where(which > 0, expected, 0))
 
 
 def test_no_centre_lies_where_nothing_is_known():
     d, which = discs(24, 40, [(11, 10), (12, 29)], 7)
     d[:, which == 0] = 0
-    found = clusters(d, known=which > 0)
+    found = find_clusters(d, known=which > 0)
     assert len(set(found[which == 1].tolist())) == len(set(found[which == 2].tolist())) == 1
     assert (found[which > 0] > 0).all()
     assert not found[ndimage.distance_transform_edt(which == 0) > 2].any()
 
 
 def test_no_short_displacement_no_centre():
-    assert not clusters(torch.full((2, 6, 6), 9.0)).any()
+    assert not find_clusters(torch.full((2, 6, 6), 9.0)).any()
 
 
 def test_connected_cells_are_numbered_row_by_row_as_each_cluster_by_itself_would_be():
     rng = np.random.default_rng(3)
     present, cluster = rng.random((30, 40)) < 0.7, rng.integers(0, 4, (30, 40)).astype(np.int32)
-    numbers, count = connected(present, cluster)
+    numbers, count = connected_cells(present, cluster)
     slow = np.zeros(present.shape, int)
     for c in range(4):
         parts = ndimage.label(present & (cluster == c), np.ones((3, 3)))[0]

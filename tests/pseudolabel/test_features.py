@@ -20,7 +20,7 @@ from wsipipe.store import SlideStore
 from wsipipe.store.features import feature_names
 
 CPU = ComputeContext(torch.device("cpu"))
-LATTICE = InstanceGrid(16, 32, 2)
+GRID = InstanceGrid(16, 32, 2)
 
 
 class Counting(nn.Module):
@@ -52,11 +52,11 @@ def slide_bag(store: SlideStore) -> Bag:
 
 def straight(b: Bag, gain: float = 1.0) -> Tensor:
     """What the encoder says of the crops of a bag, rounded to float16."""
-    return Counting(gain)(normalise(torch.from_numpy(read_crops(b.store, b.xy_px, LATTICE, b.bounds)))).half().float()
+    return Counting(gain)(normalise(torch.from_numpy(read_crops(b.store, b.xy_px, GRID, b.bounds)))).half().float()
 
 
 def boxes(store: SlideStore) -> list[Bag]:
-    """A region on the lattice, one beside it, and one without any instance of the lattice."""
+    """A region on the grid, one off it, and one without any instance of the grid."""
     on = Window(32, 32, 96, 64)
     beside = Window(40, 32, 96, 64)
     return [
@@ -68,15 +68,15 @@ def boxes(store: SlideStore) -> list[Bag]:
 def test_features_are_what_the_encoder_makes_of_each_crop(store: SlideStore):
     bags = [slide_bag(store), *boxes(store)]
     for name in ("", "net"):
-        for got, b in zip(embed(Counting(), bags, LATTICE, CPU, name), bags, strict=True):
+        for got, b in zip(embed(Counting(), bags, GRID, CPU, name), bags, strict=True):
             torch.testing.assert_close(got, straight(b), atol=0, rtol=2e-3)
 
 
 def test_the_second_time_nothing_is_computed_and_the_answer_is_the_same(store: SlideStore):
     first, again = Counting(), Counting()
-    features = embed(first, [slide_bag(store)], LATTICE, CPU, "net")
+    features = embed(first, [slide_bag(store)], GRID, CPU, "net")
     assert first.crops == 96
-    same = embed(again, [slide_bag(SlideStore(store.path))], LATTICE, CPU, "net")
+    same = embed(again, [slide_bag(SlideStore(store.path))], GRID, CPU, "net")
     assert again.crops == 0
     assert torch.equal(features[0], same[0])
     assert len(feature_names(store)) == 1
@@ -84,11 +84,11 @@ def test_the_second_time_nothing_is_computed_and_the_answer_is_the_same(store: S
     assert feature_names(store)[0][1] == "16_32_2"
 
 
-def test_a_region_on_the_lattice_reads_what_lies_inside_its_bounds_and_computes_its_rim(store: SlideStore):
-    embed(Counting(), [slide_bag(store)], LATTICE, CPU, "net")
+def test_a_region_on_the_grid_reads_what_lies_inside_its_bounds_and_computes_its_rim(store: SlideStore):
+    embed(Counting(), [slide_bag(store)], GRID, CPU, "net")
     encoder = Counting()
     region = boxes(store)[0]
-    embed(encoder, [region], LATTICE, CPU, "net")
+    embed(encoder, [region], GRID, CPU, "net")
     assert encoder.crops == 24 - 8, "6 x 4 instances, of which 4 x 2 see nothing beyond the bounds"
 
 
@@ -101,12 +101,10 @@ def test_a_region_fills_its_part_and_a_slide_the_rest(store: SlideStore):
     assert encoder.crops == 96
 
 
-def test_other_weights_other_lattices_and_other_pixels_are_kept_apart(store: SlideStore, tmp_path: Path):
-    embed(Counting(), [slide_bag(store)], LATTICE, CPU, "net")
+def test_other_weights_other_grids_and_other_pixels_are_kept_apart(store: SlideStore, tmp_path: Path):
+    embed(Counting(), [slide_bag(store)], GRID, CPU, "net")
     other = Counting(2.0)
-    torch.testing.assert_close(
-        embed(other, [slide_bag(store)], LATTICE, CPU, "net")[0], straight(slide_bag(store), 2.0)
-    )
+    torch.testing.assert_close(embed(other, [slide_bag(store)], GRID, CPU, "net")[0], straight(slide_bag(store), 2.0))
     assert other.crops == 96
     narrow = Counting()
     embed(narrow, [slide_bag(store)], InstanceGrid(16, 16, 1), CPU, "net")
@@ -115,7 +113,7 @@ def test_other_weights_other_lattices_and_other_pixels_are_kept_apart(store: Sli
     retiled = SlideStore(store.path)
     retiled.pixel_digest = "other"
     anew = Counting()
-    embed(anew, [slide_bag(retiled)], LATTICE, CPU, "net")
+    embed(anew, [slide_bag(retiled)], GRID, CPU, "net")
     assert anew.crops == 96
 
 
@@ -129,13 +127,13 @@ def test_a_killed_run_loses_no_chunk_that_was_written(store: SlideStore, monkeyp
             return super().forward(x)
 
     with pytest.raises(KeyboardInterrupt):
-        embed(Dies(), [slide_bag(store)], LATTICE, CPU, "net")
+        embed(Dies(), [slide_bag(store)], GRID, CPU, "net")
     again = Counting()
-    got = embed(again, [slide_bag(store)], LATTICE, CPU, "net")
+    got = embed(again, [slide_bag(store)], GRID, CPU, "net")
     assert again.crops == 48
     torch.testing.assert_close(got[0], straight(slide_bag(store)), atol=0, rtol=2e-3)
 
 
 def test_nothing_is_kept_without_a_name(store: SlideStore):
-    embed(Counting(), [slide_bag(store)], LATTICE, CPU)
+    embed(Counting(), [slide_bag(store)], GRID, CPU)
     assert feature_names(store) == []

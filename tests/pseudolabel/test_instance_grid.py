@@ -1,4 +1,4 @@
-"""The lattice of instances: crops are what a slow reader would cut, cells are where tissue and patches are."""
+"""The instance grid: crops are what a slow reader would cut, cells are where tissue and patches are."""
 
 from __future__ import annotations
 
@@ -38,33 +38,33 @@ def slow_shrunk(rgb: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
 
 
 def slow_crop(
-    store: SlideStore, xy: tuple[int, int], lattice: InstanceGrid, bounds: Window | None
+    store: SlideStore, xy: tuple[int, int], instance_grid: InstanceGrid, bounds: Window | None
 ) -> NDArray[np.uint8]:
     """One crop, read by itself."""
-    corner = [v - (lattice.seen_px - lattice.instance_px) // 2 for v in xy]
+    corner = [v - (instance_grid.seen_px - instance_grid.instance_px) // 2 for v in xy]
     if bounds is not None:
         sizes = (bounds.width_px, bounds.height_px)
         for axis, (low, size) in enumerate(zip((bounds.x_px, bounds.y_px), sizes, strict=True)):
-            step = lattice.shrink
-            while corner[axis] + lattice.seen_px > low + size:
+            step = instance_grid.shrink
+            while corner[axis] + instance_grid.seen_px > low + size:
                 corner[axis] -= step
             while corner[axis] < low:
                 corner[axis] += step
-    seen = store.read(Window(corner[0], corner[1], lattice.seen_px, lattice.seen_px))
-    return slow_shrunk(seen, lattice.shrink).transpose(2, 0, 1)
+    seen = store.read(Window(corner[0], corner[1], instance_grid.seen_px, instance_grid.seen_px))
+    return slow_shrunk(seen, instance_grid.shrink).transpose(2, 0, 1)
 
 
 def assert_crops(
-    store: SlideStore, xy: list[tuple[int, int]], lattice: InstanceGrid, bounds: Window | None = None
+    store: SlideStore, xy: list[tuple[int, int]], instance_grid: InstanceGrid, bounds: Window | None = None
 ) -> None:
-    got = read_crops(store, np.array(xy, np.int32).reshape(-1, 2), lattice, bounds)
+    got = read_crops(store, np.array(xy, np.int32).reshape(-1, 2), instance_grid, bounds)
     assert got.dtype == np.uint8
-    assert got.shape == (len(xy), 3, lattice.input_px, lattice.input_px)
+    assert got.shape == (len(xy), 3, instance_grid.input_px, instance_grid.input_px)
     for crop, at in zip(got, xy, strict=True):
-        np.testing.assert_array_equal(crop, slow_crop(store, at, lattice, bounds), err_msg=str(at))
+        np.testing.assert_array_equal(crop, slow_crop(store, at, instance_grid, bounds), err_msg=str(at))
 
 
-LATTICES = [
+GRIDS = [
     InstanceGrid(16, 16, 1),
     InstanceGrid(16, 32, 1),
     InstanceGrid(16, 32, 2),
@@ -73,67 +73,71 @@ LATTICES = [
 ]
 
 
-@pytest.mark.parametrize("lattice", LATTICES, ids=str)
-def test_crops_equal_a_slow_reader_over_the_whole_slide_and_its_borders(plain: SlideStore, lattice: InstanceGrid):
-    m = lattice.instance_px
-    assert_crops(plain, [(x, y) for y in range(0, 220, m) for x in range(0, 300, m)][::3], lattice)
+@pytest.mark.parametrize("instance_grid", GRIDS, ids=str)
+def test_crops_equal_a_slow_reader_over_the_whole_slide_and_its_borders(plain: SlideStore, instance_grid: InstanceGrid):
+    m = instance_grid.instance_px
+    assert_crops(plain, [(x, y) for y in range(0, 220, m) for x in range(0, 300, m)][::3], instance_grid)
 
 
 @pytest.mark.parametrize("block_px", [16, 50, 100])
-@pytest.mark.parametrize("lattice", LATTICES[1:4], ids=str)
+@pytest.mark.parametrize("instance_grid", GRIDS[1:4], ids=str)
 def test_crops_do_not_depend_on_the_blocks_that_they_are_cut_from(
-    plain: SlideStore, lattice: InstanceGrid, block_px: int, monkeypatch: pytest.MonkeyPatch
+    plain: SlideStore, instance_grid: InstanceGrid, block_px: int, monkeypatch: pytest.MonkeyPatch
 ):
     xy = [(x, y) for y in range(-32, 256, 32) for x in range(-32, 320, 32)]
-    whole = read_crops(plain, np.array(xy, np.int32), lattice)
+    whole = read_crops(plain, np.array(xy, np.int32), instance_grid)
     monkeypatch.setattr(module, "BLOCK_PX", block_px)
-    np.testing.assert_array_equal(read_crops(plain, np.array(xy, np.int32), lattice), whole)
+    np.testing.assert_array_equal(read_crops(plain, np.array(xy, np.int32), instance_grid), whole)
 
 
 @given(st.data())
 def test_crops_of_a_region_equal_a_slow_reader_and_stay_inside_it(plain: SlideStore, data: st.DataObject):
-    lattice = data.draw(st.sampled_from(LATTICES))
-    m = lattice.instance_px
+    instance_grid = data.draw(st.sampled_from(GRIDS))
+    m = instance_grid.instance_px
     x0, y0 = data.draw(st.integers(0, 150)), data.draw(st.integers(0, 100))
     cols, rows = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
     spare_x, spare_y = data.draw(st.integers(0, m - 1)), data.draw(st.integers(0, m - 1))
     bounds = Window(x0, y0, cols * m + spare_x, rows * m + spare_y)
     cells = data.draw(st.lists(st.tuples(st.integers(0, cols - 1), st.integers(0, rows - 1)), min_size=1, max_size=4))
-    if min(bounds.width_px, bounds.height_px) >= lattice.seen_px:
-        assert_crops(plain, [(x0 + c * m, y0 + r * m) for c, r in cells], lattice, bounds)
+    if min(bounds.width_px, bounds.height_px) >= instance_grid.seen_px:
+        assert_crops(plain, [(x0 + c * m, y0 + r * m) for c, r in cells], instance_grid, bounds)
     else:
-        assert len(read_crops(plain, np.array([[x0, y0]], np.int32), lattice, bounds)) == 1
+        assert len(read_crops(plain, np.array([[x0, y0]], np.int32), instance_grid, bounds)) == 1
 
 
-@pytest.mark.parametrize("lattice", [InstanceGrid(16, 32, 2), InstanceGrid(9, 27, 3), InstanceGrid(32, 32, 4)], ids=str)
+@pytest.mark.parametrize(
+    "instance_grid", [InstanceGrid(16, 32, 2), InstanceGrid(9, 27, 3), InstanceGrid(32, 32, 4)], ids=str
+)
 @pytest.mark.parametrize("spare", range(5))
-def test_crops_pushed_inwards_stay_on_the_raster_of_the_others(plain: SlideStore, lattice: InstanceGrid, spare: int):
-    m = lattice.instance_px
+def test_crops_pushed_inwards_stay_on_the_raster_of_the_others(
+    plain: SlideStore, instance_grid: InstanceGrid, spare: int
+):
+    m = instance_grid.instance_px
     bounds = Window(31, 22, 4 * m + spare, 4 * m + spare)
     xy = [(31 + c * m, 22 + r * m) for r in (0, 3) for c in range(4)]
-    assert_crops(plain, xy, lattice, bounds)
+    assert_crops(plain, xy, instance_grid, bounds)
     for at in xy:  # a crop read alone is the same crop
-        assert_crops(plain, [at], lattice, bounds)
+        assert_crops(plain, [at], instance_grid, bounds)
 
 
 def test_no_pixel_beside_a_region_is_seen(plain: SlideStore):
     """The outer squares of a patch look inwards."""
-    lattice, bounds = InstanceGrid(16, 32, 2), Window(64, 64, 64, 64)
+    instance_grid, bounds = InstanceGrid(16, 32, 2), Window(64, 64, 64, 64)
     xy = np.array([(x, y) for y in range(64, 128, 16) for x in range(64, 128, 16)], np.int32)
-    got = read_crops(plain, xy, lattice, bounds)
-    np.testing.assert_array_equal(got[0], slow_crop(plain, (72, 72), lattice, None))
-    np.testing.assert_array_equal(got[15], slow_crop(plain, (104, 104), lattice, None))
+    got = read_crops(plain, xy, instance_grid, bounds)
+    np.testing.assert_array_equal(got[0], slow_crop(plain, (72, 72), instance_grid, None))
+    np.testing.assert_array_equal(got[15], slow_crop(plain, (104, 104), instance_grid, None))
 
 
 def test_a_region_smaller_than_what_is_seen_is_read_from_its_corner(plain: SlideStore):
-    lattice = InstanceGrid(16, 48, 1)
-    got = read_crops(plain, np.array([[70, 50], [86, 50]], np.int32), lattice, Window(70, 50, 32, 32))
+    instance_grid = InstanceGrid(16, 48, 1)
+    got = read_crops(plain, np.array([[70, 50], [86, 50]], np.int32), instance_grid, Window(70, 50, 32, 32))
     for crop in got:
         np.testing.assert_array_equal(crop.transpose(1, 2, 0), plain.read(Window(70, 50, 48, 48)))
 
 
 def test_no_instance_gives_no_crop(plain: SlideStore):
-    assert read_crops(plain, np.zeros((0, 2), np.int32), LATTICES[0]).shape == (0, 3, 16, 16)
+    assert read_crops(plain, np.zeros((0, 2), np.int32), GRIDS[0]).shape == (0, 3, 16, 16)
 
 
 def test_splitting_a_patch_and_putting_it_together_is_the_identity(plain: SlideStore):
@@ -161,9 +165,9 @@ def test_shrinking_keeps_a_constant(value: int, factor: int):
         ((4, 4, 1), "at least 8 px"),
         ((16, 8, 1), "seen as 8 px"),
         ((16, 17, 1), "seen as 17 px"),
-        ((16, 32, 3), "by the shrink factor"),
-        ((18, 36, 4), "by the shrink factor"),
-        ((16, 24, 8), "half of the context, 4 px, does not divide by the shrink factor 8"),
+        ((16, 32, 3), "both sizes by shrink"),
+        ((18, 36, 4), "both sizes by shrink"),
+        ((16, 24, 8), "the context on each side, 4 px, does not divide by shrink 8"),
     ],
 )
 def test_sizes_that_do_not_divide_are_refused(sizes: tuple[int, int, int], text: str):

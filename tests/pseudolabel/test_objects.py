@@ -19,18 +19,19 @@ from wsipipe.labels import Classes
 from wsipipe.nn.encoders import create_encoder
 from wsipipe.pseudolabel import centres
 from wsipipe.pseudolabel.instance_grid import InstanceGrid
+from wsipipe.pseudolabel.method import ScoreContext
 from wsipipe.pseudolabel.methods import irnet
 from wsipipe.pseudolabel.methods.irnet.boundary import STRIDE
 from wsipipe.pseudolabel.methods.irnet.displacements import displacement_px, slide_displacements
-from wsipipe.pseudolabel.objects import COLUMNS, Measures, Objects, numbered, painted_cells
-from wsipipe.pseudolabel.shared.windows import hat
+from wsipipe.pseudolabel.objects import COLUMNS, Measures, Objects, number_objects, painted_cells
+from wsipipe.pseudolabel.shared.slide_maps import tent
 from wsipipe.store import SlideStore
 from wsipipe.store.label_images import shard_windows
 from wsipipe.store.shards import ArraySpec
 from wsipipe.store.tissue_levels import TissueLevels
 
 CPU = torch.device("cpu")
-LATTICE = InstanceGrid(16, 128, 2)
+GRID = InstanceGrid(16, 128, 2)
 CELL = 8
 WANTED = SimpleNamespace(displacement=True)
 NONE = torch.nn.Identity()
@@ -62,7 +63,7 @@ def store_of(
 def pointing(field: NDArray[np.float32]) -> SimpleNamespace:
     """A method whose displacements are `field`, float [2, rows, cols]."""
 
-    def displacements(model: object, store: object, lattice: object, wanted: NDArray[np.bool_], on: object) -> Any:
+    def displacements(model: object, context: object, wanted: NDArray[np.bool_]) -> Any:
         return field.copy(), np.ones(wanted.shape, bool)
 
     return SimpleNamespace(displacements=displacements, displacement_px=displacement_px)
@@ -70,7 +71,7 @@ def pointing(field: NDArray[np.float32]) -> SimpleNamespace:
 
 def made(store: SlideStore, method: object, folder: Path, params: object = WANTED) -> Objects:
     """The objects of the mask, written."""
-    how = Objects(method, params, LATTICE, CPU, "irnet", folder)
+    how = Objects(method, params, GRID, CPU, "irnet", folder)
     how.write(NONE, store, store.attributes("labels", "irnet"))
     return how
 
@@ -205,13 +206,13 @@ def test_cells_that_straddle_classes_and_shards_hold_both():
 
     array = SimpleNamespace(spec=ArraySpec(mask.shape, "uint8", 0, 6, 12), read=read)
     np.testing.assert_array_equal(painted_cells(array, 2, 10), expected)
-    numbers, kinds = numbered(expected, np.zeros((5, 7), np.int32))
+    numbers, kinds = number_objects(expected, np.zeros((5, 7), np.int32))
     assert kinds == [0, 1, 1]
     np.testing.assert_array_equal(numbers > 0, expected)
 
 
 def test_scores_and_boxes_of_objects_grow_over_windows():
-    measures = Measures.of(2)
+    measures = Measures.empty(2)
     numbers, own = np.zeros((2, 3), np.uint32), np.zeros((2, 3), np.uint8)
     measures.add(Window(30, 8, 3, 2), numbers, own)
     numbers[0, 1:], own[0, 1] = 2, 51
@@ -240,14 +241,14 @@ def test_displacements_of_a_slide_are_means_over_windows(tmp_path: Path):
         means = torch.nn.functional.avg_pool2d(rgb.float(), STRIDE)
         return torch.stack([means[:, 0] + means[:, 1].mean((1, 2), keepdim=True), means[:, 2]], 1)
 
-    d, known = slide_displacements(store, LATTICE, wanted, displacements_of)
+    d, known = slide_displacements(store, GRID, wanted, displacements_of)
     assert sum(calls) == 5, "of the windows those that hold a wanted cell"
     total, weights = np.zeros((2, 25, 44)), np.zeros((25, 44))
     for r, c in ((0, 0), (8, 0), (8, 8), (9, 0), (9, 8)):
         rgb = np.moveaxis(store.read(Window(c * 8, r * 8, 128, 128)), -1, 0).astype(float)
         small = np.rint(rgb.reshape(3, 64, 2, 64, 2).mean((2, 4)) + 1e-6).reshape(3, 16, 4, 16, 4).mean((2, 4))
-        total[:, r : r + 16, c : c + 16] += np.stack([small[0] + small[1].mean(), small[2]]) * hat(16)
-        weights[r : r + 16, c : c + 16] += hat(16)
+        total[:, r : r + 16, c : c + 16] += np.stack([small[0] + small[1].mean(), small[2]]) * tent(16)
+        weights[r : r + 16, c : c + 16] += tent(16)
     np.testing.assert_array_equal(known, weights > 0)
     np.testing.assert_allclose(d, total / np.where(weights > 0, weights, 1), rtol=1e-3, atol=1e-3)
 
@@ -255,17 +256,17 @@ def test_displacements_of_a_slide_are_means_over_windows(tmp_path: Path):
 def test_irnet_gives_what_its_network_says_of_windows(tmp_path: Path):
     torch.manual_seed(0)
     params = irnet.Params(displacement=True)
-    model = irnet.build(Classes(("gland",)), create_encoder("resnet18_quarter"), LATTICE, params)
+    model = irnet.build(Classes(("gland",)), create_encoder("resnet18_quarter"), GRID, params)
     model.boundary.displacement_branch.mean.copy_(torch.tensor([1.0, -2.0]))
     store = store_of(tmp_path, np.zeros((128, 128), np.uint8), np.zeros((1, 8, 8), np.uint8))
     pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64)).astype(np.uint8)
     store.pixels().write_region((0, 0), pixels.repeat(2, 1).repeat(2, 2))
-    d, known = irnet.displacements(model, store, LATTICE, np.ones((16, 16), bool), CPU)
+    d, known = irnet.displacements(model, ScoreContext(store, GRID, CPU), np.ones((16, 16), bool))
     with torch.inference_mode():
         expected = model.eval().boundary(irnet.normalise(torch.from_numpy(pixels)[None]))[1][0]
     np.testing.assert_allclose(d, expected.numpy(), rtol=1e-4, atol=1e-4)
     assert known.all()
-    assert displacement_px(LATTICE) == CELL
+    assert displacement_px(GRID) == CELL
 
 
 @pytest.mark.parametrize(
@@ -289,7 +290,7 @@ def test_where_no_objects_are_wanted_only_an_old_table_goes(tmp_path: Path, meth
 def test_objects_are_current_if_image_and_table_are_there(tmp_path: Path):
     store = store_of(tmp_path, np.ones((64, 64), np.uint8), np.zeros((1, 4, 4), np.uint8))
     method = pointing(np.zeros((2, 8, 8), np.float32))
-    how = Objects(method, WANTED, LATTICE, CPU, "irnet", tmp_path / "run")
+    how = Objects(method, WANTED, GRID, CPU, "irnet", tmp_path / "run")
     assert not how.current(store, "key", overwrite=False)
     made(store, method, tmp_path / "run")
     assert how.current(store, "key", overwrite=False)

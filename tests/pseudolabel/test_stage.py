@@ -29,9 +29,9 @@ from wsipipe.config.options import PseudolabelConfig, RunConfig
 from wsipipe.errors import CheckpointError, ConfigError, LabelsError, StoreError
 from wsipipe.labels import IGNORE
 from wsipipe.nn.checkpoint import read_checkpoint
-from wsipipe.pseudolabel.method import ScoreMap
+from wsipipe.pseudolabel.method import ScoreContext, ScoreMap
 from wsipipe.pseudolabel.methods import camel
-from wsipipe.pseudolabel.paint import painted
+from wsipipe.pseudolabel.paint import paint_mask
 from wsipipe.pseudolabel.stage import PseudolabelOptions
 from wsipipe.pseudolabel.stage import run as pseudolabel
 from wsipipe.runtime.context import RunContext
@@ -42,7 +42,7 @@ from wsipipe.store import SlideStore
 def certain(monkeypatch: pytest.MonkeyPatch) -> None:
     """A method that is sure of every class everywhere."""
 
-    def score(model: object, store: SlideStore, *rest: object) -> ScoreMap:
+    def score(model: object, context: ScoreContext, params: object) -> ScoreMap:
         shape = SIZE[1] // STRIDE, SIZE[0] // STRIDE
         return ScoreMap.of_probabilities(np.stack([np.full(shape, v, np.float32) for v in (1.0, 0.9)]), STRIDE)
 
@@ -177,7 +177,7 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit(stores: Stores, csv: Cs
 
 
 @pytest.mark.usefixtures("certain")
-def test_a_class_that_a_slide_label_denies_is_never_painted_in_it(stores: Stores, csv: Csv, stage: Stage):
+def test_a_class_that_a_slide_label_excludes_is_never_painted_in_it(stores: Stores, csv: Csv, stage: Stage):
     stage(stores, csv())
     found = {k: set(np.unique(mask_of(p)[tissue_of(p)])) for k, p in stores.items()}
     assert found == {"blob": {1}, "line": {2}, "both": {1}, "none": {0}, "held": {1}, "free": {1}}
@@ -215,12 +215,12 @@ def test_a_patch_row_binds_its_patch_and_nothing_else(stores: Stores, csv: Csv, 
     assert np.unique(mask[:64, :64]).tolist() == [2]
     assert np.unique(mask[:64, 64:128]).tolist() == [1]
     assert np.unique(mask[128:192, 128:192]).tolist() == [0]
-    assert np.unique(mask[64:128, :192]).tolist() == [1], "no label speaks of these patches"
+    assert np.unique(mask[64:128, :192]).tolist() == [1], "no label is about these patches"
     assert np.unique(mask_of(stores["line"])[:256, :250]).tolist() == [1]
 
 
 @pytest.mark.usefixtures("certain")
-def test_a_region_off_the_lattice_binds_all_of_its_pixels(stores: Stores, csv: Csv, stage: Stage):
+def test_a_region_off_the_grid_binds_all_of_its_pixels(stores: Stores, csv: Csv, stage: Stage):
     rows = ["blob,a,57,41,100,90,", "line,b,0,0,64,64,", "none,,,,,,"]
     stage(stores, csv(*rows, header="slide_id,label,x,y,width,height,split"))
     assert 2 not in mask_of(stores["blob"])[41:131, 57:157]
@@ -247,7 +247,7 @@ def test_a_painted_mask_is_constant_on_the_blocks_of_its_grid(stores: Stores):
     full = np.ones((SIZE[1], SIZE[0]), np.uint8)
     store.write_labels("tissue", {0: "glass", 1: "tissue"}, {}, [((0, 0), full)])
     grid = np.random.default_rng(1).integers(0, 4, (-(-SIZE[1] // 24), -(-SIZE[0] // 24))).astype(np.uint8)
-    ((shard, mask),) = painted(grid, 24, store)
+    ((shard, mask),) = paint_mask(grid, 24, store)
     assert shard == (0, 0)
     assert mask.shape == (SIZE[1], SIZE[0])
     np.testing.assert_array_equal(mask[::24, ::24], grid)
@@ -302,7 +302,7 @@ def test_a_slide_without_tissue_goes_through_with_an_empty_mask(
     assert statuses(report) == dict.fromkeys(stores, "done")
     assert (mask_of(stores["void"]) == 0).all()
     assert (mask_of(stores["bare"]) == 0).all()
-    assert "line 7 (bare): no tissue, left out" in caplog.text
+    assert "line 7 (bare): no tissue, skipped" in caplog.text
 
 
 def test_labels_that_no_longer_differ_without_empty_bags_are_refused(

@@ -46,7 +46,7 @@ def test_what_a_method_refuses_is_found_before_an_encoder_is_pretrained(stores: 
     with pytest.raises(ConfigError, match=r"histosegnet\.exempt: fat is no class; there are a, b"):
         pseudolabel(
             list(stores.values()),
-            PseudolabelOptions(config, {"histosegnet": {"cells": 8, "exempt": ["fat"]}}),
+            PseudolabelOptions(config, {"histosegnet": {"map_size": 8, "exempt": ["fat"]}}),
             RunContext(run, progress),
         )
 
@@ -56,7 +56,7 @@ def test_a_pretrained_encoder_is_shared_by_fits_and_not_made_again_after_a_stop(
 ):
     real = camel.fit
 
-    def broken(bags: object, lattice: object, params: object, given: FitContext) -> None:
+    def broken(bags: object, instance_grid: object, params: object, given: FitContext) -> None:
         given.encoder()
         raise KeyboardInterrupt
 
@@ -75,7 +75,7 @@ def test_a_pretrained_encoder_is_shared_by_fits_and_not_made_again_after_a_stop(
 
 
 def test_a_fit_that_asks_for_no_encoder_pretrains_none(stores: Stores, csv: Csv, run: RunConfig):
-    small = {"network": "x1.7", "width": 2, "cells": 8, "steps": 2, "batch": 4, "windows": 6}
+    small = {"network": "x1.7", "width": 2, "map_size": 8, "steps": 2, "batch": 4, "windows": 6}
     options = PseudolabelConfig(labels=str(csv()), method="histosegnet", refine="none", encoder="resnet18_quarter")
     report, _ = pseudolabel(
         list(stores.values()), PseudolabelOptions(options, {"histosegnet": small}, FEW), RunContext(run)
@@ -89,7 +89,7 @@ def test_pretraining_leaves_no_trace_in_what_is_made_after_it(
 ):
     drawn = []
 
-    def drawing(bags: object, lattice: object, params: object, given: FitContext) -> None:
+    def drawing(bags: object, instance_grid: object, params: object, given: FitContext) -> None:
         torch.manual_seed(1)
         given.encoder()
         drawn.append(torch.rand(3))

@@ -1,4 +1,4 @@
-"""The stage refines by what is asked for: the mask is made of refined scores, and what labels deny stays out of it."""
+"""The stage refines scores as asked: the mask comes from refined scores, without the classes that labels exclude."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from wsipipe.config.options import PseudolabelConfig, option
 from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
 from wsipipe.pseudolabel import options as module
-from wsipipe.pseudolabel.method import ScoreMap
+from wsipipe.pseudolabel.method import ScoreContext, ScoreMap
 from wsipipe.pseudolabel.methods import camel
 from wsipipe.pseudolabel.options import resolve_refinement
-from wsipipe.pseudolabel.registry import NONE, load, names, refinements
+from wsipipe.pseudolabel.registry import NONE, load_method, method_names, refinement_names
 from wsipipe.store import SlideStore
 
 ODD = (203, 133)
@@ -53,8 +53,8 @@ def wilful(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 def nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A method that finds nothing anywhere."""
 
-    def score(model: object, store: SlideStore, *rest: object) -> ScoreMap:
-        values = np.zeros((2, *store.grid.cells(STRIDE)), np.float32)
+    def score(model: object, context: ScoreContext, params: object) -> ScoreMap:
+        values = np.zeros((2, *context.store.grid.cells(STRIDE)), np.float32)
         return ScoreMap(values, np.full(values.shape[1:], 0.5, np.float32), STRIDE)
 
     monkeypatch.setattr(camel, "score", score)
@@ -77,25 +77,27 @@ def test_the_parameters_of_a_refinement_are_those_of_its_section(stores: Stores,
     assert all(set(np.unique(mask_of(p)[tissue_of(p)])) == {0} for p in stores.values())
 
 
-@pytest.mark.parametrize("method", names())
+@pytest.mark.parametrize("method", method_names())
 def test_a_method_is_followed_by_its_own_refinement_unless_another_is_asked_for(method: str):
-    own = resolve_refinement(PseudolabelConfig(method=method), load(method), {})
-    assert (own.name if own else NONE) == load(method).REFINEMENT
-    assert resolve_refinement(PseudolabelConfig(method=method, refine=NONE), load(method), {}) is None
-    for name in refinements():
+    own = resolve_refinement(PseudolabelConfig(method=method), load_method(method), {})
+    assert (own.name if own else NONE) == load_method(method).REFINEMENT
+    assert resolve_refinement(PseudolabelConfig(method=method, refine=NONE), load_method(method), {}) is None
+    for name in refinement_names():
         config = PseudolabelConfig(method=method, refine=name, refine_stride_px=4)
-        step = resolve_refinement(config, load(method), {})
+        step = resolve_refinement(config, load_method(method), {})
         assert step is not None
         assert (step.name, step.stride_px, step.params) == (name, 4, step.module.Params())
 
 
 def test_published_refinements():
-    assert {m: load(m).REFINEMENT for m in names() if load(m).REFINEMENT != NONE} == {"histosegnet": "crf"}
+    assert {m: load_method(m).REFINEMENT for m in method_names() if load_method(m).REFINEMENT != NONE} == {
+        "histosegnet": "crf"
+    }
 
 
 def test_wrong_parameters_of_a_refinement_are_named_by_their_section():
     with pytest.raises(ConfigError, match=r"pseudolabel\.crf"):
-        resolve_refinement(PseudolabelConfig(refine="crf"), load("camel"), {"crf": {"nonsense": 1}})
+        resolve_refinement(PseudolabelConfig(refine="crf"), load_method("camel"), {"crf": {"nonsense": 1}})
 
 
 @pytest.mark.usefixtures("nothing", "wilful")

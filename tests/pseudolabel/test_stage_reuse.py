@@ -42,7 +42,7 @@ def test_what_is_used_after_the_fit_alone_is_changed_without_fitting_again(
     assert (mask_of(stores["free"])[tissue_of(stores["free"])] == IGNORE).any()
 
 
-def test_a_fit_of_an_older_edition_counts_as_made_from_other_inputs(
+def test_a_fit_of_an_older_cache_version_counts_as_made_from_other_inputs(
     stores: Stores, csv: Csv, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ):
     stage(stores, csv())

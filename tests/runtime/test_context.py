@@ -11,7 +11,7 @@ from wsipipe.errors import ConfigError
 from wsipipe.runtime.context import RunContext
 
 
-def test_folders_ledger_and_device_are_those_of_the_options():
+def test_folders_ledger_and_device_are_those_of_the_options() -> None:
     seen: list[tuple[str, int, int, str]] = []
     context = RunContext(RunConfig(stores="s", runs="r", max_failed="2", seed=7, device="cpu"))
     context = context.with_progress(lambda *step: seen.append(step))
@@ -23,6 +23,6 @@ def test_folders_ledger_and_device_are_those_of_the_options():
     assert not context.overwrite
 
 
-def test_an_unknown_device_is_a_configuration_error():
+def test_an_unknown_device_is_a_configuration_error() -> None:
     with pytest.raises(ConfigError, match="device 'gpu'"):
         RunContext(RunConfig(device="gpu")).compute()

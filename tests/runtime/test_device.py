@@ -8,22 +8,22 @@ from wsipipe.errors import ConfigError
 from wsipipe.runtime import device as devices
 
 
-def test_device_auto_and_cpu():
+def test_device_auto_and_cpu() -> None:
     assert devices.device("cpu").type == "cpu"
     assert devices.device("auto").type in ("cpu", "cuda")
 
 
-def test_an_unknown_device_says_what_is_expected():
+def test_an_unknown_device_says_what_is_expected() -> None:
     with pytest.raises(ConfigError, match="device 'gpu': expected auto, cpu or cuda:N"):
         devices.device("gpu")
 
 
-def test_a_missing_gpu_says_how_many_there_are():
+def test_a_missing_gpu_says_how_many_there_are() -> None:
     with pytest.raises(ConfigError, match=r"device cuda:99: \d+ CUDA devices found; use --device auto"):
         devices.device("cuda:99")
 
 
-def test_a_cpu_computes_in_float32_whatever_it_could_do():
+def test_a_cpu_computes_in_float32_whatever_it_could_do() -> None:
     """In bfloat16 the weights' gradient of this convolution is memory that nobody wrote, on CPUs that compute in it."""
     import torch
 

@@ -26,11 +26,11 @@ def report(max_failed: str, failed: int, total: int) -> Report:
         ("0", 0, 0, 0), ("5%", 0, 0, 0),
     ],
 )  # fmt: skip
-def test_exit_code_allows_a_number_or_a_share_of_failures(max_failed: str, failed: int, total: int, code: int):
+def test_exit_code_allows_a_number_or_a_share_of_failures(max_failed: str, failed: int, total: int, code: int) -> None:
     assert report(max_failed, failed, total).exit_code == code
 
 
-def test_skipped_and_empty_items_are_no_failures():
+def test_skipped_and_empty_items_are_no_failures() -> None:
     ledger = Report()
     ledger.add("a", "skipped")
     ledger.add("b", "empty", "no tissue")
@@ -38,7 +38,7 @@ def test_skipped_and_empty_items_are_no_failures():
     assert [r["item"] for r in ledger.of("empty")] == ["b"]
 
 
-def test_ledger_is_a_csv_of_all_items_and_columns(tmp_path: Path):
+def test_ledger_is_a_csv_of_all_items_and_columns(tmp_path: Path) -> None:
     ledger = Report()
     ledger.add("a", "done", patches=12, seconds="0.5")
     ledger.failed("b", SlideError("cannot,\n   be read"))
@@ -53,12 +53,12 @@ def test_ledger_is_a_csv_of_all_items_and_columns(tmp_path: Path):
     assert sorted(p.name for p in path.parent.iterdir()) == [".tile.csv.lock", "tile.csv"]
 
 
-def test_an_empty_ledger_has_its_header(tmp_path: Path):
+def test_an_empty_ledger_has_its_header(tmp_path: Path) -> None:
     Report().write(tmp_path / "x.csv")
     assert (tmp_path / "x.csv").read_text().strip() == "item,status,reason"
 
 
-def test_the_ledger_keeps_items_of_earlier_calls(tmp_path: Path):
+def test_the_ledger_keeps_items_of_earlier_calls(tmp_path: Path) -> None:
     path = tmp_path / "tile.csv"
     first, second = Report(), Report()
     first.add("a", "failed", "gone")
@@ -73,7 +73,7 @@ def test_the_ledger_keeps_items_of_earlier_calls(tmp_path: Path):
     assert read_ledger(tmp_path / "none.csv") == []
 
 
-def test_a_guarded_failure_costs_its_item_alone_and_a_configuration_error_all(caplog: pytest.LogCaptureFixture):
+def test_a_guarded_failure_costs_its_item_alone_and_a_configuration_error_all(caplog: pytest.LogCaptureFixture) -> None:
     report = Report()
     for item in ("a", "b", "c"):
         with report.guard(item):
@@ -89,7 +89,7 @@ def test_a_guarded_failure_costs_its_item_alone_and_a_configuration_error_all(ca
     assert len(report.rows) == 3
 
 
-def test_table_aligns_columns_and_counts():
+def test_table_aligns_columns_and_counts() -> None:
     ledger = Report()
     ledger.add("a", "done", patches=12, copied="100%")
     ledger.add("a longer name", "empty", "no tissue", patches=0)
@@ -106,7 +106,7 @@ def test_table_aligns_columns_and_counts():
     assert all(line == line.rstrip() for line in (head, *rows))
 
 
-def test_table_of_many_shows_those_that_are_not_done():
+def test_table_of_many_shows_those_that_are_not_done() -> None:
     ledger = report("0", 2, 100)
     lines = ledger.table(("patches",)).splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == ["s0", "s1"]
@@ -117,7 +117,7 @@ def test_table_of_many_shows_those_that_are_not_done():
         assert [line.split()[0] for line in ledger.table(()).splitlines()] == ["slide", "41"]
 
 
-def test_a_failure_in_any_merged_stage_wins():
+def test_a_failure_in_any_merged_stage_wins() -> None:
     first, second = Report(), Report(ledger=Path("second.csv"))
     first.add("a", "done")
     first.failed("b", SlideError("torn"))

@@ -14,7 +14,7 @@ from wsipipe.errors import StoreError
 from wsipipe.runtime.lock import SlideLock, lock_file
 
 
-def test_a_lock_is_exclusive_and_names_its_owner(tmp_path: Path):
+def test_a_lock_is_exclusive_and_names_its_owner(tmp_path: Path) -> None:
     file = tmp_path / "new" / ".a.tiling"
     mine, theirs = SlideLock(file, "a.zarr: tiling"), SlideLock(file, "a.zarr: tiling")
     mine.acquire()
@@ -35,7 +35,7 @@ def test_a_lock_is_exclusive_and_names_its_owner(tmp_path: Path):
     assert list(file.parent.iterdir()) == []
 
 
-def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path: Path):
+def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from wsipipe.runtime.lock import SlideLock\n"
         "SlideLock(Path(sys.argv[1]), 'a').acquire(); os.kill(os.getpid(), 9)"
@@ -50,7 +50,7 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path: Path):
     assert not file.exists()
 
 
-def test_only_one_of_many_acquires_a_lock(tmp_path: Path):
+def test_only_one_of_many_acquires_a_lock(tmp_path: Path) -> None:
     file, got, start = tmp_path / ".a.tiling", [], threading.Barrier(8)
 
     def race() -> None:
@@ -70,5 +70,5 @@ def test_only_one_of_many_acquires_a_lock(tmp_path: Path):
     assert len(got) == 1
 
 
-def test_the_lock_file_of_a_store_lies_beside_it():
+def test_the_lock_file_of_a_store_lies_beside_it() -> None:
     assert lock_file(Path("stores/a.zarr")) == Path("stores/.a.zarr.lock")

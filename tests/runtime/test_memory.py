@@ -12,7 +12,7 @@ import pytest
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_threads_may_share_one_heap(tmp_path: Path, shared: bool):
+def test_threads_may_share_one_heap(tmp_path: Path, shared: bool) -> None:
     code = f"""
 import ctypes, threading
 from wsipipe.runtime.memory import share_heap

@@ -270,4 +270,4 @@ def test_masks_are_ignored_near_borders_even_those_outside_of_the_window(stores:
     torch.testing.assert_close(one.rgb, other.rgb)
     assert ((other.mask == one.mask) | (other.mask == 255)).all()
     assert (other.mask == 255).sum() > (one.mask == 255).sum()
-    assert torch.equal(one.valid, other.held)  # a teacher may say what lies there
+    assert torch.equal(one.valid, other.valid)  # a teacher may say what lies there

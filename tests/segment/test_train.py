@@ -206,11 +206,11 @@ def test_the_same_inputs_are_not_trained_twice_and_others_not_over_them(
     assert train(both, logged, RunContext(run, progress, False)) == path
     assert steps.count("train") == 2
     for config, seed in ((dataclasses.replace(TINY, lr=1e-4), 0), (TINY, 1)):
-        with pytest.raises(CheckpointError, match=r"other masks or settings; choose another --name.*--overwrite"):
+        with pytest.raises(CheckpointError, match=r"made from other inputs; choose another --name.*--overwrite"):
             train(both, config, RunContext(dataclasses.replace(run, seed=seed), progress, False))
     resplit(stores["left"], "train")
     paint(stores["right"], np.ones((331, 437), np.uint8), split="train", digest="new")
-    with pytest.raises(CheckpointError, match="other masks or settings"):
+    with pytest.raises(CheckpointError, match="made from other inputs"):
         train(both, TINY, RunContext(run, progress, False))
     assert path.with_suffix(".safetensors").read_bytes() == weights
     assert train(both, TINY, RunContext(run, progress, True)) == path

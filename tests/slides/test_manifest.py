@@ -98,7 +98,7 @@ def test_one_error_lists_every_problem_of_every_row(folder: Path) -> None:
 
 
 def test_a_row_with_too_many_cells_hides_no_problem_of_others(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"line 2: 2 cells under 1 columns; .*; line 3: no such file none\.svs"):
+    with pytest.raises(ConfigError, match=r"line 2: 2 cells, but the header has 1; .*; line 3: no such file none\.svs"):
         read(folder, "path\nslides/a b.svs,0.5\nnone.svs\n")
 
 
@@ -112,7 +112,7 @@ def test_of_many_problems_the_first_are_listed(folder: Path) -> None:
     ("id,mpp\na,0.5\n", r"no column path \(or image_path, wsi, slide, filename\); found id, mpp"),
     ("path,mpp\n", "the manifest lists no slide"),
     ("path,Path\nx,y\n", "column 'path' appears twice"),
-    ("path,mpp\na,b.svs,0.5\n", "line 2: 3 cells under 2 columns; put a cell that contains the separator in quotes"),
+    ("path,mpp\na,b.svs,0.5\n", "line 2: 3 cells, but the header has 2; quote cells that contain the separator"),
     ("path\nü.svs\n".encode("utf-16"), "not readable as UTF-8 text .*; save it as CSV UTF-8"),
 ])  # fmt: skip
 def test_a_table_that_is_not_a_manifest_is_an_error(folder: Path, text: str | bytes, message: str) -> None:

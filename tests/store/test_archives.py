@@ -50,16 +50,16 @@ def whole(array: ShardedArray) -> np.ndarray:
     return array.read(Window(0, 0, width, height))
 
 
-def test_the_schema_of_this_version_has_an_archive():
+def test_the_schema_of_this_version_has_an_archive() -> None:
     assert (ARCHIVES / f"schema{layout.SCHEMA}.zip").is_file()
 
 
-def test_an_archived_store_is_undamaged(archived: SlideStore):
+def test_an_archived_store_is_undamaged(archived: SlideStore) -> None:
     verdict = verify(archived.path, decode=True)
     assert (verdict.damage, verdict.leftovers, verdict.chunks) == ((), (), 41)
 
 
-def test_an_archived_store_has_its_metadata_and_digests(archived: SlideStore):
+def test_an_archived_store_has_its_metadata_and_digests(archived: SlideStore) -> None:
     assert archived.slide_id == "tiny"
     assert archived.grid == Grid((1200, 400), (0.5, 0.5), (1.0, 1.0), 64, 64)
     assert archived.digest == "796b7237b00520f7995e0de8ac404d57"
@@ -70,7 +70,7 @@ def test_an_archived_store_has_its_metadata_and_digests(archived: SlideStore):
     assert "labels     drawn: tumour, stroma" in describe(archived.path).splitlines()
 
 
-def test_pixels_and_maps_of_an_archived_store_have_the_same_values(archived: SlideStore):
+def test_pixels_and_maps_of_an_archived_store_have_the_same_values(archived: SlideStore) -> None:
     levels = range(archived.grid.levels)
     rgb = [archived.read(Window(0, 0, *archived.grid.level_shape(level)[::-1]), level) for level in levels]
     found = {
@@ -83,7 +83,7 @@ def test_pixels_and_maps_of_an_archived_store_have_the_same_values(archived: Sli
     assert {name: tuple(map(digest_of, values)) for name, values in found.items()} == DIGESTS
 
 
-def test_patches_and_features_of_an_archived_store_have_the_same_values(archived: SlideStore):
+def test_patches_and_features_of_an_archived_store_have_the_same_values(archived: SlideStore) -> None:
     tables = [archived.patches(64, stride_px) for stride_px in (64, 32)]
     assert [(len(t.cell), digest_of(t.cell), digest_of(t.tissue)) for t in tables] == [
         (28, "5b748dc800be102c", "3df35159b7e1f5ce"),
@@ -97,7 +97,7 @@ def test_patches_and_features_of_an_archived_store_have_the_same_values(archived
     assert np.isnan(features.read(np.array([[0, 0]], np.int32))).all()
 
 
-def test_an_archived_store_takes_new_masks(archived: SlideStore):
+def test_an_archived_store_takes_new_masks(archived: SlideStore) -> None:
     height, width = archived.grid.level_shape(0)
     mask = np.full((height, width), 1, np.uint8)
     archived.write_labels("new", {1: "a"}, {"digest": "x", "classes": ["a"]}, [((0, 0), mask)])

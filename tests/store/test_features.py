@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,9 @@ def values(count: int, seed: int = 0) -> np.ndarray:
     st.lists(st.tuples(st.integers(0, 49), st.integers(0, 69)), max_size=20, unique=True),
     st.integers(0, 99),
 )
-def test_what_is_written_is_read_as_float16_and_the_rest_is_nan(store: SlideStore, first, second, seed: int):
+def test_what_is_written_is_read_as_float16_and_the_rest_is_nan(
+    store: SlideStore, first: Any, second: Any, seed: int
+) -> None:
     features = opened(store, f"{sorted(first)} {sorted(second)} {seed}")  # a fresh array for each example
     wanted = np.full(SHAPE, np.nan, np.float32)
     for pairs, s in ((first, seed), (second, seed + 1)):
@@ -51,7 +54,7 @@ def test_what_is_written_is_read_as_float16_and_the_rest_is_nan(store: SlideStor
 
 
 @given(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=30))
-def test_the_chunks_of_cells_hold_each_cell_once(pairs: list[tuple[int, int]]):
+def test_the_chunks_of_cells_hold_each_cell_once(pairs: list[tuple[int, int]]) -> None:
     cells = cells_of(*pairs)
     found = list(chunks_of(cells))
     assert sorted(i for _, inside in found for i in inside.tolist()) == list(range(len(cells)))
@@ -59,7 +62,7 @@ def test_the_chunks_of_cells_hold_each_cell_once(pairs: list[tuple[int, int]]):
         assert (cells[inside] // CHUNK_CELLS == chunk).all()
 
 
-def test_features_of_other_things_are_replaced_and_of_the_same_kept(store: SlideStore):
+def test_features_of_other_things_are_replaced_and_of_the_same_kept(store: SlideStore) -> None:
     cells = cells_of((3, 4))
     opened(store).write(cells, values(1))
     assert not np.isnan(opened(store).read(cells)).any()
@@ -70,7 +73,7 @@ def test_features_of_other_things_are_replaced_and_of_the_same_kept(store: Slide
     assert not list(store.path.parent.glob(".*partial"))
 
 
-def test_values_that_float16_does_not_hold_are_refused_and_nothing_is_written(store: SlideStore):
+def test_values_that_float16_does_not_hold_are_refused_and_nothing_is_written(store: SlideStore) -> None:
     features = opened(store)
     for bad in (1e6, np.nan, np.inf):
         with pytest.raises(StoreError, match="features above 65504 or not finite"):
@@ -78,7 +81,7 @@ def test_values_that_float16_does_not_hold_are_refused_and_nothing_is_written(st
     assert np.isnan(features.read(cells_of((0, 0)))).all()
 
 
-def test_names_must_be_plain(store: SlideStore):
+def test_names_must_be_plain(store: SlideStore) -> None:
     with pytest.raises(ConfigError, match="use letters, digits"):
         open_features(store, "../net", "a", SHAPE, "x")
 
@@ -89,7 +92,7 @@ def chunk_file(features: Features) -> Path:
 
 def test_a_damaged_chunk_is_found_by_verify_and_read_as_not_computed(
     store: SlideStore, caplog: pytest.LogCaptureFixture
-):
+) -> None:
     features = opened(store)
     features.write(cells_of((0, 0), (40, 40)), values(2))
     assert verify(store.path).ok
@@ -108,7 +111,7 @@ def test_a_damaged_chunk_is_found_by_verify_and_read_as_not_computed(
     assert verify(store.path).ok
 
 
-def test_a_missing_chunk_is_no_damage_but_changed_metadata_and_strange_files_are(store: SlideStore):
+def test_a_missing_chunk_is_no_damage_but_changed_metadata_and_strange_files_are(store: SlideStore) -> None:
     features = opened(store)
     features.write(cells_of((0, 0)), values(1))
     chunk_file(features).unlink()
@@ -121,6 +124,6 @@ def test_a_missing_chunk_is_no_damage_but_changed_metadata_and_strange_files_are
     assert [d.where for d in verify(store.path).damage] == ["features/net-1/64_128_2/zarr.json"]
 
 
-def test_info_names_the_features(store: SlideStore):
+def test_info_names_the_features(store: SlideStore) -> None:
     opened(store).write(cells_of((0, 0)), values(1))
     assert "features   net-1: cells 64_128_2 (instance, seen, shrink), 0.0 MB" in describe(store.path)

@@ -29,7 +29,7 @@ def add_map(store: SlideStore, name: str, classes: list[str]) -> None:
     store.write_scores(name, 8, meta, [((0, 0), np.zeros((len(classes), height, width), np.uint8))])
 
 
-def test_the_slide_its_resolution_and_its_patches_are_named(tiled: Path):
+def test_the_slide_its_resolution_and_its_patches_are_named(tiled: Path) -> None:
     text = describe(tiled)
     store = SlideStore(tiled)
     assert str(tiled) in text
@@ -45,12 +45,12 @@ def test_the_slide_its_resolution_and_its_patches_are_named(tiled: Path):
     assert "scores" not in text
 
 
-def test_the_size_on_disk_is_that_of_all_files(tiled: Path):
+def test_the_size_on_disk_is_that_of_all_files(tiled: Path) -> None:
     used = sum(p.stat().st_size for p in tiled.rglob("*") if p.is_file())
     assert f"({used / 1e6:,.1f} MB, schema 2)" in describe(tiled)
 
 
-def test_maps_are_named_with_their_classes_and_stride(store: SlideStore):
+def test_maps_are_named_with_their_classes_and_stride(store: SlideStore) -> None:
     add_map(store, "unet", ["tumour", "stroma"])
     add_map(store, "camel", ["tumour"])
     lines = describe(store.path).splitlines()
@@ -59,7 +59,7 @@ def test_maps_are_named_with_their_classes_and_stride(store: SlideStore):
     assert "scores     unet: tumour, stroma, every 8 px" in lines
 
 
-def test_another_lattice_has_a_line_of_its_own(store: SlideStore):
+def test_another_lattice_has_a_line_of_its_own(store: SlideStore) -> None:
     table = store.patches()
     grid = store.grid.with_patches(64, 32)
     status = np.array([0, 0, 1], np.uint8)
@@ -71,7 +71,7 @@ def test_another_lattice_has_a_line_of_its_own(store: SlideStore):
     assert f"patches    128 px every 128 px: {len(table.windows)} usable" in lines
 
 
-def test_a_lossless_resampled_store_says_so(tmp_path: Path, svs_path: Path):
+def test_a_lossless_resampled_store_says_so(tmp_path: Path, svs_path: Path) -> None:
     run = RunConfig(stores=str(tmp_path / "stores"), runs=str(tmp_path / "runs"), workers=1)
     config = TileConfig(mpp=1.0, patch_px=64, codec="zstd")
     _, paths = tile_slides({"blob": SlideFile(svs_path)}, config, RunContext(run))
@@ -88,7 +88,7 @@ def noted(path: Path, chunk_px: int = 240, **more: object) -> SlideStore:
     return SlideStore.create(path, Grid((64, 64), (0.5, 0.5), (1, 1), 64, 64), 90, meta, [chunk_px])
 
 
-def test_a_note_of_tiling_is_shown(tmp_path: Path):
+def test_a_note_of_tiling_is_shown(tmp_path: Path) -> None:
     store = noted(tmp_path / "x.zarr", note="no contrast")
     assert "note       no contrast" in describe(store.path).splitlines()
 
@@ -97,14 +97,14 @@ def test_a_note_of_tiling_is_shown(tmp_path: Path):
     ("share", "said"),
     [(1.0, "100%"), (0.9999, "99.9%"), (0.5, "50%"), (0.123, "12.3%"), (0.00001, "0.1%"), (0.0, "0%")],
 )
-def test_the_share_that_was_copied_is_all_or_nothing_only_where_it_is(tmp_path: Path, share: float, said: str):
+def test_the_share_that_was_copied_is_all_or_nothing_only_where_it_is(tmp_path: Path, share: float, said: str) -> None:
     store = noted(tmp_path / "x.zarr", copied=share, copied_levels=[0])
     lines = describe(store.path).splitlines()
     assert "codec      JPEG, quality 90, chunks of 240 px" in lines
     assert f"copied     level 0 byte for byte; {said} of the chunks of level 0" in lines
 
 
-def test_what_of_the_slide_was_lost_or_left_out_is_said(tmp_path: Path):
+def test_what_of_the_slide_was_lost_or_left_out_is_said(tmp_path: Path) -> None:
     bad = [[0, 1, 2, "broken"]]
     store = noted(tmp_path / "x.zarr", bad=bad, tissue_mpp=8.0)
     assert "tissue     detected at 8 um/px" in describe(store.path).splitlines()
@@ -116,7 +116,7 @@ def test_what_of_the_slide_was_lost_or_left_out_is_said(tmp_path: Path):
     assert "unreadable 2 tiles of the slide" in describe(store.path).splitlines()
 
 
-def test_a_lattice_without_patches_says_none(tmp_path: Path):
+def test_a_lattice_without_patches_says_none(tmp_path: Path) -> None:
     store = noted(tmp_path / "x.zarr")
     none = PatchTable(store.grid, np.zeros((0, 2), np.int32), np.zeros(0, np.float32), np.zeros(0, np.uint8))
     store.write_patches(none)
@@ -125,7 +125,7 @@ def test_a_lattice_without_patches_says_none(tmp_path: Path):
     assert "patches    64 px every 64 px: 1 not stored (default)" in describe(store.path).splitlines()
 
 
-def test_what_is_no_store_is_said_to_be_none(tmp_path: Path):
+def test_what_is_no_store_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="not a store"):
         describe(tmp_path)
     with pytest.raises(StoreError, match="not a store"):

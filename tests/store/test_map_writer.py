@@ -56,7 +56,7 @@ def damage_of_maps(store: SlideStore) -> list[str]:
 
 
 @pytest.mark.parametrize("stride", [1, 7, 8, 50])
-def test_what_is_written_by_shard_is_read_as_a_whole(tmp_path: Path, stride: int):
+def test_what_is_written_by_shard_is_read_as_a_whole(tmp_path: Path, stride: int) -> None:
     store = empty_store(tmp_path / "a.zarr")
     mask, scores = drawn(SIZE, stride)
     with ResumableMapWriter(store, "unet", "k", 2, stride, 256) as maps:
@@ -72,7 +72,7 @@ def test_what_is_written_by_shard_is_read_as_a_whole(tmp_path: Path, stride: int
     assert [p.name for p in tmp_path.iterdir() if ".maps." in p.name] == []
 
 
-def test_the_result_is_that_of_the_writers_of_whole_arrays(tmp_path: Path):
+def test_the_result_is_that_of_the_writers_of_whole_arrays(tmp_path: Path) -> None:
     store = empty_store(tmp_path / "a.zarr", (5000, 300))
     mask, scores = drawn((5000, 300), 8)
     with ResumableMapWriter(store, "unet", "k", 2, 8) as maps:
@@ -96,7 +96,7 @@ def test_the_result_is_that_of_the_writers_of_whole_arrays(tmp_path: Path):
 @examples(10)
 def test_a_run_that_dies_anywhere_goes_on_to_the_same_bytes(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-):
+) -> None:
     folder = tmp_path_factory.mktemp("growing")
     mask, scores = drawn(SIZE, 8)
     found = []
@@ -124,7 +124,7 @@ def begun(store: SlideStore, key: str = "k") -> ResumableMapWriter:
     return maps
 
 
-def test_another_key_begins_anew(tmp_path: Path):
+def test_another_key_begins_anew(tmp_path: Path) -> None:
     store = empty_store(tmp_path / "a.zarr")
     begun(store)
     with ResumableMapWriter(store, "unet", "k", 2, 8, 256) as maps:
@@ -134,7 +134,7 @@ def test_another_key_begins_anew(tmp_path: Path):
         assert not list((maps.folder / "labels").rglob("c/*"))
 
 
-def test_shards_that_were_not_written_are_255_and_score_0(tmp_path: Path):
+def test_shards_that_were_not_written_are_255_and_score_0(tmp_path: Path) -> None:
     store = empty_store(tmp_path / "a.zarr")
     begun(store)
     with ResumableMapWriter(store, "unet", "k", 2, 8, 256) as maps:
@@ -152,7 +152,7 @@ def test_shards_that_were_not_written_are_255_and_score_0(tmp_path: Path):
 
 
 @pytest.mark.parametrize("damage", ["empty", "flip", "cut"])
-def test_a_record_that_a_loss_of_power_cut_off_is_as_if_it_was_not_there(tmp_path: Path, damage: str):
+def test_a_record_that_a_loss_of_power_cut_off_is_as_if_it_was_not_there(tmp_path: Path, damage: str) -> None:
     store = empty_store(tmp_path / "a.zarr")
     file = begun(store).folder / "written" / "0.0"
     data = bytearray(file.read_bytes())
@@ -162,7 +162,7 @@ def test_a_record_that_a_loss_of_power_cut_off_is_as_if_it_was_not_there(tmp_pat
         assert maps.written == {(1, 2)}
 
 
-def test_files_that_a_killed_writer_left_half_written_are_cleared(tmp_path: Path):
+def test_files_that_a_killed_writer_left_half_written_are_cleared(tmp_path: Path) -> None:
     store = empty_store(tmp_path / "a.zarr")
     folder = begun(store).folder
     for place in ("labels/0/c/0/.1.partial", "written/.0.1.partial", "labels/0/.zarr.json.partial"):
@@ -172,7 +172,7 @@ def test_files_that_a_killed_writer_left_half_written_are_cleared(tmp_path: Path
         assert maps.written == {(0, 0), (1, 2)}
 
 
-def test_one_process_at_a_time(tmp_path: Path):
+def test_one_process_at_a_time(tmp_path: Path) -> None:
     store = empty_store(tmp_path / "a.zarr")
     with (
         ResumableMapWriter(store, "unet", "k", 2, 8),
@@ -184,12 +184,12 @@ def test_one_process_at_a_time(tmp_path: Path):
         pass
 
 
-def test_names_that_could_leave_the_folder_are_refused(tmp_path: Path):
+def test_names_that_could_leave_the_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         ResumableMapWriter(empty_store(tmp_path / "a.zarr"), "../a", "k", 2, 8)
 
 
-def test_what_was_there_stays_until_the_new_maps_are_complete(tmp_path: Path):
+def test_what_was_there_stays_until_the_new_maps_are_complete(tmp_path: Path) -> None:
     store = empty_store(tmp_path / "a.zarr")
     begun(store)
     with ResumableMapWriter(store, "unet", "k", 2, 8, 256) as maps:
@@ -202,7 +202,7 @@ def test_what_was_there_stays_until_the_new_maps_are_complete(tmp_path: Path):
     assert store.attributes("labels", "unet")["digest"] == "new"
 
 
-def test_only_the_rest_of_finished_maps_is_forgotten(tmp_path: Path):
+def test_only_the_rest_of_finished_maps_is_forgotten(tmp_path: Path) -> None:
     store = empty_store(tmp_path / "a.zarr")
     folder = begun(store).folder
     remove_finished(store, "unet")

@@ -57,7 +57,7 @@ def both(store: SlideStore) -> SlideStore:
     return store
 
 
-def test_numbers_are_kept_and_coarser_levels_take_the_nearest(both: SlideStore):
+def test_numbers_are_kept_and_coarser_levels_take_the_nearest(both: SlideStore) -> None:
     numbers = numbers_of(both)
     np.testing.assert_array_equal(both.objects("irnet").read(whole(both)), numbers)
     for level in range(1, both.grid.levels):
@@ -73,7 +73,7 @@ def offset(f: int) -> int:
     return sum(2 * 4**k for k in range({4: 1, 16: 2}[f]))
 
 
-def test_objects_are_a_valid_ome_zarr_label_image_beside_the_mask(both: SlideStore):
+def test_objects_are_a_valid_ome_zarr_label_image_beside_the_mask(both: SlideStore) -> None:
     from ome_zarr_models.v05.image_label import ImageLabel
     from ome_zarr_models.v05.labels import Labels
 
@@ -89,7 +89,7 @@ def test_objects_are_a_valid_ome_zarr_label_image_beside_the_mask(both: SlideSto
     np.testing.assert_array_equal(array[...], numbers_of(both))
 
 
-def test_objects_are_no_mask(both: SlideStore):
+def test_objects_are_no_mask(both: SlideStore) -> None:
     assert both.names("labels") == ["irnet", "tissue"]
     assert both.names("objects") == ["irnet"]
     with pytest.raises(StoreError, match=NOT_A_MASK):
@@ -104,7 +104,7 @@ def test_objects_are_no_mask(both: SlideStore):
         check_name("irnet-objects")
 
 
-def test_objects_are_current_under_the_key_that_they_were_made_with(both: SlideStore):
+def test_objects_are_current_under_the_key_that_they_were_made_with(both: SlideStore) -> None:
     assert both.can_reuse("objects", "irnet", "x", overwrite=False)
     assert not both.can_reuse("objects", "irnet", "y", overwrite=True)
     assert not both.can_reuse("objects", "unet", "x", overwrite=False)
@@ -112,7 +112,7 @@ def test_objects_are_current_under_the_key_that_they_were_made_with(both: SlideS
         both.can_reuse("objects", "irnet", "y", overwrite=False)
 
 
-def test_objects_go_with_the_mask_that_they_were_cut_from(both: SlideStore):
+def test_objects_go_with_the_mask_that_they_were_cut_from(both: SlideStore) -> None:
     both.objects("irnet").read(whole(both))
     write_mask(both, "y")
     assert both.names("objects") == []
@@ -124,13 +124,13 @@ def test_objects_go_with_the_mask_that_they_were_cut_from(both: SlideStore):
     assert verify(both.path).ok
 
 
-def test_objects_go_with_a_mask_that_a_network_replaces(both: SlideStore):
+def test_objects_go_with_a_mask_that_a_network_replaces(both: SlideStore) -> None:
     with ResumableMapWriter(both, "irnet", "key", 1, 16) as maps:
         maps.finish(VALUES, META)
     assert both.names("objects") == []
 
 
-def test_objects_can_be_replaced_while_they_are_open_and_other_masks_keep_theirs(both: SlideStore):
+def test_objects_can_be_replaced_while_they_are_open_and_other_masks_keep_theirs(both: SlideStore) -> None:
     both.objects("irnet").read(whole(both))
     both.write_objects("irnet", META, in_shards(both, numbers_of(both) // 2))
     np.testing.assert_array_equal(both.objects("irnet").read(whole(both)), numbers_of(both) // 2)
@@ -138,7 +138,7 @@ def test_objects_can_be_replaced_while_they_are_open_and_other_masks_keep_theirs
     assert both.names("objects") == ["irnet"]
 
 
-def test_writing_that_fails_leaves_nothing(both: SlideStore):
+def test_writing_that_fails_leaves_nothing(both: SlideStore) -> None:
     def cut_off() -> Iterator[tuple[tuple[int, int], NDArray[Any]]]:
         yield from in_shards(both, numbers_of(both))
         raise RuntimeError("lost")
@@ -150,13 +150,13 @@ def test_writing_that_fails_leaves_nothing(both: SlideStore):
     assert [p.name for p in both.path.parent.glob(".*.partial")] == []
 
 
-def test_info_tells_of_objects(both: SlideStore):
+def test_info_tells_of_objects(both: SlideStore) -> None:
     lines = [line for line in describe(both.path).splitlines() if line.startswith("objects ")]
     assert lines == ["objects    irnet: gland, 200 objects in labels/irnet-objects"]
 
 
 @pytest.mark.parametrize("decode", [False, True])
-def test_verify_checks_objects(both: SlideStore, decode: bool):
+def test_verify_checks_objects(both: SlideStore, decode: bool) -> None:
     clean = verify(both.path, decode)
     assert clean.ok, clean.damage
     file = both.path / "labels/irnet-objects/0/c/0/0"
@@ -172,7 +172,7 @@ def test_verify_checks_objects(both: SlideStore, decode: bool):
 
 def test_a_kill_while_objects_are_dropped_leaves_a_store_that_is_whole(
     both: SlideStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+) -> None:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 

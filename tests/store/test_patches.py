@@ -13,7 +13,7 @@ from wsipipe.geometry import Window
 from wsipipe.store import PatchTable, SlideStore
 
 
-def test_patches_are_a_table_that_stock_zarr_reads(tiled: Path):
+def test_patches_are_a_table_that_stock_zarr_reads(tiled: Path) -> None:
     table = SlideStore(tiled).patches()
     group = zarr.open_group(str(tiled / "patches" / "128_128"), mode="r")
     np.testing.assert_array_equal(group["cell"][...], table.cell)
@@ -21,7 +21,7 @@ def test_patches_are_a_table_that_stock_zarr_reads(tiled: Path):
     assert len(table.windows) == len(table.cell) > 10
 
 
-def test_patches_of_another_lattice_are_added_and_a_missing_one_is_named(store: SlideStore):
+def test_patches_of_another_lattice_are_added_and_a_missing_one_is_named(store: SlideStore) -> None:
     with pytest.raises(StoreError, match="no patches of 64 px every 32 px; tile with these"):
         store.patches(64, 32)
     grid = store.grid.with_patches(64, 32)
@@ -35,7 +35,7 @@ def test_patches_of_another_lattice_are_added_and_a_missing_one_is_named(store: 
     assert found.windows == [Window(64, 32, 64, 64)]  # status 2 is left out
 
 
-def test_patches_replace_those_of_their_lattice_and_become_the_stores_own(store: SlideStore):
+def test_patches_replace_those_of_their_lattice_and_become_the_stores_own(store: SlideStore) -> None:
     own = store.patches()
     grid = store.grid.with_patches(64, 64)
     for n in (3, 2):
@@ -53,7 +53,7 @@ def test_patches_replace_those_of_their_lattice_and_become_the_stores_own(store:
 
 @pytest.mark.parametrize("file", ["cell/c/0/0", "status/c/0", "status/zarr.json", "tissue/c/0"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "empty"])
-def test_a_damaged_patch_table_is_never_returned(store: SlideStore, file: str, damage: str):
+def test_a_damaged_patch_table_is_never_returned(store: SlideStore, file: str, damage: str) -> None:
     path = store.path / "patches/128_128" / file
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 255

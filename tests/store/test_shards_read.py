@@ -84,7 +84,9 @@ SMALL = ArraySpec((3, 100, 130), "uint8", 255, 16, 64)
 @given(batches(), st.booleans(), st.sampled_from([0.0, 0.3, 1.0]))
 @example((SMALL, [Window(133, 10, 9, 9), Window(10, 105, 9, 9)]), False, 0.0)  # beyond the border, in the last chunks
 @example((SMALL, [Window(-30, -30, 14, 14)]), True, 0.0)
-def test_a_batch_is_the_crops_that_stock_zarr_has(tmp_path_factory, drawn, pooled: bool, holes: float):
+def test_a_batch_is_the_crops_that_stock_zarr_has(
+    tmp_path_factory: pytest.TempPathFactory, drawn: Any, pooled: bool, holes: float
+) -> None:
     spec, windows = drawn
     array = filled(tmp_path_factory.mktemp("a") / "0", spec, holes=holes)
     found = array.read_batch(windows, POOL if pooled else None)
@@ -94,14 +96,14 @@ def test_a_batch_is_the_crops_that_stock_zarr_has(tmp_path_factory, drawn, poole
 
 
 @pytest.mark.parametrize("at", [(-999, 5), (5, -999), (999, 5), (5, 999), (130, 0), (0, 100), (-9, 0), (0, -9)])
-def test_a_window_far_away_is_fill_value(tmp_path: Path, at: tuple[int, int]):
+def test_a_window_far_away_is_fill_value(tmp_path: Path, at: tuple[int, int]) -> None:
     array = filled(tmp_path / "0", SMALL)
     assert (array.read(Window(*at, 9, 9)) == 255).all()
 
 
 @pytest.mark.parametrize("quality", [0, 90])
 @pytest.mark.parametrize("side", [16, 21])
-def test_a_batch_is_a_channels_last_tensor_without_a_copy(tmp_path: Path, quality: int, side: int):
+def test_a_batch_is_a_channels_last_tensor_without_a_copy(tmp_path: Path, quality: int, side: int) -> None:
     array = filled(tmp_path / "0", ArraySpec((3, 100, 130), "uint8", 255, 16, 64, quality))
     found = array.read_batch([Window(16 * i, 16, side, side) for i in range(5)])
     tensor = torch.from_numpy(found)
@@ -114,7 +116,7 @@ def test_a_batch_is_a_channels_last_tensor_without_a_copy(tmp_path: Path, qualit
 @pytest.mark.parametrize("pool", [None, POOL])
 def test_each_chunk_is_decoded_once_in_a_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quality: int, pool: ThreadPoolExecutor | None
-):
+) -> None:
     array = filled(tmp_path / "0", ArraySpec((3, 128, 128), "uint8", 255, 16, 64, quality), holes=0)
     decoded: Counter[bytes] = Counter()
     plain = ArraySpec.decode
@@ -131,7 +133,9 @@ def test_each_chunk_is_decoded_once_in_a_batch(
     np.testing.assert_array_equal(found[: len(windows)], found[len(windows) :])
 
 
-def test_a_window_that_is_a_chunk_is_decoded_straight_into_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_window_that_is_a_chunk_is_decoded_straight_into_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     array = filled(tmp_path / "0", ArraySpec((3, 100, 100), "uint8", 255, 16, 64, 90), holes=0)
     expected = crops(array, windows := [Window(x, 16, 16, 16) for x in (0, 16, 16, 8, 96)])
     kept: list[NDArray[np.generic]] = []
@@ -147,7 +151,7 @@ def test_a_window_that_is_a_chunk_is_decoded_straight_into_the_batch(tmp_path: P
     assert sum(np.shares_memory(found, chunk) for chunk in kept) == 2  # (1, 0) and (1, 1); none that is cut
 
 
-def test_windows_of_two_sizes_are_a_mistake(tmp_path: Path):
+def test_windows_of_two_sizes_are_a_mistake(tmp_path: Path) -> None:
     array = filled(tmp_path / "0", SMALL)
     with pytest.raises(ValueError, match="windows of one size expected"):
         array.read_batch([Window(0, 0, 8, 8), Window(0, 0, 8, 9)])
@@ -156,7 +160,7 @@ def test_windows_of_two_sizes_are_a_mistake(tmp_path: Path):
 @pytest.mark.parametrize("quality", [0, 90])
 def test_several_threads_read_the_same_as_one_while_files_are_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quality: int
-):
+) -> None:
     monkeypatch.setattr(shards, "MAX_OPEN", 2)
     array = filled(tmp_path / "0", ArraySpec((3, 150, 150), "uint8", 255, 16, 32, quality))
     windows = [Window(x, y, 40, 30) for x in range(0, 140, 12) for y in range(0, 140, 12)]
@@ -168,7 +172,7 @@ def test_several_threads_read_the_same_as_one_while_files_are_closed(
 
 
 @pytest.mark.skipif(not OPEN_FILES.is_dir(), reason="needs /proc")
-def test_a_bounded_number_of_files_is_open_and_all_are_closed_in_the_end(tmp_path: Path):
+def test_a_bounded_number_of_files_is_open_and_all_are_closed_in_the_end(tmp_path: Path) -> None:
     array = filled(tmp_path / "0", ArraySpec((16, 16 * 100), "uint8", 255, 16, 16), holes=0)
     for _ in range(2):
         array.read(Window(0, 0, 1600, 16))
@@ -183,7 +187,7 @@ def test_a_bounded_number_of_files_is_open_and_all_are_closed_in_the_end(tmp_pat
 
 
 @pytest.mark.skipif(not OPEN_FILES.is_dir(), reason="needs /proc")
-def test_damaged_and_rewritten_shards_leave_no_file_open(tmp_path: Path):
+def test_damaged_and_rewritten_shards_leave_no_file_open(tmp_path: Path) -> None:
     array = filled(tmp_path / "0", ArraySpec((16, 64), "uint8", 255, 16, 16), holes=0)
     for _ in range(50):
         array.write_blocks((0, 0), [((0, 0), np.zeros((16, 16), np.uint8))])
@@ -196,7 +200,7 @@ def test_damaged_and_rewritten_shards_leave_no_file_open(tmp_path: Path):
     assert open_below(tmp_path) <= 1
 
 
-def test_a_reader_keeps_its_shard_while_another_takes_its_place(tmp_path: Path):
+def test_a_reader_keeps_its_shard_while_another_takes_its_place(tmp_path: Path) -> None:
     array = filled(tmp_path / "0", ArraySpec((64, 64), "uint8", 255, 16, 64), holes=0)
     pictures = [np.full((64, 64), v, np.uint8) for v in range(40)]
     array.write_region((0, 0), pictures[0])

@@ -49,7 +49,7 @@ def empty_store(path: Path, size: tuple[int, int]) -> SlideStore:
     return SlideStore.create(path, grid, 0, {"slide_id": path.stem, "pixel_digest": "d"})
 
 
-def test_a_store_is_a_valid_ome_zarr_image(tiled: Path):
+def test_a_store_is_a_valid_ome_zarr_image(tiled: Path) -> None:
     from ome_zarr_models.v05.image import Image
 
     image = Image.from_zarr(zarr.open_group(str(tiled), mode="r"))
@@ -59,7 +59,7 @@ def test_a_store_is_a_valid_ome_zarr_image(tiled: Path):
     assert len(scales.datasets) == SlideStore(tiled).grid.levels
 
 
-def test_masks_are_valid_ome_zarr_label_images(store: SlideStore):
+def test_masks_are_valid_ome_zarr_label_images(store: SlideStore) -> None:
     from ome_zarr_models.v05.image_label import ImageLabel
     from ome_zarr_models.v05.labels import Labels
 
@@ -75,7 +75,7 @@ def test_masks_are_valid_ome_zarr_label_images(store: SlideStore):
     assert {p["label-value"]: p["name"] for p in colours["properties"]} == VALUES
 
 
-def test_levels_of_image_and_masks_lie_on_each_other(tiled: Path):
+def test_levels_of_image_and_masks_lie_on_each_other(tiled: Path) -> None:
     def transforms(path: Path) -> list[tuple[list[float], list[float]]]:
         scales = json.loads((path / "zarr.json").read_text())["attributes"]["ome"]["multiscales"][0]
         found = []
@@ -90,7 +90,7 @@ def test_levels_of_image_and_masks_lie_on_each_other(tiled: Path):
     assert image[1] == ([2.0, 2.0], [0.75, 0.75])  # the centre of the first 4 x 4 px is 1.5 px from the first centre
 
 
-def test_a_fresh_python_reads_the_pixels_with_stock_zarr_alone(tiled: Path, tmp_path: Path):
+def test_a_fresh_python_reads_the_pixels_with_stock_zarr_alone(tiled: Path, tmp_path: Path) -> None:
     code = (
         "import sys, numpy, zarr\n"
         "group = zarr.open_group(sys.argv[1], mode='r')\n"
@@ -104,7 +104,7 @@ def test_a_fresh_python_reads_the_pixels_with_stock_zarr_alone(tiled: Path, tmp_
     np.testing.assert_array_equal(np.load(paths[1]), store.labels("tissue").read(whole(store)))
 
 
-def test_what_is_known_of_the_slide_is_kept(tiled: Path, svs_path: Path):
+def test_what_is_known_of_the_slide_is_kept(tiled: Path, svs_path: Path) -> None:
     store = SlideStore(tiled)
     assert store.slide_id == "blob"
     assert store.grid == Grid((1200, 900), (0.5, 0.5), (1.0, 1.0), 128, 128)
@@ -115,7 +115,7 @@ def test_what_is_known_of_the_slide_is_kept(tiled: Path, svs_path: Path):
     assert store.names("scores") == []
 
 
-def test_other_things_are_no_store(tmp_path: Path, tiled: Path):
+def test_other_things_are_no_store(tmp_path: Path, tiled: Path) -> None:
     with pytest.raises(StoreError, match=r"none\.zarr: not a store \(no zarr\.json\); make one with: wsipipe tile"):
         SlideStore(tmp_path / "none.zarr")
     (tmp_path / "file.zarr").touch()
@@ -128,7 +128,7 @@ def test_other_things_are_no_store(tmp_path: Path, tiled: Path):
         SlideStore(tmp_path)
 
 
-def test_another_schema_says_so(store: SlideStore):
+def test_another_schema_says_so(store: SlideStore) -> None:
     meta = json.loads((store.path / "zarr.json").read_text())
     meta["attributes"]["wsipipe"]["schema"] = 99
     (store.path / "zarr.json").write_text(json.dumps(meta))
@@ -139,7 +139,7 @@ def test_another_schema_says_so(store: SlideStore):
 @pytest.mark.parametrize(
     ("key", "value"), [("slide_id", None), ("pixel_digest", None), ("grid", None), ("grid", 5), ("grid", {"mpp": [1]})]
 )
-def test_a_root_that_says_too_little_is_damaged(store: SlideStore, key: str, value: object):
+def test_a_root_that_says_too_little_is_damaged(store: SlideStore, key: str, value: object) -> None:
     meta = json.loads((store.path / "zarr.json").read_text())
     del meta["attributes"]["wsipipe"][key]
     if value:
@@ -150,27 +150,27 @@ def test_a_root_that_says_too_little_is_damaged(store: SlideStore, key: str, val
 
 
 @pytest.mark.parametrize("text", ["[]", "5", '{"attributes": 5}', '{"attributes": {"wsipipe": 5}}', "\ufffe"])
-def test_metadata_of_any_other_shape_are_no_store(tmp_path: Path, text: str):
+def test_metadata_of_any_other_shape_are_no_store(tmp_path: Path, text: str) -> None:
     (tmp_path / "zarr.json").write_text(text)
     with pytest.raises(StoreError, match=r"not readable as Zarr v3 metadata|not a wsipipe store"):
         SlideStore(tmp_path)
 
 
-def test_chunks_may_have_another_side_at_each_level(tmp_path: Path):
+def test_chunks_may_have_another_side_at_each_level(tmp_path: Path) -> None:
     grid = Grid((1300, 700), (0.5, 0.5), (1.0, 1.0), 64, 64)
     store = SlideStore.create(tmp_path / "a.zarr", grid, 90, {"slide_id": "a", "pixel_digest": "p"}, (240, 512))
     assert [(a.chunk_px, a.shard_px) for a in (store.pixels(k).spec for k in range(2))] == [(240, 4080), (512, 4096)]
     assert zarr.open_group(str(store.path), mode="r")["0"].shape == (3, 700, 1300)
 
 
-def test_what_is_noted_joins_the_attributes_and_stays_valid(store: SlideStore):
+def test_what_is_noted_joins_the_attributes_and_stays_valid(store: SlideStore) -> None:
     before = SlideStore(store.path).meta
     store.update_meta(stored={"0": {"0.0": 7}}, more=[1])
     assert SlideStore(store.path).meta == store.meta == {**before, "stored": {"0": {"0.0": 7}}, "more": [1]}
     assert "multiscales" in zarr.open_group(str(store.path), mode="r").attrs["ome"]
 
 
-def test_tiling_records_the_chunks_that_it_stored(tiled: Path):
+def test_tiling_records_the_chunks_that_it_stored(tiled: Path) -> None:
     store = SlideStore(tiled)
     assert set(store.meta["stored"]) == {str(k) for k in range(store.grid.levels)}
     for level in range(store.grid.levels):
@@ -179,7 +179,7 @@ def test_tiling_records_the_chunks_that_it_stored(tiled: Path):
         assert sum(kept.values()) == store.labels("tissue", level).present().sum()
 
 
-def test_a_batch_of_windows_is_a_channels_last_tensor(tiled: Path):
+def test_a_batch_of_windows_is_a_channels_last_tensor(tiled: Path) -> None:
     store = SlideStore(tiled)
     windows = [Window(-20, 5, 128, 128), *store.patches().windows[:3], Window(1100, 800, 128, 128)]
     batch = store.read_batch(windows)
@@ -190,7 +190,7 @@ def test_a_batch_of_windows_is_a_channels_last_tensor(tiled: Path):
     assert (batch[0, :, :, :20] == 255).all()
 
 
-def test_written_labels_are_read_back_at_every_level(tmp_path: Path):
+def test_written_labels_are_read_back_at_every_level(tmp_path: Path) -> None:
     store = empty_store(tmp_path / "a.zarr", (1501, 1203))
     mask = striped(store)
     store.write_labels("camel", VALUES, {"digest": "x"}, in_shards(store, mask))
@@ -208,7 +208,7 @@ def test_written_labels_are_read_back_at_every_level(tmp_path: Path):
         store.labels("camel", 2)
 
 
-def test_shards_that_were_not_given_are_ignore_and_those_of_no_tissue_glass(store: SlideStore):
+def test_shards_that_were_not_given_are_ignore_and_those_of_no_tissue_glass(store: SlideStore) -> None:
     store.write_labels("camel", VALUES, {}, [])
     store.write_tissue(TissueLevels(np.zeros((90, 120), np.uint8), 10), {})
     assert (store.labels("camel").read(whole(store)) == 255).all()
@@ -217,7 +217,7 @@ def test_shards_that_were_not_given_are_ignore_and_those_of_no_tissue_glass(stor
     assert store.attributes("labels", "tissue")["stored"] == {"0": {"0.0": 0}, "1": {"0.0": 0}}
 
 
-def test_rewritten_labels_replace_the_old_ones(store: SlideStore):
+def test_rewritten_labels_replace_the_old_ones(store: SlideStore) -> None:
     for seed in (0, 1):
         store.write_labels("camel", VALUES, {"digest": str(seed)}, in_shards(store, striped(store, seed)))
         np.testing.assert_array_equal(store.labels("camel").read(whole(store)), striped(store, seed))
@@ -226,7 +226,7 @@ def test_rewritten_labels_replace_the_old_ones(store: SlideStore):
 
 
 @pytest.mark.parametrize("existing", [False, True])
-def test_a_crash_while_writing_labels_leaves_nothing_behind(store: SlideStore, existing: bool):
+def test_a_crash_while_writing_labels_leaves_nothing_behind(store: SlideStore, existing: bool) -> None:
     if existing:
         store.write_labels("camel", VALUES, {"digest": "old"}, in_shards(store, striped(store)))
     before = files(store.path.parent)
@@ -243,7 +243,7 @@ def test_a_crash_while_writing_labels_leaves_nothing_behind(store: SlideStore, e
         np.testing.assert_array_equal(store.labels("camel").read(whole(store)), striped(store))
 
 
-def test_what_a_killed_run_left_is_cleared_and_never_listed(store: SlideStore):
+def test_what_a_killed_run_left_is_cleared_and_never_listed(store: SlideStore) -> None:
     (store.path / "labels" / ".camel.old").mkdir()
     (store.path / "labels" / ".camel.old" / "zarr.json").write_text("{}")
     aside = store.path.with_name(f".{store.path.name}.labels.camel.partial")
@@ -257,7 +257,7 @@ def test_what_a_killed_run_left_is_cleared_and_never_listed(store: SlideStore):
     assert find_stores(store.path.parent) == [store.path]
 
 
-def test_scores_are_written_at_their_own_stride(store: SlideStore):
+def test_scores_are_written_at_their_own_stride(store: SlideStore) -> None:
     height, width = -(-900 // 16), -(-1200 // 16)
     values = np.random.default_rng(0).integers(0, 256, (2, height, width), np.uint8)
     store.write_scores("camel", 16, {"classes": ["x", "y"], "digest": "d"}, [((0, 0), values)])
@@ -273,14 +273,14 @@ def test_scores_are_written_at_their_own_stride(store: SlideStore):
     assert store.names("labels") == ["tissue"]
 
 
-def test_a_missing_name_says_what_there_is(store: SlideStore):
+def test_a_missing_name_says_what_there_is(store: SlideStore) -> None:
     with pytest.raises(StoreError, match="no labels/camel; found tissue"):
         store.labels("camel")
     with pytest.raises(StoreError, match="no scores/camel; found none"):
         store.scores("camel")
 
 
-def test_current_tells_same_inputs_from_others(store: SlideStore):
+def test_current_tells_same_inputs_from_others(store: SlideStore) -> None:
     assert not store.can_reuse("labels", "camel", "x", overwrite=False)
     store.write_labels("camel", VALUES, {"digest": "x"}, [])
     assert store.can_reuse("labels", "camel", "x", overwrite=False)
@@ -292,7 +292,7 @@ def test_current_tells_same_inputs_from_others(store: SlideStore):
         store.can_reuse("labels", "camel", "y", overwrite=False)
 
 
-def test_find_stores_lists_complete_stores_by_name(tmp_path: Path):
+def test_find_stores_lists_complete_stores_by_name(tmp_path: Path) -> None:
     for name in ("b.zarr", "a.zarr", ".c.zarr.partial", ".d.zarr", "notes.txt"):
         (tmp_path / name).mkdir()
     assert [p.name for p in find_stores(tmp_path)] == ["a.zarr", "b.zarr"]
@@ -302,5 +302,5 @@ def test_find_stores_lists_complete_stores_by_name(tmp_path: Path):
         find_stores(tmp_path / "missing")
 
 
-def test_a_store_is_opened_by_the_text_of_its_path(store: SlideStore):
+def test_a_store_is_opened_by_the_text_of_its_path(store: SlideStore) -> None:
     assert SlideStore(str(store.path)).path == store.path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,9 @@ ONES = np.ones((4, 5), np.uint8)
 @example((TissueLevels(ONES, 25, [Window(16, 16, 16, 16)]), (100, 110)), 0, (16, 64))  # all of one chunk
 @example((TissueLevels(ONES * 0, 25, [Window(15, 15, 2, 2)]), (100, 110)), 0, (16, 64))  # a corner of four
 @example((TissueLevels(ONES[:1, :1], 7), (100, 110)), 1, (16, 16))  # a mask that ends before the slide does
-def test_every_level_is_what_going_pixel_by_pixel_gives(tmp_path_factory, case: Case, level: int, sides):
+def test_every_level_is_what_going_pixel_by_pixel_gives(
+    tmp_path_factory: pytest.TempPathFactory, case: Case, level: int, sides: Any
+) -> None:
     tissue, size = case
     shape = tuple(-(-n // LEVEL_FACTOR**level) for n in size)
     spec = ArraySpec(shape, "uint8", 0, *sides)
@@ -80,7 +83,7 @@ def test_every_level_is_what_going_pixel_by_pixel_gives(tmp_path_factory, case: 
         assert not expected[row * n : (row + 1) * n, col * n : (col + 1) * n].any()
 
 
-def test_glass_is_not_stored_and_a_flat_chunk_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_glass_is_not_stored_and_a_flat_chunk_is_encoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.zeros((8, 8), np.uint8)
     values[:, 2:] = 1  # chunks of 2 x 2 values: the first column glass, the others tissue
     spec = ArraySpec((64, 64), "uint8", 0, 16, 32)
@@ -92,7 +95,7 @@ def test_glass_is_not_stored_and_a_flat_chunk_is_encoded_once(tmp_path: Path, mo
     assert len(encoded) == 1
 
 
-def test_a_store_keeps_it_at_all_levels_and_records_what_is_stored(tmp_path: Path):
+def test_a_store_keeps_it_at_all_levels_and_records_what_is_stored(tmp_path: Path) -> None:
     grid = Grid((1300, 700), (0.5, 0.5), (1.0, 1.0), 64, 64)
     store = SlideStore.create(tmp_path / "a.zarr", grid, 90, {"slide_id": "a", "pixel_digest": "p"})
     values = (np.random.default_rng(0).random((70, 130)) < 0.5).astype(np.uint8)
@@ -118,7 +121,7 @@ def test_a_store_keeps_it_at_all_levels_and_records_what_is_stored(tmp_path: Pat
 
 @pytest.mark.parametrize("cell", [8, 10, 15])
 @pytest.mark.parametrize("size", [(300, 200), (301, 217)])
-def test_tissue_grid_agrees_with_counting_pixels(tmp_path: Path, cell: int, size: tuple[int, int]):
+def test_tissue_grid_agrees_with_counting_pixels(tmp_path: Path, cell: int, size: tuple[int, int]) -> None:
     grid = Grid(size, (0.5, 0.5), (1.0, 1.0), 64, 64)
     store = SlideStore.create(tmp_path / "a.zarr", grid, 0, {"slide_id": "a", "pixel_digest": "p"})
     mask = (np.random.default_rng(0).random((size[1], size[0])) < 0.4).astype(np.uint8)
@@ -133,7 +136,7 @@ def test_tissue_grid_agrees_with_counting_pixels(tmp_path: Path, cell: int, size
 
 
 @pytest.mark.parametrize("cell", [16, 32, 50, 64])
-def test_tissue_grid_from_a_coarser_level_is_close(tiled: Path, cell: int):
+def test_tissue_grid_from_a_coarser_level_is_close(tiled: Path, cell: int) -> None:
     store = SlideStore(tiled)
     mask = store.labels("tissue").read(Window(0, 0, *store.grid.size_px)) == 1
     rows, cols = -(-900 // cell), -(-1200 // cell)

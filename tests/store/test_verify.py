@@ -100,7 +100,7 @@ def same_meaning(a: bytes, b: bytes) -> bool:
 
 @pytest.mark.parametrize("quality", [0, 90])
 @pytest.mark.parametrize("decode", [False, True])
-def test_a_whole_store_has_no_damage_and_every_chunk_is_read(tmp_path: Path, quality: int, decode: bool):
+def test_a_whole_store_has_no_damage_and_every_chunk_is_read(tmp_path: Path, quality: int, decode: bool) -> None:
     store = filled(tmp_path / "a.zarr", quality)
     verdict = verify(store.path, decode)
     assert (verdict.damage, verdict.leftovers, verdict.ok) == ((), (), True)
@@ -109,11 +109,11 @@ def test_a_whole_store_has_no_damage_and_every_chunk_is_read(tmp_path: Path, qua
     assert verdict.chunks == sum(int(a.present().sum()) for a in arrays) > 100
 
 
-def test_a_store_as_tiling_makes_it_is_whole(tiled: Path):
+def test_a_store_as_tiling_makes_it_is_whole(tiled: Path) -> None:
     assert verify(tiled, decode=True) == Verdict(tiled, verify(tiled).chunks, (), ())
 
 
-def test_threads_find_the_same(copy: Path):
+def test_threads_find_the_same(copy: Path) -> None:
     for file in ("0/c/0/0/0", "0/c/0/0/2", "labels/camel/0/c/0/0"):
         data = bytearray((copy / file).read_bytes())
         data[5] ^= 1
@@ -125,7 +125,7 @@ def test_threads_find_the_same(copy: Path):
 
 @examples(100)
 @given(st.data())
-def test_one_changed_byte_anywhere_is_noticed_and_its_file_is_named(whole: Path, data: st.DataObject):
+def test_one_changed_byte_anywhere_is_noticed_and_its_file_is_named(whole: Path, data: st.DataObject) -> None:
     file = data.draw(st.sampled_from(files(whole)))
     original = (whole / file).read_bytes()
     at, bits = data.draw(st.integers(0, len(original) - 1)), data.draw(st.integers(1, 255))
@@ -141,7 +141,7 @@ def test_one_changed_byte_anywhere_is_noticed_and_its_file_is_named(whole: Path,
 
 @MANY
 @given(st.data())
-def test_a_file_of_anything_else_is_noticed(whole: Path, data: st.DataObject):
+def test_a_file_of_anything_else_is_noticed(whole: Path, data: st.DataObject) -> None:
     file = data.draw(st.sampled_from(files(whole)))
     original = (whole / file).read_bytes()
     cut = st.integers(0, len(original) - 1).map(lambda n: original[:n])
@@ -159,7 +159,7 @@ def test_a_file_of_anything_else_is_noticed(whole: Path, data: st.DataObject):
         assert names(found, file), found.damage
 
 
-def test_every_file_that_is_gone_is_named(copy: Path):
+def test_every_file_that_is_gone_is_named(copy: Path) -> None:
     for file in files(copy):
         if file == "zarr.json":
             continue
@@ -171,14 +171,14 @@ def test_every_file_that_is_gone_is_named(copy: Path):
 
 
 @pytest.mark.parametrize("gone", ["0", "1", "labels", "labels/camel", "labels/camel/1", "patches", "patches/64_64"])
-def test_a_folder_that_is_gone_is_noticed(copy: Path, gone: str):
+def test_a_folder_that_is_gone_is_noticed(copy: Path, gone: str) -> None:
     shutil.rmtree(copy / gone)
     damage = verify(copy).damage
     assert damage
     assert all(d.where.startswith(gone) for d in damage)
 
 
-def test_damage_is_told_in_words(copy: Path):
+def test_damage_is_told_in_words(copy: Path) -> None:
     (copy / "0/c/0/0/0").unlink()
     (copy / "0/c/0/0/1").write_bytes((copy / "0/c/0/0/1").read_bytes()[:-1])
     data = bytearray((copy / "0/c/0/0/2").read_bytes())
@@ -200,7 +200,7 @@ def test_damage_is_told_in_words(copy: Path):
     )
 
 
-def test_of_many_damaged_chunks_some_are_named(copy: Path):
+def test_of_many_damaged_chunks_some_are_named(copy: Path) -> None:
     file = copy / "0/c/0/0/0"
     data = bytearray(file.read_bytes())
     data[:-260:50] = bytes(len(data[:-260:50]))
@@ -222,7 +222,7 @@ MIDWAY = jpeg_encode(np.random.default_rng(0).integers(0, 255, (64, 64, 3)).asty
         (jpeg_encode(np.zeros((32, 64, 3), np.uint8), 90), "the checksum matches, but decoding fails"),
     ],
 )
-def test_a_stream_that_came_damaged_shows_when_it_is_decoded(copy: Path, body: bytes, what: str):
+def test_a_stream_that_came_damaged_shows_when_it_is_decoded(copy: Path, body: bytes, what: str) -> None:
     array = ShardedArray(copy / "0")
     shard = array.shard((0, 0))
     assert shard
@@ -237,7 +237,7 @@ def test_a_stream_that_came_damaged_shows_when_it_is_decoded(copy: Path, body: b
     assert damage.what.startswith(f"chunk {cells[6]}: {what}")
 
 
-def test_a_lossless_chunk_that_does_not_decode_is_found(tmp_path: Path):
+def test_a_lossless_chunk_that_does_not_decode_is_found(tmp_path: Path) -> None:
     store = filled(tmp_path / "a.zarr", quality=0)
     array = store.labels("camel", 1)
     count = len(list(array.spec.chunks_of_shard((0, 0))))
@@ -248,7 +248,7 @@ def test_a_lossless_chunk_that_does_not_decode_is_found(tmp_path: Path):
     assert count == 2
 
 
-def test_what_is_not_listed_is_named_and_what_was_left_over_is_no_damage(copy: Path):
+def test_what_is_not_listed_is_named_and_what_was_left_over_is_no_damage(copy: Path) -> None:
     (copy / "labels" / ".camel.old").mkdir()
     (copy / "labels" / ".camel.old" / "zarr.json").write_text("{}")
     (copy / "0/c/0/0/.1.partial").write_bytes(b"half")
@@ -266,14 +266,14 @@ def test_what_is_not_listed_is_named_and_what_was_left_over_is_no_damage(copy: P
     assert verify(copy).damage == tuple(Damage(w, what) for w in ("0/c/0/7", "extras", "note.txt"))
 
 
-def test_columns_of_different_lengths_are_found(copy: Path):
+def test_columns_of_different_lengths_are_found(copy: Path) -> None:
     shutil.rmtree(copy / "patches/64_64/status")
     layout.create_table(copy.parent / "t", {"status": np.zeros(29, np.uint8)}, {})
     shutil.move(copy.parent / "t/status", copy / "patches/64_64/status")
     assert verify(copy).damage == (Damage("patches/64_64", "columns of different lengths: [29, 30]"),)
 
 
-def test_a_store_that_was_never_finished_says_so(tmp_path: Path):
+def test_a_store_that_was_never_finished_says_so(tmp_path: Path) -> None:
     grid = Grid((300, 200), (0.5, 0.5), (1.0, 1.0), 64, 64)
     SlideStore.create(tmp_path / "b.zarr", grid, 90, {"slide_id": "b", "pixel_digest": "p"})
     found = {str(d) for d in verify(tmp_path / "b.zarr").damage}
@@ -281,7 +281,7 @@ def test_a_store_that_was_never_finished_says_so(tmp_path: Path):
     assert "patches/64_64/zarr.json: missing or cannot be read (No such file or directory)" in found
 
 
-def test_an_empty_store_is_whole(tmp_path: Path):
+def test_an_empty_store_is_whole(tmp_path: Path) -> None:
     grid = Grid((300, 200), (0.5, 0.5), (1.0, 1.0), 64, 64)
     store = SlideStore.create(tmp_path / "b.zarr", grid, 90, {"slide_id": "b", "pixel_digest": "p"})
     store.update_meta(stored={"0": {}})
@@ -290,7 +290,7 @@ def test_an_empty_store_is_whole(tmp_path: Path):
     assert verify(store.path) == Verdict(store.path, 0, (), ())
 
 
-def test_what_is_no_store_of_this_version_is_an_error(tmp_path: Path, copy: Path):
+def test_what_is_no_store_of_this_version_is_an_error(tmp_path: Path, copy: Path) -> None:
     with pytest.raises(StoreError, match=r"not a store \(no zarr\.json\)"):
         verify(tmp_path / "none.zarr")
     with pytest.raises(StoreError, match="a Zarr group, but not a wsipipe store"):
@@ -305,7 +305,7 @@ def test_what_is_no_store_of_this_version_is_an_error(tmp_path: Path, copy: Path
         verify(copy)
 
 
-def test_a_damaged_root_costs_only_what_it_told(copy: Path):
+def test_a_damaged_root_costs_only_what_it_told(copy: Path) -> None:
     text = (copy / "zarr.json").read_text()
     (copy / "zarr.json").write_text(text.replace('"slide-store"', '"slide-storf"'))
     data = bytearray((copy / "0/c/0/0/2").read_bytes())
@@ -316,13 +316,13 @@ def test_a_damaged_root_costs_only_what_it_told(copy: Path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is hidden from root")
-def test_a_file_that_may_not_be_read_is_named(copy: Path):
+def test_a_file_that_may_not_be_read_is_named(copy: Path) -> None:
     (copy / "0/c/0/0/0").chmod(0)
     (copy / "1/zarr.json").chmod(0)
     assert [d.where for d in verify(copy).damage] == ["0/c/0/0/0", "1/zarr.json"]
 
 
-def test_one_chunk_is_in_memory_at_a_time(tmp_path: Path):
+def test_one_chunk_is_in_memory_at_a_time(tmp_path: Path) -> None:
     store = filled(tmp_path / "a.zarr")
     array = store.labels("camel")
     body = np.random.default_rng(0).bytes(500_000)
@@ -336,14 +336,16 @@ def test_one_chunk_is_in_memory_at_a_time(tmp_path: Path):
     assert peak < 3e6
 
 
-def test_progress_counts_shards(copy: Path):
+def test_progress_counts_shards(copy: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     verify(copy, progress=lambda task, done, total, note="": seen.append((task, done, total)))
     total = 2 * 5 + 2 + 2 + 2 + 1
     assert seen == [("verify a", i, total) for i in range(1, total + 1)]
 
 
-def test_stores_are_checked_one_by_one_and_the_ledger_says_what_is_wrong(tmp_path: Path, whole: Path, copy: Path):
+def test_stores_are_checked_one_by_one_and_the_ledger_says_what_is_wrong(
+    tmp_path: Path, whole: Path, copy: Path
+) -> None:
     copy = copy.rename(copy.with_name("b.zarr"))
     (copy / "0/c/0/0/0").unlink()
     report, good = verify_stores(
@@ -358,7 +360,7 @@ def test_stores_are_checked_one_by_one_and_the_ledger_says_what_is_wrong(tmp_pat
     assert "not a store" in rows[2]["reason"]
 
 
-def test_leftovers_and_damage_are_logged(copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_leftovers_and_damage_are_logged(copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (copy / ".x.partial").touch()
     (copy / "0/c/0/0/0").unlink()
     with caplog.at_level("INFO"):
@@ -371,7 +373,7 @@ def iterate(path: Path) -> Iterator[bytes]:
     yield from ((path / f).read_bytes() for f in files(path))
 
 
-def test_nothing_is_changed_by_looking(whole: Path):
+def test_nothing_is_changed_by_looking(whole: Path) -> None:
     before = list(iterate(whole))
     verify(whole, decode=True)
     assert list(iterate(whole)) == before

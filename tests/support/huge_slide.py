@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import imagecodecs
 import numpy as np
@@ -47,7 +48,7 @@ def _layout(size: int, kinds: int) -> NDArray[np.intp]:
     return np.where(tissue, 1 + (row * 7 + col * 3) % kinds, 0).ravel()
 
 
-def _directory(f, link: int, size: int, text: bytes, arrays: dict[int, NDArray[np.uint64]]) -> int:
+def _directory(f: BinaryIO, link: int, size: int, text: bytes, arrays: dict[int, NDArray[np.uint64]]) -> int:
     places = {}
     for tag, values in arrays.items():
         places[tag] = f.tell() if len(values) > 1 else int(values[0])  # a single value stands in the directory itself

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from wsipipe.config.options import RunConfig, TileConfig
 from wsipipe.runtime.context import RunContext
@@ -26,7 +27,7 @@ def tile(slide: Path, folder: Path, most: int) -> int:
     """Tile in this process, which kills itself before change number `most`; returns the number of changes."""
     seen = 0
 
-    def count(event: str, args: tuple) -> None:
+    def count(event: str, args: tuple[Any, ...]) -> None:
         nonlocal seen
         opened = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
         if watched and (opened or event in CHANGES):
@@ -59,7 +60,7 @@ def forked(slide: Path, folder: Path, most: int) -> int:
 def main() -> None:
     """The whole run, then the killed ones."""
     slide, folder, points = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    Prober.check = lambda *_: None  # type: ignore[method-assign] - it changes nothing in the stores
+    Prober.check = lambda *_: None  # type: ignore[method-assign]  # it changes nothing in the stores
     changes = forked(slide, folder / "whole", 0)
     chosen = range(1, changes + 1) if not points else sorted({1 + i * (changes - 1) // points for i in range(points)})
     for k in chosen:

@@ -35,11 +35,12 @@ def picture(seed: int, kinds: tuple[int, ...] = ()) -> NDArray[np.uint8]:
 
 
 def mask_of(path: Path, name: str = "camel") -> NDArray[np.uint8]:
-    return SlideStore(path).labels(name).read(Window(0, 0, *SIZE))
+    return np.asarray(SlideStore(path).labels(name).read(Window(0, 0, *SIZE)), np.uint8)
 
 
 def scores_of(path: Path, name: str = "camel") -> NDArray[np.uint8]:
-    return SlideStore(path).scores(name).read(Window(0, 0, SIZE[0] // STRIDE, SIZE[1] // STRIDE))
+    window = Window(0, 0, SIZE[0] // STRIDE, SIZE[1] // STRIDE)
+    return np.asarray(SlideStore(path).scores(name).read(window), np.uint8)
 
 
 def tissue_of(path: Path) -> NDArray[np.bool_]:

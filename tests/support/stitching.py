@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -92,11 +93,13 @@ def slow_scores(p: np.ndarray, cell: int) -> np.ndarray:
 
 def subset(cover: WindowLattice, seed: int, share: float) -> WindowLattice:
     """The cover with a random share of its windows."""
-    chosen = np.random.default_rng(seed).random(cover.wanted.shape) < share
+    chosen = np.random.default_rng(seed).random(cover.used.shape) < share
     return WindowLattice(cover.side_px, cover.ys, cover.xs, chosen)
 
 
-def mapped(plan: StripPlan, predict: Predict, blend: str = "hann", batch: int = 5, readers: int = 2) -> tuple:
+def mapped(
+    plan: StripPlan, predict: Predict, blend: str = "hann", batch: int = 5, readers: int = 2
+) -> tuple[Any, Any, Any]:
     """The mask uint8 [h, w] and the scores uint8 [C - 1, rows, cols] of a whole map, put together from its shards."""
     channels = predict([Window(0, 0, plan.cover.side_px, plan.cover.side_px)]).shape[1]
     (width, height), cell = plan.size_px, plan.cell_px

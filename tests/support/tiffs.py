@@ -52,7 +52,8 @@ def blocks_of(rgb: Rgb, tile: int) -> Iterator[Rgb]:
 
 def segments(stream: bytes) -> list[tuple[int, int, int]]:
     """(marker, start, end) of the segments of a JPEG stream, its scan header included."""
-    found, i = [], 2
+    found: list[tuple[int, int, int]] = []
+    i = 2
     while not found or found[-1][0] != 0xDA:
         end = i + 2 + int.from_bytes(stream[i + 2 : i + 4], "big")
         found.append((stream[i + 1], i, end))

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -30,7 +31,7 @@ segment: {encoder: resnet18_quarter, steps: 2, batch: 2}
 LABELS = "slide_id,label\npos,tumour\nneg,\n"
 
 
-def make_folder(folder: Path, svs_writer: Callable[..., None], tissue_drawer: Callable[..., tuple]) -> Path:
+def make_folder(folder: Path, svs_writer: Callable[..., None], tissue_drawer: Callable[..., tuple[Any, Any]]) -> Path:
     """slides/*.svs, truth/*.png (1: tissue), labels.csv and pipeline.yaml in `folder`."""
     for name in ("slides", "truth"):
         (folder / name).mkdir(parents=True)

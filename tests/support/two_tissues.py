@@ -22,7 +22,7 @@ def halves(h: int, w: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def noisy_evidence(purple: Tensor, seed: int = 0) -> Tensor:
-    """Evidence for none, purple and an absent class, coarse and noisy: float32 [3, h, w]."""
+    """Evidence for the background, purple and an absent class, coarse and noisy: float32 [3, h, w]."""
     h, w = purple.shape
     rng = torch.Generator().manual_seed(seed)
     coarse = F.avg_pool2d(purple[None].float(), 6, ceil_mode=True)

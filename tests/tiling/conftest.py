@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.tilings import CONFIG
@@ -38,7 +40,11 @@ def job(svs_path: Path, tmp_path: Path) -> TileJob:
 
 
 @pytest.fixture(scope="session")
-def wide_path(tmp_path_factory: pytest.TempPathFactory, svs_writer, tissue_drawer) -> Path:
+def wide_path(
+    tmp_path_factory: pytest.TempPathFactory,
+    svs_writer: Callable[..., None],
+    tissue_drawer: Callable[..., tuple[Any, Any]],
+) -> Path:
     """5408 x 304 px at 0.5 um/px, levels 1, 1/4, 1/16: a store of three levels, with two shards in the first."""
     path = tmp_path_factory.mktemp("wide") / "wide.svs"
     svs_writer(path, tissue_drawer((5408, 304))[0])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pickle
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,14 +24,16 @@ def other_process(cache: SlideCache) -> SlideCache:
     return pickle.loads(pickle.dumps(cache))
 
 
-def test_a_slide_is_opened_once_per_run_and_let_go_at_its_end(job: TileJob):
+def test_a_slide_is_opened_once_per_run_and_let_go_at_its_end(job: TileJob) -> None:
     with SlideCache() as cache:
         first = cache.slide(job)
         assert cache.slide(pickle.loads(pickle.dumps(job))) is first
     assert cache.slide(job) is not first
 
 
-def test_no_run_sees_what_an_earlier_one_opened(job: TileJob, svs_writer, tissue_rgb, tmp_path: Path):
+def test_no_run_sees_what_an_earlier_one_opened(
+    job: TileJob, svs_writer: Callable[..., None], tissue_rgb: tuple[Any, Any], tmp_path: Path
+) -> None:
     """The file changed between two runs of one long-lived worker: both jobs are equal, their slides are not."""
     path = Path(shutil.copy(job.file.path, tmp_path / "a.svs"))
     job = replace(job, file=replace(job.file, path=path))
@@ -41,7 +45,7 @@ def test_no_run_sees_what_an_earlier_one_opened(job: TileJob, svs_writer, tissue
         assert other_process(second).slide(job).info.size_px0 == (700, 500)
 
 
-def test_the_tasks_of_a_run_share_one_cache_per_worker(job: TileJob):
+def test_the_tasks_of_a_run_share_one_cache_per_worker(job: TileJob) -> None:
     with SlideCache() as cache, SlideCache() as another:
         worker = other_process(cache)
         assert worker is not cache
@@ -52,7 +56,7 @@ def test_the_tasks_of_a_run_share_one_cache_per_worker(job: TileJob):
         assert worker.slide(job) is other_process(cache).slide(job)
 
 
-def test_a_worker_keeps_few_runs_and_few_slides(job: TileJob, monkeypatch: pytest.MonkeyPatch):
+def test_a_worker_keeps_few_runs_and_few_slides(job: TileJob, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     monkeypatch.setattr(caches, "open_slide", lambda path, slide_id, *_: opened.append(slide_id))
     runs = [SlideCache() for _ in range(MAX_RUNS + 1)]
@@ -65,7 +69,7 @@ def test_a_worker_keeps_few_runs_and_few_slides(job: TileJob, monkeypatch: pytes
     assert opened == [*names, names[0]]
 
 
-def test_a_workspace_is_made_of_the_plan_on_disk(job: TileJob):
+def test_a_workspace_is_made_of_the_plan_on_disk(job: TileJob) -> None:
     with SlideCache() as cache:
         with pytest.raises(StoreError, match="plan is missing or damaged"):
             cache.workspace(job)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-def damaged(svs_path: Path, folder: Path, how: Callable[[Path], None]) -> Path:
+def damaged(svs_path: Path, folder: Path, how: Callable[[Path], object]) -> Path:
     """A copy of the slide with one kind of damage."""
     folder.mkdir(exist_ok=True)
     path = Path(shutil.copy(svs_path, folder / "blob.svs"))
@@ -80,7 +81,7 @@ def meets(a: Window, b: Window) -> bool:
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_bad_tile_is_one_row_and_costs_its_patches_alone(
     kind: str, svs_path: Path, tmp_path: Path, run: RunConfig, tiled: Path, caplog: pytest.LogCaptureFixture
-):
+) -> None:
     how, reason = DAMAGE[kind]
     store, whole = tiled_at(damaged(svs_path, tmp_path / "slides", how), run), SlideStore(tiled)
     (row,) = corrupt(run)
@@ -115,7 +116,7 @@ def test_a_bad_tile_is_one_row_and_costs_its_patches_alone(
 )
 def test_resampled_pixels_lose_what_the_tile_covers(
     config: TileConfig, bad: Window, svs_path: Path, tmp_path: Path, run: RunConfig
-):
+) -> None:
     config = replace(config, max_corrupt=0.2)
     whole = tile_one(svs_path, tmp_path / "whole", config)
     store = tiled_at(damaged(svs_path, tmp_path / "slides", DAMAGE["truncated"][0]), run, config)
@@ -135,7 +136,7 @@ def test_resampled_pixels_lose_what_the_tile_covers(
 @pytest.mark.parametrize("config", [LENIENT, TileConfig(mpp=1.0, patch_px=64, max_corrupt=0.2)])
 def test_slides_that_only_openslide_reads_are_judged_tile_by_tile_too(
     config: TileConfig, svs_path: Path, tmp_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(reader, "TILED_TIFF", ())
     whole = tile_one(svs_path, tmp_path / "whole", config)
     assert whole.meta["copied"] == 0.0
@@ -147,7 +148,9 @@ def test_slides_that_only_openslide_reads_are_judged_tile_by_tile_too(
     assert_quarantined(store, whole, Window(512 // f, 256 // f, 256 // f, 256 // f))
 
 
-def test_damage_to_a_coarser_level_alone_costs_nothing(svs_path: Path, tmp_path: Path, run: RunConfig, tiled: Path):
+def test_damage_to_a_coarser_level_alone_costs_nothing(
+    svs_path: Path, tmp_path: Path, run: RunConfig, tiled: Path
+) -> None:
     def coarse(path: Path) -> None:
         tamper(path, 0, page=2, offset=0, size=0)
 
@@ -161,7 +164,9 @@ def test_damage_to_a_coarser_level_alone_costs_nothing(svs_path: Path, tmp_path:
     assert (store.labels("tissue").read(Window(0, 0, 1200, 900)) != 255).all()
 
 
-def test_damage_to_the_working_level_is_mended_from_the_finer_one(svs_path: Path, tmp_path: Path, run: RunConfig):
+def test_damage_to_the_working_level_is_mended_from_the_finer_one(
+    svs_path: Path, tmp_path: Path, run: RunConfig
+) -> None:
     config = TileConfig(mpp=2.0, patch_px=32, codec="zstd")
     store = tiled_at(damaged(svs_path, tmp_path / "slides", lambda p: tamper(p, 0, page=2, size=0)), run, config)
     assert corrupt(run) == []
@@ -170,7 +175,7 @@ def test_damage_to_the_working_level_is_mended_from_the_finer_one(svs_path: Path
     assert np.abs(found - means[:, :256]).max() <= 0.51
 
 
-def test_a_bad_tile_where_there_is_only_glass_costs_no_patch(svs_path: Path, tmp_path: Path, run: RunConfig):
+def test_a_bad_tile_where_there_is_only_glass_costs_no_patch(svs_path: Path, tmp_path: Path, run: RunConfig) -> None:
     path = damaged(svs_path, tmp_path / "slides", lambda p: tamper(p, 4, size=0))
     config = replace(LENIENT, patch_px=64)
     whole, store = tile_one(svs_path, tmp_path / "whole", config), tiled_at(path, run, config)
@@ -179,7 +184,7 @@ def test_a_bad_tile_where_there_is_only_glass_costs_no_patch(svs_path: Path, tmp
 
 def test_too_many_bad_tiles_fail_the_slide_naming_the_option_and_leave_nothing(
     svs_path: Path, tmp_path: Path, run: RunConfig
-):
+) -> None:
     path = damaged(svs_path, tmp_path / "slides", lambda p: [tamper(p, i, size=0) for i in (6, 7, 8)])
     report, stores = tile_slides({"blob": SlideFile(path)}, CONFIG, RunContext(run))
     assert (report.exit_code, stores) == (1, [])
@@ -193,8 +198,8 @@ def test_too_many_bad_tiles_fail_the_slide_naming_the_option_and_leave_nothing(
 
 
 def test_a_single_level_that_is_mostly_gone_fails_before_it_is_tiled(
-    tmp_path: Path, run: RunConfig, svs_writer, tissue_rgb
-):
+    tmp_path: Path, run: RunConfig, svs_writer: Callable[..., None], tissue_rgb: tuple[Any, Any]
+) -> None:
     svs_writer(tmp_path / "blob.svs", tissue_rgb[0], factors=())
     for i in range(6, 14):
         tamper(tmp_path / "blob.svs", i, size=0)
@@ -204,7 +209,9 @@ def test_a_single_level_that_is_mostly_gone_fails_before_it_is_tiled(
     assert list(Path(run.stores).iterdir()) == []
 
 
-def test_rows_stay_when_the_slide_is_skipped_and_go_when_it_is_mended(svs_path: Path, tmp_path: Path, run: RunConfig):
+def test_rows_stay_when_the_slide_is_skipped_and_go_when_it_is_mended(
+    svs_path: Path, tmp_path: Path, run: RunConfig
+) -> None:
     path = damaged(svs_path, tmp_path / "slides", DAMAGE["missing"][0])
     tiled_at(path, run)
     rows = corrupt(run)
@@ -219,7 +226,7 @@ def test_rows_stay_when_the_slide_is_skipped_and_go_when_it_is_mended(svs_path: 
     assert [r["slide"] for r in corrupt(run)] == ["other"]
 
 
-def test_later_stages_never_see_a_bad_tile(svs_path: Path, tmp_path: Path, run: RunConfig):
+def test_later_stages_never_see_a_bad_tile(svs_path: Path, tmp_path: Path, run: RunConfig) -> None:
     store = tiled_at(damaged(svs_path, tmp_path / "slides", DAMAGE["truncated"][0]), run)
     spec = store.mask_spec
     store.write_labels("all", {1: "t"}, {"digest": "x", "classes": ["t"]}, [((0, 0), np.ones(spec.shape, np.uint8))])
@@ -233,7 +240,9 @@ def test_later_stages_never_see_a_bad_tile(svs_path: Path, tmp_path: Path, run: 
     assert not any(bad[r * 32 : r * 32 + 32, c * 32 : c * 32 + 32].any() for r, c in cells)
 
 
-def test_many_bad_tiles_are_told_in_one_line(svs_path: Path, tmp_path: Path, run: RunConfig, caplog):
+def test_many_bad_tiles_are_told_in_one_line(
+    svs_path: Path, tmp_path: Path, run: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
     path = damaged(svs_path, tmp_path / "slides", lambda p: [tamper(p, i, size=99) for i in range(20)])
     with caplog.at_level(logging.WARNING):
         report, _ = tile_slides({"blob": SlideFile(path)}, replace(CONFIG, max_corrupt=1.0), RunContext(run))

@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.tiffs import tamper
@@ -42,7 +43,7 @@ def busy_port() -> Iterator[None]:
 @pytest.mark.usefixtures("busy_port")
 def test_processes_of_a_cluster_write_the_same_bytes(
     wide_path: Path, svs_path: Path, run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     (tmp_path / "rubbish.svs").write_bytes(b"rubbish")
     tamper(Path(shutil.copy(svs_path, tmp_path / "damaged.svs")), 7, size=99)
     paths = {"wide": wide_path, "rubbish": tmp_path / "rubbish.svs", "damaged": tmp_path / "damaged.svs"}
@@ -65,7 +66,7 @@ def test_processes_of_a_cluster_write_the_same_bytes(
     assert mine == theirs
 
 
-def test_no_scheduler_is_told_in_time(svs_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch):
+def test_no_scheduler_is_told_in_time(svs_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     assert executors.SCHEDULER_S <= 15
     monkeypatch.setattr(executors, "SCHEDULER_S", 0.5)
     start = time.monotonic()
@@ -76,7 +77,7 @@ def test_no_scheduler_is_told_in_time(svs_path: Path, run: RunConfig, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_costs_nothing(wide_path: Path, run: RunConfig, tmp_path: Path):
+def test_a_worker_that_dies_costs_nothing(wide_path: Path, run: RunConfig, tmp_path: Path) -> None:
     slides = {n: SlideFile(wide_path) for n in "abcd"}
     tile_slides(slides, CONFIG, RunContext(run))
     killed: list[int] = []
@@ -101,7 +102,7 @@ def cluster() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"tcp://127.0.0.1:{port}"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     run = [sys.executable, "-m"]
     scheduler = subprocess.Popen(
         [*run, "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], **quiet
@@ -120,7 +121,7 @@ def cluster() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 @pytest.mark.slow
 def test_a_lost_scheduler_is_told_and_the_run_goes_on_later(
     wide_path: Path, run: RunConfig, cluster: tuple[str, subprocess.Popen[bytes]]
-):
+) -> None:
     address, scheduler = cluster
 
     def kill_it(task: str, done: int, total: int, note: str = "") -> None:
@@ -132,3 +133,23 @@ def test_a_lost_scheduler_is_told_and_the_run_goes_on_later(
         tile_slides(slides, CONFIG, RunContext(replace(run, dask=address), kill_it))
     report, _ = tile_slides(slides, CONFIG, RunContext(run))
     assert [r["status"] for r in report.rows] == ["done"] * 3
+
+
+@pytest.mark.slow
+def test_a_worker_that_outlives_a_run_reads_the_changed_slide_in_the_next(
+    svs_path: Path,
+    svs_writer: Callable[..., None],
+    tissue_rgb: tuple[Any, Any],
+    run: RunConfig,
+    cluster: tuple[str, subprocess.Popen[bytes]],
+    tmp_path: Path,
+) -> None:
+    path = Path(shutil.copy(svs_path, tmp_path / "a.svs"))
+    far = replace(run, stores=str(tmp_path / "far"), dask=cluster[0])
+    tile_slides({"a": SlideFile(path)}, CONFIG, RunContext(far))
+    before = files(Path(far.stores))
+    shutil.rmtree(far.stores)
+    svs_writer(path, tissue_rgb[0][::-1].copy())
+    tile_slides({"a": SlideFile(path)}, CONFIG, RunContext(far))
+    tile_slides({"a": SlideFile(path)}, CONFIG, RunContext(run))
+    assert files(Path(far.stores)) == files(Path(run.stores)) != before

@@ -13,14 +13,14 @@ from wsipipe.slides import SlideFile
 from wsipipe.tiling.job import TileJob, remove_partial
 
 
-def test_jobs_are_pickled_small_and_equal(job: TileJob):
+def test_jobs_are_pickled_small_and_equal(job: TileJob) -> None:
     sent = pickle.dumps(job)
     assert len(sent) < 2000
     assert pickle.loads(sent) == job
     assert hash(pickle.loads(sent)) == hash(job)
 
 
-def test_absolute_paths_are_those_seen_from_this_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_absolute_paths_are_those_seen_from_this_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     near = TileJob("a", SlideFile(Path("a.svs")), CONFIG, Path("stores/a.zarr"), qc_image=Path("a.png"))
     far = near.absolute()
@@ -29,7 +29,7 @@ def test_absolute_paths_are_those_seen_from_this_folder(monkeypatch: pytest.Monk
     assert replace(near, file=replace(near.file, mask=Path("m.png"))).absolute().file.mask == tmp_path / "m.png"
 
 
-def test_remove_partial_removes_the_unfinished_store_and_nothing_else(job: TileJob):
+def test_remove_partial_removes_the_unfinished_store_and_nothing_else(job: TileJob) -> None:
     stores = job.target.parent
     other = replace(job, target=stores / "blob.zarr2.zarr")
     strange = replace(job, target=stores / "[a]*.zarr")

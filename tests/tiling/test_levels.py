@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.tiffs import JpegKind, write_jpeg, write_tiles
@@ -27,7 +28,7 @@ def slide(svs_path: Path) -> Slide:
     return open_slide(svs_path, "blob")
 
 
-def test_native_jpeg_levels_are_copied_and_all_others_made(slide: Slide):
+def test_native_jpeg_levels_are_copied_and_all_others_made(slide: Slide) -> None:
     native, coarse, between = (grid_of(slide, mpp) for mpp in (0.5, 2.0, 1.0))
     assert [is_copied(slide, native, CONFIG, k) for k in (0, 1)] == [True, True]
     assert is_copied(slide, coarse, CONFIG, 0)
@@ -37,7 +38,9 @@ def test_native_jpeg_levels_are_copied_and_all_others_made(slide: Slide):
 
 
 @pytest.mark.parametrize(("tile", "copied", "chunk"), [(240, True, 240), (512, True, 512), (1040, False, 256)])
-def test_tiles_of_any_usual_size_are_copied(tmp_path: Path, tissue_rgb, tile: int, copied: bool, chunk: int):
+def test_tiles_of_any_usual_size_are_copied(
+    tmp_path: Path, tissue_rgb: tuple[Any, Any], tile: int, copied: bool, chunk: int
+) -> None:
     path = write_jpeg(tmp_path / "a.svs", tissue_rgb[0], JpegKind("444"), tile)
     slide = open_slide(path, "a", 0.5)
     grid = grid_of(slide, 0.5)
@@ -46,7 +49,9 @@ def test_tiles_of_any_usual_size_are_copied(tmp_path: Path, tissue_rgb, tile: in
     slide.close()
 
 
-def test_tiles_of_other_codecs_are_not_copied_but_chunks_begin_with_them(tmp_path: Path, tissue_rgb):
+def test_tiles_of_other_codecs_are_not_copied_but_chunks_begin_with_them(
+    tmp_path: Path, tissue_rgb: tuple[Any, Any]
+) -> None:
     path = write_tiles(tmp_path / "a.tif", tissue_rgb[0], tile=240, compression="deflate")
     slide = open_slide(path, "a", 0.5)
     for mpp, side in ((0.5, 240), (1.0, 240), (0.7, 256)):
@@ -55,7 +60,7 @@ def test_tiles_of_other_codecs_are_not_copied_but_chunks_begin_with_them(tmp_pat
     slide.close()
 
 
-def test_slides_without_tiles_have_the_usual_chunks(array_slide, tissue_rgb):
+def test_slides_without_tiles_have_the_usual_chunks(array_slide: Any, tissue_rgb: tuple[Any, Any]) -> None:
     slide = array_slide(tissue_rgb[0], (1, 4))
     assert not is_copied(slide, grid_of(slide, 0.5), CONFIG, 0)
     assert chunk_px(slide, grid_of(slide, 0.5), CONFIG, 0) == 256
@@ -70,13 +75,13 @@ def test_slides_without_tiles_have_the_usual_chunks(array_slide, tissue_rgb):
         ((1, 4, 16, 64), [False] * 4),
     ],
 )
-def test_levels_without_coarser_pixels_are_made_from_the_one_below(downsamples, derived: list[bool]):
+def test_levels_without_coarser_pixels_are_made_from_the_one_below(downsamples: Any, derived: list[bool]) -> None:
     slide = SimpleNamespace(downsamples=tuple(float(d) for d in downsamples))
     grid = Grid((100_000, 80_000), (0.5, 0.5), (1.0, 1.0), 256, 256)
     assert [is_derived(slide, grid, k) for k in range(4)] == derived
 
 
-def test_windows_of_bad_tiles_hold_every_pixel_that_they_touch(slide: Slide):
+def test_windows_of_bad_tiles_hold_every_pixel_that_they_touch(slide: Slide) -> None:
     bad = {BadTile(0, 1, 2): "", BadTile(1, 0, 0): ""}
     assert bad_windows(slide, grid_of(slide, 0.5), bad) == [Window(512, 256, 256, 256), Window(0, 0, 1024, 1024)]
     assert bad_windows(slide, grid_of(slide, 1.0), bad) == [Window(256, 128, 128, 128), Window(0, 0, 512, 512)]
@@ -84,7 +89,7 @@ def test_windows_of_bad_tiles_hold_every_pixel_that_they_touch(slide: Slide):
     assert bad_windows(slide, grid_of(slide, 0.7), bad)[0] == Window(365, 182, 184, 184)
 
 
-def test_more_bad_than_allowed_fails_naming_the_first_and_the_option():
+def test_more_bad_than_allowed_fails_naming_the_first_and_the_option() -> None:
     job = TileJob("a", SlideFile(Path("a.svs")), replace(CONFIG, max_corrupt=0.1), Path("a.zarr"))
     why = {BadTile(0, 0, 0): "tile (0, 0) is missing", BadTile(0, 0, 1): "other"}
     bad = [Window(0, 0, 100, 50), Window(0, 0, 50, 100)]

@@ -41,7 +41,7 @@ def tile(slide: Path, folder: Path, mpp: float) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("mpp", "copied"), [(0.25, "100%"), (0.5, "0%")])
-def test_a_slide_of_100k_px_needs_no_more_than_the_allowance(tmp_path: Path, mpp: float, copied: str):
+def test_a_slide_of_100k_px_needs_no_more_than_the_allowance(tmp_path: Path, mpp: float, copied: str) -> None:
     write_huge(tmp_path / "huge.svs", 100_000)
     status, patches, share = tile(tmp_path / "huge.svs", tmp_path, mpp)
     assert (status, share) == ("done", copied)
@@ -49,6 +49,6 @@ def test_a_slide_of_100k_px_needs_no_more_than_the_allowance(tmp_path: Path, mpp
     assert abs(int(patches) / (3.14159 * (0.3 * side) ** 2) - 1) < 0.03
 
 
-def test_the_memory_limit_is_felt_by_a_small_slide_too(tmp_path: Path):
+def test_the_memory_limit_is_felt_by_a_small_slide_too(tmp_path: Path) -> None:
     write_huge(tmp_path / "small.svs", 6_000)
     assert tile(tmp_path / "small.svs", tmp_path, 0.25)[0] == "done"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -40,7 +40,9 @@ class Native(NamedTuple):
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def native(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tissue_rgb) -> Native:
+def native(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tissue_rgb: tuple[Any, Any]
+) -> Native:
     folder = tmp_path_factory.mktemp("native")
     kind, tile_px = KINDS[request.param]
     path = write_jpeg(folder / "slide.svs", tissue_rgb[0][:873, :1111], kind, tile_px, (4, 16))
@@ -53,7 +55,7 @@ def from_openslide(path: Path, level: int = 0) -> np.ndarray:
         return np.asarray(slide.read_region((0, 0), level, slide.level_dimensions[level]).convert("RGB"))
 
 
-def test_chunks_are_the_tiles_of_the_slide_byte_for_byte(native: Native):
+def test_chunks_are_the_tiles_of_the_slide_byte_for_byte(native: Native) -> None:
     array, (theirs, ours) = native.store.pixels(), (from_openslide(native.path), expected(native.path))
     np.testing.assert_array_equal(theirs, ours)
     found = streams(array)
@@ -69,7 +71,7 @@ def test_chunks_are_the_tiles_of_the_slide_byte_for_byte(native: Native):
         assert stream.endswith(tile[segments(tile)[-1][2] :])
 
 
-def test_stock_zarr_reads_the_same_pixels(native: Native):
+def test_stock_zarr_reads_the_same_pixels(native: Native) -> None:
     array, slide = native.store.pixels(), expected(native.path)
     stock = zarr.open_array(str(native.store.path / "0"), mode="r")
     for cell in streams(array):
@@ -78,7 +80,7 @@ def test_stock_zarr_reads_the_same_pixels(native: Native):
         np.testing.assert_array_equal(np.moveaxis(np.asarray(block), 0, -1), cut(slide, w))
 
 
-def test_every_patch_with_its_stride_has_the_pixels_of_the_slide(native: Native):
+def test_every_patch_with_its_stride_has_the_pixels_of_the_slide(native: Native) -> None:
     slide = np.pad(expected(native.path), ((0, 224), (0, 224), (0, 0)), constant_values=255)
     windows = native.store.patches().windows
     assert len(windows) > 20
@@ -86,7 +88,7 @@ def test_every_patch_with_its_stride_has_the_pixels_of_the_slide(native: Native)
         np.testing.assert_array_equal(np.moveaxis(patch, 0, -1), cut(slide, w))
 
 
-def test_all_of_it_is_copied_and_the_ledger_says_so(native: Native):
+def test_all_of_it_is_copied_and_the_ledger_says_so(native: Native) -> None:
     assert native.store.meta["copied"] == 1.0
     assert native.store.meta["copied_levels"] == [0, 1]
     run = RunConfig(runs=str(native.path.parent / "runs"))
@@ -94,7 +96,7 @@ def test_all_of_it_is_copied_and_the_ledger_says_so(native: Native):
     assert corrupt(run) == []
 
 
-def test_patch_and_stride_decide_no_pixel_of_a_chunk(tmp_path: Path, svs_path: Path):
+def test_patch_and_stride_decide_no_pixel_of_a_chunk(tmp_path: Path, svs_path: Path) -> None:
     found = [
         streams(tile_one(svs_path, tmp_path / str(i), TileConfig(patch_px=p, stride_px=s)).pixels())
         for i, (p, s) in enumerate(((224, 100), (128, 128), (16, 16)))
@@ -104,7 +106,7 @@ def test_patch_and_stride_decide_no_pixel_of_a_chunk(tmp_path: Path, svs_path: P
         assert all(found[0][cell] == other[cell] for cell in other.keys() & found[0].keys())
 
 
-def test_a_coarser_native_level_is_copied_too(tmp_path: Path, svs_path: Path):
+def test_a_coarser_native_level_is_copied_too(tmp_path: Path, svs_path: Path) -> None:
     store = tile_one(svs_path, tmp_path, TileConfig(mpp=2.0, patch_px=32))
     assert (store.grid.mpp, store.grid.size_px, store.meta["copied"]) == ((2.0, 2.0), (300, 225), 1.0)
     assert len(streams(store.pixels())) == 2
@@ -112,7 +114,7 @@ def test_a_coarser_native_level_is_copied_too(tmp_path: Path, svs_path: Path):
     np.testing.assert_array_equal(store.read(Window(0, 0, 300, 225)), expected(svs_path, 2))
 
 
-def test_coarser_levels_are_those_of_the_slide(tmp_path: Path, wide_path: Path):
+def test_coarser_levels_are_those_of_the_slide(tmp_path: Path, wide_path: Path) -> None:
     store = tile_one(wide_path, tmp_path)
     assert (store.grid.levels, store.meta["copied_levels"]) == (3, [0, 1, 2])
     for level in (1, 2):
@@ -120,7 +122,7 @@ def test_coarser_levels_are_those_of_the_slide(tmp_path: Path, wide_path: Path):
         np.testing.assert_array_equal(store.read(Window(0, 0, width, height), level), from_openslide(wide_path, level))
 
 
-def test_where_the_slide_cuts_its_coarser_level_short_the_last_chunks_are_made_anew(native: Native):
+def test_where_the_slide_cuts_its_coarser_level_short_the_last_chunks_are_made_anew(native: Native) -> None:
     own, store = from_openslide(native.path, 1), native.store
     assert (own.shape[:2], store.grid.level_shape(1)) == ((218, 277), (219, 278))
     found = store.read(Window(0, 0, 277, 218), 1).astype(int)
@@ -129,7 +131,9 @@ def test_where_the_slide_cuts_its_coarser_level_short_the_last_chunks_are_made_a
     assert column.mean() > 200
 
 
-def test_a_tile_that_claims_absurd_sizes_is_not_copied(tmp_path: Path, svs_path: Path, monkeypatch):
+def test_a_tile_that_claims_absurd_sizes_is_not_copied(
+    tmp_path: Path, svs_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("wsipipe.tiling.levels.MAX_COPIED_PX", 128)
     store = tile_one(svs_path, tmp_path)
     assert (store.meta["copied"], store.meta["copied_levels"]) == (0.0, [])
@@ -150,7 +154,9 @@ def test_a_tile_that_claims_absurd_sizes_is_not_copied(tmp_path: Path, svs_path:
         (0.3, None, 0, (0.6, 0.6), (2000, 1500)),
     ],
 )
-def test_resampled_chunks_are_area_means_encoded_once(tmp_path: Path, svs_path: Path, mpp, override, page, scale, size):
+def test_resampled_chunks_are_area_means_encoded_once(
+    tmp_path: Path, svs_path: Path, mpp: Any, override: Any, page: Any, scale: Any, size: Any
+) -> None:
     patch_px = 64 if mpp < 2 else 32
     config = TileConfig(mpp=mpp, patch_px=patch_px, codec="zstd")
     file = SlideFile(svs_path, override)
@@ -172,7 +178,9 @@ def test_resampled_chunks_are_area_means_encoded_once(tmp_path: Path, svs_path: 
         assert stream == jpeg.pixels().spec.encode(np.moveaxis(block, -1, 0))
 
 
-def test_each_tile_is_decoded_once_while_its_shard_is_resampled(tmp_path: Path, svs_path: Path, monkeypatch):
+def test_each_tile_is_decoded_once_while_its_shard_is_resampled(
+    tmp_path: Path, svs_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[tuple[int, int]] = []
     decode = TiffTiles.decode
 
@@ -187,7 +195,7 @@ def test_each_tile_is_decoded_once_while_its_shard_is_resampled(tmp_path: Path, 
     assert len(calls) == len(set(calls)) > 8
 
 
-def test_fast_resampling_is_near_the_area_mean_and_another_recipe(tmp_path: Path, svs_path: Path):
+def test_fast_resampling_is_near_the_area_mean_and_another_recipe(tmp_path: Path, svs_path: Path) -> None:
     config = TileConfig(mpp=1.0, patch_px=64, codec="zstd")
     exact = tile_one(svs_path, tmp_path / "exact", config)
     fast = tile_one(svs_path, tmp_path / "fast", replace(config, fast_resample=True))
@@ -198,7 +206,7 @@ def test_fast_resampling_is_near_the_area_mean_and_another_recipe(tmp_path: Path
     assert 0 < error < 255**2 / 10**3.3  # 33 dB or better
 
 
-def test_lossless_pixels_are_the_slide_itself(tmp_path: Path, svs_path: Path):
+def test_lossless_pixels_are_the_slide_itself(tmp_path: Path, svs_path: Path) -> None:
     store = tile_one(svs_path, tmp_path, replace(CONFIG, codec="zstd"))
     slide = expected(svs_path)
     assert store.meta["copied"] == 0.0
@@ -207,7 +215,7 @@ def test_lossless_pixels_are_the_slide_itself(tmp_path: Path, svs_path: Path):
         np.testing.assert_array_equal(store.read(w), cut(slide, w))
 
 
-def test_a_plain_image_is_tiled_with_the_override(png_path: Path, run: RunConfig, tissue_rgb):
+def test_a_plain_image_is_tiled_with_the_override(png_path: Path, run: RunConfig, tissue_rgb: tuple[Any, Any]) -> None:
     config = TileConfig(patch_px=64, mpp_override=0.5, codec="zstd")
     report, stores = tile_slides({"image": SlideFile(png_path)}, config, RunContext(run))
     assert [r["status"] for r in report.rows] == ["done"]
@@ -218,7 +226,7 @@ def test_a_plain_image_is_tiled_with_the_override(png_path: Path, run: RunConfig
     assert "set it with --mpp-override" in report.rows[0]["reason"]
 
 
-def test_nothing_is_written_beside_the_slide(slide_folder: Path, tmp_path: Path, svs_path: Path):
+def test_nothing_is_written_beside_the_slide(slide_folder: Path, tmp_path: Path, svs_path: Path) -> None:
     before, kept = stamps(slide_folder), files(slide_folder)
     tile_one(svs_path, tmp_path)
     assert (stamps(slide_folder), files(slide_folder)) == (before, kept)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -32,7 +34,9 @@ def table_of(grid: Grid, share: float, seed: int) -> PatchTable:
     st.floats(0, 0.3),
     st.integers(0, 99),
 )
-def test_chunks_cover_kept_patches_and_a_margin_and_nothing_far(size, patch: int, part: float, share: float, seed: int):
+def test_chunks_cover_kept_patches_and_a_margin_and_nothing_far(
+    size: Any, patch: int, part: float, share: float, seed: int
+) -> None:
     grid = grid_of(size, patch, max(1, int(patch * part)))
     table = table_of(grid, share, seed)
     planned = plan_chunks(table, 16)
@@ -46,7 +50,7 @@ def test_chunks_cover_kept_patches_and_a_margin_and_nothing_far(size, patch: int
     np.testing.assert_array_equal(planned, expected)
 
 
-def test_a_kept_patch_that_reaches_over_the_border_needs_only_chunks_that_exist():
+def test_a_kept_patch_that_reaches_over_the_border_needs_only_chunks_that_exist() -> None:
     grid = grid_of((100, 70), 64, 64)
     table = PatchTable(grid, np.array([[1, 1]], np.int32), np.ones(1, np.float32), np.zeros(1, np.uint8))
     planned = plan_chunks(table, 32)
@@ -65,7 +69,7 @@ def status_of(table: PatchTable, stored: np.ndarray, tissue: np.ndarray, bad: tu
     st.integers(0, 99),
     st.lists(st.builds(Window, *[st.integers(-40, 200)] * 2, *[st.integers(1, 90)] * 2), max_size=3),
 )
-def test_status_by_looking_at_every_pixel(size, patch: int, seed: int, bad: list[Window]):
+def test_status_by_looking_at_every_pixel(size: Any, patch: int, seed: int, bad: list[Window]) -> None:
     grid, rng = grid_of(size, patch, patch), np.random.default_rng(seed)
     table = table_of(grid, 0.7, seed)
     width, height = size
@@ -87,7 +91,7 @@ def test_status_by_looking_at_every_pixel(size, patch: int, seed: int, bad: list
     assert status_of(table, stored, tissue, tuple(bad)) == expected
 
 
-def test_a_patch_needs_only_the_tissue_that_it_touches():
+def test_a_patch_needs_only_the_tissue_that_it_touches() -> None:
     grid = grid_of((64, 64), 32, 32)
     cells = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.int32)
     table = PatchTable(grid, cells, np.ones(4, np.float32), np.zeros(4, np.uint8))
@@ -101,7 +105,7 @@ def test_a_patch_needs_only_the_tissue_that_it_touches():
 
 @pytest.mark.parametrize("min_tissue", [0.0, 0.25, 0.5, 1.0])
 @pytest.mark.parametrize("stride", [32, 20])
-def test_kept_patches_are_those_with_enough_tissue_and_never_bare_glass(min_tissue: float, stride: int):
+def test_kept_patches_are_those_with_enough_tissue_and_never_bare_glass(min_tissue: float, stride: int) -> None:
     rng = np.random.default_rng(0)
     mask = np.zeros((40, 50), bool)
     mask[10:30, 12:40] = rng.random((20, 28)) < 0.6
@@ -121,7 +125,7 @@ def test_kept_patches_are_those_with_enough_tissue_and_never_bare_glass(min_tiss
     assert len(found) > 0
 
 
-def test_no_tissue_keeps_nothing():
+def test_no_tissue_keeps_nothing() -> None:
     table = plan_patches(grid_of((400, 320), 32, 32), TissueMask(np.zeros((40, 50), bool), 8), 0.0)
     assert (len(table.cell), table.cell.shape[1], table.windows) == (0, 2, [])
     assert not plan_chunks(table, 16).any()

@@ -42,12 +42,12 @@ def recipe(job: TileJob, slide: Slide, **options: Any) -> Recipe:
     return Recipe.of(replace(job, config=replace(job.config, **options)), slide)
 
 
-def test_every_option_is_known_to_decide_pixels_lattice_or_neither():
+def test_every_option_is_known_to_decide_pixels_lattice_or_neither() -> None:
     known = {k for option in (*OTHER_PIXELS, *OTHER_LATTICE, *SAME, {"mpp_override": 0}) for k in option}
     assert known == set(TileConfig.__dataclass_fields__)
 
 
-def test_a_recipe_changes_with_what_decides_the_pixels(job: TileJob, slide: Slide):
+def test_a_recipe_changes_with_what_decides_the_pixels(job: TileJob, slide: Slide) -> None:
     plain = recipe(job, slide)
     for option in OTHER_PIXELS:
         other = recipe(job, slide, **option)
@@ -61,7 +61,7 @@ def test_a_recipe_changes_with_what_decides_the_pixels(job: TileJob, slide: Slid
         assert recipe(job, slide, **option) == plain, option
 
 
-def test_a_recipe_changes_with_the_resolution_and_the_mask(job: TileJob, slide: Slide, tmp_path: Path):
+def test_a_recipe_changes_with_the_resolution_and_the_mask(job: TileJob, slide: Slide, tmp_path: Path) -> None:
     plain = recipe(job, slide)
     other = open_slide(job.file.path, "blob", 0.49)
     assert Recipe.of(job, other).pixels != plain.pixels
@@ -77,7 +77,7 @@ def test_a_recipe_changes_with_the_resolution_and_the_mask(job: TileJob, slide: 
     assert len(digests | {plain.pixels}) == 3  # by its content, not by its name
 
 
-def test_an_unreadable_mask_is_an_error_of_its_slide(job: TileJob, slide: Slide, tmp_path: Path):
+def test_an_unreadable_mask_is_an_error_of_its_slide(job: TileJob, slide: Slide, tmp_path: Path) -> None:
     lost = replace(job, file=replace(job.file, mask=tmp_path / "lost.png"))
     with pytest.raises(SlideError, match=r"lost\.png: the tissue mask cannot be read \(No such file"):
         Recipe.of(lost, slide)

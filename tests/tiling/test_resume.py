@@ -11,9 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.tilings import CONFIG, corrupt, files, ledger, stamps
@@ -74,7 +75,7 @@ def assert_goes_on(slide: Path, folder: Path, whole: Path, into: Path) -> int:
     return len(kept)
 
 
-def test_a_killed_run_ends_in_the_bytes_of_one_that_was_not(killed: Path, wide_path: Path, tmp_path: Path):
+def test_a_killed_run_ends_in_the_bytes_of_one_that_was_not(killed: Path, wide_path: Path, tmp_path: Path) -> None:
     points = sorted(int(p.name) for p in killed.iterdir() if p.name.isdecimal())
     kept = [assert_goes_on(wide_path, killed / str(k), killed / "whole", tmp_path / str(k)) for k in points]
     assert len(points) == 12
@@ -82,7 +83,7 @@ def test_a_killed_run_ends_in_the_bytes_of_one_that_was_not(killed: Path, wide_p
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_change_ends_in_the_same_bytes(wide_path: Path, tmp_path: Path):
+def test_a_run_killed_at_any_change_ends_in_the_same_bytes(wide_path: Path, tmp_path: Path) -> None:
     kill(wide_path, tmp_path, 0)
     points = [p for p in tmp_path.iterdir() if p.name.isdecimal()]
     assert len(points) > 150
@@ -132,7 +133,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Stop:
 
 def test_an_interrupted_run_keeps_what_it_wrote_and_goes_on(
     cut_off: Path, counted: Stop, killed: Path, wide_path: Path, run: RunConfig, caplog: pytest.LogCaptureFixture
-):
+) -> None:
     told: list[tuple[str, int, int]] = []
     with caplog.at_level(logging.INFO):
         report, _ = tile_slides(
@@ -161,7 +162,7 @@ def test_an_interrupted_run_keeps_what_it_wrote_and_goes_on(
 )
 def test_other_settings_throw_away_what_was_cut_off(
     config: TileConfig, cut_off: Path, counted: Stop, wide_path: Path, run: RunConfig, tmp_path: Path
-):
+) -> None:
     fresh = runs_of(tmp_path / "fresh")
     assert go(wide_path, fresh, config)["status"] == "done"
     expected_shards, counted.written = len(counted.written), []
@@ -170,22 +171,27 @@ def test_other_settings_throw_away_what_was_cut_off(
     assert files(Path(run.stores)) == files(Path(fresh.stores))
 
 
-def test_settings_that_change_no_pixel_go_on(cut_off: Path, counted: Stop, wide_path: Path, run: RunConfig):
+def test_settings_that_change_no_pixel_go_on(cut_off: Path, counted: Stop, wide_path: Path, run: RunConfig) -> None:
     assert go(wide_path, run, replace(CONFIG, max_corrupt=0.5))["status"] == "done"
     assert len(counted.written) == SHARDS - 2
 
 
 def test_a_slide_that_changed_throws_away_what_was_cut_off(
     cut_off: Path, counted: Stop, wide_path: Path, run: RunConfig, tmp_path: Path
-):
+) -> None:
     other = Path(shutil.copy(wide_path, tmp_path / "wide.svs"))
     assert go(other, run)["status"] == "done"  # the same content at another place
     assert len(counted.written) == SHARDS - 2
 
 
 def test_a_slide_of_other_content_throws_away_what_was_cut_off(
-    cut_off: Path, counted: Stop, run: RunConfig, tmp_path: Path, svs_writer, tissue_drawer
-):
+    cut_off: Path,
+    counted: Stop,
+    run: RunConfig,
+    tmp_path: Path,
+    svs_writer: Callable[..., None],
+    tissue_drawer: Callable[..., tuple[Any, Any]],
+) -> None:
     svs_writer(tmp_path / "wide.svs", tissue_drawer((5408, 304), 1)[0])
     assert go(tmp_path / "wide.svs", run)["status"] == "done"
     assert len(counted.written) == SHARDS
@@ -220,8 +226,8 @@ def first_shard(aside: Path) -> Path:
     ],
 )
 def test_what_is_damaged_is_written_again(
-    damage, again: int, cut_off: Path, counted: Stop, killed: Path, wide_path: Path, run: RunConfig
-):
+    damage: Any, again: int, cut_off: Path, counted: Stop, killed: Path, wide_path: Path, run: RunConfig
+) -> None:
     damage(cut_off)
     assert go(wide_path, run)["status"] == "done"
     assert len(counted.written) == SHARDS - 2 + again
@@ -230,7 +236,7 @@ def test_what_is_damaged_is_written_again(
     assert found == files(killed / "whole" / "stores")
 
 
-def test_what_others_left_aside_is_cleared(wide_path: Path, run: RunConfig):
+def test_what_others_left_aside_is_cleared(wide_path: Path, run: RunConfig) -> None:
     aside = Path(run.stores) / ".wide.zarr.partial"
     for left in (aside, aside.with_name(f".{aside.name}.labels.tissue.partial")):
         left.mkdir(parents=True)
@@ -243,7 +249,7 @@ def test_what_others_left_aside_is_cleared(wide_path: Path, run: RunConfig):
 
 def test_a_slide_that_fails_leaves_nothing_behind(
     cut_off: Path, wide_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setattr(stage, "write_shard", Stop(1, SlideError("wide.svs: gone")))
     left = cut_off.with_name(f".{cut_off.name}.labels.tissue.partial")
     left.mkdir()
@@ -255,7 +261,7 @@ def test_a_slide_that_fails_leaves_nothing_behind(
 
 def test_an_error_that_is_no_fault_of_the_slide_keeps_what_is_written(
     wide_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(stage, "write_shard", Stop(3, OSError(28, "No space left on device")))
         with pytest.raises(OSError, match="No space left"):
@@ -269,7 +275,7 @@ def test_an_error_that_is_no_fault_of_the_slide_keeps_what_is_written(
 
 def test_running_shards_end_before_an_interrupted_run_does(
     wide_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     def interrupted(task: str, done: int, total: int, note: str = "") -> None:
         if task == "tile wide":
             raise KeyboardInterrupt
@@ -285,7 +291,7 @@ def test_running_shards_end_before_an_interrupted_run_does(
 
 def test_an_interrupted_run_holds_its_slide_until_the_last_shard_has_ended(
     wide_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     held: list[bool] = []
     number, second = itertools.count(), threading.Event()
 
@@ -315,7 +321,7 @@ def test_an_interrupted_run_holds_its_slide_until_the_last_shard_has_ended(
 
 def test_overwriting_may_be_cut_off_too(
     wide_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch, counted: Stop
-):
+) -> None:
     go(wide_path, run)
     before, other = files(Path(run.stores)), replace(CONFIG, quality=70, codec="zstd")
     counted.written, counted.most, counted.error = [], 2, KeyboardInterrupt()
@@ -331,7 +337,7 @@ def test_overwriting_may_be_cut_off_too(
 
 def test_what_overwriting_left_goes_when_the_old_store_is_wanted_after_all(
     wide_path: Path, run: RunConfig, counted: Stop
-):
+) -> None:
     go(wide_path, run)
     counted.written, counted.most, counted.error = [], 2, KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
@@ -340,7 +346,9 @@ def test_what_overwriting_left_goes_when_the_old_store_is_wanted_after_all(
     assert os.listdir(run.stores) == ["wide.zarr"]
 
 
-def test_a_run_that_was_killed_between_the_two_renames_of_a_replacement_is_made_again(wide_path: Path, run: RunConfig):
+def test_a_run_that_was_killed_between_the_two_renames_of_a_replacement_is_made_again(
+    wide_path: Path, run: RunConfig
+) -> None:
     go(wide_path, run)
     stores, before = Path(run.stores), files(Path(run.stores))
     (stores / "wide.zarr").rename(stores / ".wide.zarr.old")

@@ -25,7 +25,7 @@ def plan() -> SlidePlan:
     )
 
 
-def test_a_plan_is_read_as_it_was_written(tmp_path: Path):
+def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     plan().save(tmp_path / "plan.npz")
     found, made = SlidePlan.load(tmp_path / "plan.npz"), plan()
     assert [p.name for p in tmp_path.iterdir()] == ["plan.npz"]
@@ -41,7 +41,7 @@ def test_a_plan_is_read_as_it_was_written(tmp_path: Path):
 
 
 @pytest.mark.parametrize("length", [0, 1, 100, -100, -1])
-def test_a_plan_that_is_cut_off_is_no_plan(tmp_path: Path, length: int):
+def test_a_plan_that_is_cut_off_is_no_plan(tmp_path: Path, length: int) -> None:
     plan().save(tmp_path / "plan.npz")
     whole = (tmp_path / "plan.npz").read_bytes()
     (tmp_path / "plan.npz").write_bytes(whole[:length])
@@ -49,7 +49,7 @@ def test_a_plan_that_is_cut_off_is_no_plan(tmp_path: Path, length: int):
         SlidePlan.load(tmp_path / "plan.npz")
 
 
-def test_a_plan_with_a_flipped_bit_is_no_plan_or_the_same(tmp_path: Path):
+def test_a_plan_with_a_flipped_bit_is_no_plan_or_the_same(tmp_path: Path) -> None:
     plan().save(tmp_path / "plan.npz")
     whole = (tmp_path / "plan.npz").read_bytes()
     for at in range(0, len(whole), 7):

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from wsipipe.tiling.stage import run as tile_slides
 
 
 @pytest.fixture(scope="module")
-def blank_path(tmp_path_factory: pytest.TempPathFactory, svs_writer) -> Path:
+def blank_path(tmp_path_factory: pytest.TempPathFactory, svs_writer: Callable[..., None]) -> Path:
     path = tmp_path_factory.mktemp("blank") / "blank.svs"
     svs_writer(path, np.full((400, 500, 3), 243, np.uint8), factors=(4,))
     return path
@@ -43,12 +44,12 @@ def statuses(rows: list[dict[str, str]]) -> list[tuple[str, str]]:
     return [(r["item"], r["status"]) for r in rows]
 
 
-def test_exactly_the_planned_chunks_exist(tiled: Path):
+def test_exactly_the_planned_chunks_exist(tiled: Path) -> None:
     store = SlideStore(tiled)
     np.testing.assert_array_equal(store.pixels().present(), plan_chunks(store.patches(), 256))
 
 
-def test_every_kept_patch_has_its_tissue(tiled: Path, tissue_rgb):
+def test_every_kept_patch_has_its_tissue(tiled: Path, tissue_rgb: tuple[Any, Any]) -> None:
     store = SlideStore(tiled)
     table = store.patches()
     assert (table.tissue >= 0.25).all()
@@ -61,7 +62,7 @@ def test_every_kept_patch_has_its_tissue(tiled: Path, tissue_rgb):
     assert ((tissue == 1) & tissue_rgb[1]).sum() / ((tissue == 1) | tissue_rgb[1]).sum() > 0.9
 
 
-def test_a_second_run_skips_and_touches_nothing(svs_path: Path, run: RunConfig):
+def test_a_second_run_skips_and_touches_nothing(svs_path: Path, run: RunConfig) -> None:
     tile_slides({"blob": SlideFile(svs_path)}, CONFIG, RunContext(run))
     before = stamps(Path(run.stores))
     report, stores = tile_slides({"blob": SlideFile(svs_path)}, CONFIG, RunContext(run))
@@ -73,7 +74,9 @@ def test_a_second_run_skips_and_touches_nothing(svs_path: Path, run: RunConfig):
 
 @pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("config", [CONFIG, TileConfig(mpp=1.0, patch_px=64)])
-def test_any_number_of_workers_writes_the_same_bytes(workers: int, config: TileConfig, wide_path: Path, tmp_path: Path):
+def test_any_number_of_workers_writes_the_same_bytes(
+    workers: int, config: TileConfig, wide_path: Path, tmp_path: Path
+) -> None:
     one, many = (tile_one(wide_path, tmp_path / str(n), config, workers=n) for n in (1, workers))
     assert files(one.path) == files(many.path)
 
@@ -81,7 +84,7 @@ def test_any_number_of_workers_writes_the_same_bytes(workers: int, config: TileC
 @pytest.mark.usefixtures("probed")
 def test_rows_come_in_the_given_order_and_a_bad_slide_costs_itself(
     svs_path: Path, blank_path: Path, wide_path: Path, run: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+) -> None:
     (tmp_path / "rubbish.svs").write_bytes(b"rubbish")
     slides = {
         "wide": SlideFile(wide_path),
@@ -106,7 +109,7 @@ def test_rows_come_in_the_given_order_and_a_bad_slide_costs_itself(
     assert (again.exit_code, again.rows[0]["status"]) == (0, "skipped")
 
 
-def test_a_store_whose_patches_are_damaged_costs_itself(svs_path: Path, wide_path: Path, run: RunConfig):
+def test_a_store_whose_patches_are_damaged_costs_itself(svs_path: Path, wide_path: Path, run: RunConfig) -> None:
     slides = {"blob": SlideFile(svs_path), "wide": SlideFile(wide_path)}
     tile_slides(slides, CONFIG, RunContext(run))
     shutil.rmtree(Path(run.stores) / "blob.zarr" / "patches" / "128_128" / "cell")
@@ -116,7 +119,7 @@ def test_a_store_whose_patches_are_damaged_costs_itself(svs_path: Path, wide_pat
     assert [p.name for p in stores] == ["wide.zarr"]
 
 
-def test_the_ledger_tells_what_became_of_each_slide(svs_path: Path, run: RunConfig, tmp_path: Path):
+def test_the_ledger_tells_what_became_of_each_slide(svs_path: Path, run: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "bad.svs").write_bytes(b"bad")
     report, stores = tile_slides(
         {"blob": SlideFile(svs_path), "bad": SlideFile(tmp_path / "bad.svs")}, CONFIG, RunContext(run)
@@ -129,7 +132,7 @@ def test_the_ledger_tells_what_became_of_each_slide(svs_path: Path, run: RunConf
     assert not (Path(run.runs) / "tile" / "corrupt.csv").exists()
 
 
-def test_a_blank_slide_is_empty_and_says_so(blank_path: Path, run: RunConfig, caplog: pytest.LogCaptureFixture):
+def test_a_blank_slide_is_empty_and_says_so(blank_path: Path, run: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         report, stores = tile_slides({"blank": SlideFile(blank_path)}, CONFIG, RunContext(run))
     assert statuses(report.rows) == [("blank", "empty")]
@@ -141,7 +144,9 @@ def test_a_blank_slide_is_empty_and_says_so(blank_path: Path, run: RunConfig, ca
     assert tile_slides({"blank": SlideFile(blank_path)}, CONFIG, RunContext(run))[0].rows[0]["status"] == "skipped"
 
 
-def test_too_little_tissue_for_any_patch_names_the_option(svs_path: Path, run: RunConfig, caplog):
+def test_too_little_tissue_for_any_patch_names_the_option(
+    svs_path: Path, run: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         report, _ = tile_slides(
             {"blob": SlideFile(svs_path)}, TileConfig(patch_px=2048, min_tissue=1.0), RunContext(run)
@@ -150,7 +155,9 @@ def test_too_little_tissue_for_any_patch_names_the_option(svs_path: Path, run: R
     assert "see --min-tissue" in caplog.text
 
 
-def test_an_error_of_the_configuration_ends_the_run(svs_path: Path, wide_path: Path, run: RunConfig, monkeypatch):
+def test_an_error_of_the_configuration_ends_the_run(
+    svs_path: Path, wide_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def wrong(*_: object) -> None:
         raise ConfigError("wrong for all")
 
@@ -160,7 +167,7 @@ def test_an_error_of_the_configuration_ends_the_run(svs_path: Path, wide_path: P
     assert not list(Path(run.stores).glob(".*.tiling"))
 
 
-def test_progress_counts_slides_and_chunks(svs_path: Path, run: RunConfig, tmp_path: Path):
+def test_progress_counts_slides_and_chunks(svs_path: Path, run: RunConfig, tmp_path: Path) -> None:
     told: list[tuple[str, int, int, str]] = []
     slides = {"lost": SlideFile(tmp_path / "lost.svs"), "blob": SlideFile(svs_path)}
     tile_slides(
@@ -181,10 +188,10 @@ class Watched(ThreadPoolExecutor):
         super().__init__(n)
         self.flying, self.lock = 0, threading.Lock()
 
-    def submit(self, task: Callable, *what: object):
+    def submit(self, task: Callable[..., Any], /, *what: Any, **more: Any) -> Future[Any]:
         def counted() -> object:
             try:
-                return task(*what)
+                return task(*what, **more)
             finally:
                 with self.lock:
                     self.flying -= 1
@@ -198,9 +205,9 @@ class Watched(ThreadPoolExecutor):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_slides_overlap_in_the_pool_and_tasks_in_flight_are_bounded(
     workers: int, wide_path: Path, svs_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     @contextmanager
-    def watched(n: int, dask: str):
+    def watched(n: int, dask: str) -> Any:
         with Watched(n) as pool:
             yield pool, n
 
@@ -209,7 +216,7 @@ def test_slides_overlap_in_the_pool_and_tasks_in_flight_are_bounded(
     for name in ("prepare", "write_shard", "finish_store"):
         real = getattr(stage, name)
 
-        def noted(job, *more, name=name, real=real):
+        def noted(job: Any, *more: Any, name: Any = name, real: Any = real) -> Any:
             begun.append((job.slide_id, name))
             return real(job, *more)
 
@@ -224,7 +231,9 @@ def test_slides_overlap_in_the_pool_and_tasks_in_flight_are_bounded(
     assert [s for s, n in begun if n == "write_shard"].count("a") == 4
 
 
-def test_two_runs_on_one_slide_end_with_the_name_of_the_one_that_has_it(svs_path: Path, run: RunConfig, tmp_path: Path):
+def test_two_runs_on_one_slide_end_with_the_name_of_the_one_that_has_it(
+    svs_path: Path, run: RunConfig, tmp_path: Path
+) -> None:
     stores = Path(run.stores)
     held = SlideLock(stores / ".blob.zarr.tiling", "blob")
     held.acquire()
@@ -249,7 +258,7 @@ def test_two_runs_on_one_slide_end_with_the_name_of_the_one_that_has_it(svs_path
     assert statuses(ledger(run)) == [("blob", "done")]
 
 
-def test_a_slide_that_is_held_costs_only_itself(svs_path: Path, wide_path: Path, run: RunConfig):
+def test_a_slide_that_is_held_costs_only_itself(svs_path: Path, wide_path: Path, run: RunConfig) -> None:
     held = SlideLock(Path(run.stores) / ".blob.zarr.tiling", "blob")
     held.acquire()
     try:
@@ -262,10 +271,10 @@ def test_a_slide_that_is_held_costs_only_itself(svs_path: Path, wide_path: Path,
 
 def test_what_a_task_of_one_slide_raises_costs_that_slide(
     svs_path: Path, wide_path: Path, run: RunConfig, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     real = stage.finish_store
 
-    def fails(job, cache):
+    def fails(job: Any, cache: Any) -> None:
         if job.slide_id == "blob":
             raise StoreError("blob: no room")
         real(job, cache)
@@ -276,13 +285,13 @@ def test_what_a_task_of_one_slide_raises_costs_that_slide(
     assert [p.name for p in Path(run.stores).iterdir()] == ["wide.zarr"]
 
 
-def test_overlapping_patches_cost_a_table_not_pixels(svs_path: Path, tmp_path: Path, tiled: Path):
+def test_overlapping_patches_cost_a_table_not_pixels(svs_path: Path, tmp_path: Path, tiled: Path) -> None:
     dense, plain = tile_one(svs_path, tmp_path, replace(CONFIG, stride_px=64)), SlideStore(tiled)
     assert len(dense.patches().cell) > 3 * len(plain.patches().cell)
     assert (dense.path / "0/c/0/0/0").stat().st_size < 1.3 * (plain.path / "0/c/0/0/0").stat().st_size
 
 
-def test_real_slides_are_tiled_with_one_bad_file_among_them(real_wsi: Path, run: RunConfig):
+def test_real_slides_are_tiled_with_one_bad_file_among_them(real_wsi: Path, run: RunConfig) -> None:
     slides = find_slides(
         [real_wsi / n for n in ("CMU-1-Small-Region.svs", "test3-DAPI-2-(387).ndpi", "unreadable.svs")]
     )

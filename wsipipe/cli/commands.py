@@ -14,7 +14,7 @@ from wsipipe.cli.outcome import columns, finish, reporting, show, working
 from wsipipe.errors import ConfigError
 from wsipipe.export import formats
 from wsipipe.pipeline import Settings, map_slides, run_chain, slides_of
-from wsipipe.pseudolabel.registry import chosen
+from wsipipe.pseudolabel.registry import parse_methods
 
 
 @click.command(cls=Command)
@@ -81,7 +81,7 @@ def pseudolabel(store: tuple[Path, ...], assignments: tuple[str, ...], **call: A
     from wsipipe.pseudolabel import stage
 
     settings = settings_of(call)
-    settings = settings_of(call, pseudolabel=assigned(assignments, chosen(settings.pseudolabel.method)))
+    settings = settings_of(call, pseudolabel=assigned(assignments, parse_methods(settings.pseudolabel.method)))
     options = stage.PseudolabelOptions(settings.pseudolabel, settings.sections, settings.pretrain)
     with working(settings, call) as context:
         report, stores = stage.run(_stores(store, settings), options, context)

@@ -16,7 +16,7 @@ from wsipipe.config.options import SECTIONS
 from wsipipe.config.yaml import scalar
 from wsipipe.errors import ConfigError
 from wsipipe.pipeline import Settings, read_settings
-from wsipipe.pseudolabel.registry import ALL, NONE, names, refinements
+from wsipipe.pseudolabel.registry import ALL, NONE, method_names, refinement_names
 
 F = typing.TypeVar("F", bound=Callable[..., Any])
 
@@ -58,9 +58,9 @@ def _option(section: str, field: dataclasses.Field[Any], kind: Any) -> Callable[
         return click.option(f"{flag}/--no-{flag[2:]}", name, **more)
     more["metavar"] = field.metadata["metavar"] or _metavar(field.name, kind)
     if (section, field.name) == ("pseudolabel", "method"):
-        more["metavar"] = "|".join((*names(), ALL))
+        more["metavar"] = "|".join((*method_names(), ALL))
     if (section, field.name) == ("pseudolabel", "refine"):
-        more["metavar"] = "|".join((*refinements(), NONE))
+        more["metavar"] = "|".join((*refinement_names(), NONE))
     if kind in (int, float):
         return click.option(flag, name, type=kind, **more)
     return click.option(flag, name, multiple=typing.get_origin(kind) is tuple, **more)
@@ -135,7 +135,7 @@ def assigned(assignments: tuple[str, ...], methods: list[str]) -> dict[str, dict
             raise ConfigError(f"--set {text}: expected KEY=VALUE, such as --set prevalence=0.2")
         if not dot and len(methods) > 1:
             raise ConfigError(f"--set {text}: several methods run; name one, as in --set {methods[0]}.{text}")
-        if dot and name not in (*names(), *refinements()):
+        if dot and name not in (*method_names(), *refinement_names()):
             raise ConfigError(f"--set {text}: {name!r} is neither a method nor a refinement")
         values.setdefault(name or methods[0], {})[last] = scalar(value)
     return values

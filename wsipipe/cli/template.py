@@ -7,7 +7,7 @@ from typing import Any
 
 from wsipipe.config.options import SECTIONS
 from wsipipe.config.yaml import written
-from wsipipe.pseudolabel.registry import load, load_refinement, names, refinements
+from wsipipe.pseudolabel.registry import load_method, load_refinement, method_names, refinement_names
 
 HEAD = """\
 # Every option of wsipipe at its default. A flag overrides this file; an option that is left out keeps its default.
@@ -21,7 +21,10 @@ def template() -> str:
     for section, config in SECTIONS.items():
         lines = [f"{section}: # {_sentence(config)}", *_options(config, "  ")]
         if section == "pseudolabel":
-            named = {**{n: load(n) for n in names()}, **{n: load_refinement(n) for n in refinements()}}
+            named = {
+                **{n: load_method(n) for n in method_names()},
+                **{n: load_refinement(n) for n in refinement_names()},
+            }
             for name, module in named.items():
                 lines += [f"  {name}: # {_sentence(module)}", *_options(module.Params, "    ")]  # type: ignore[union-attr]
         parts.append("\n".join(lines) + "\n")

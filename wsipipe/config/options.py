@@ -30,37 +30,39 @@ __all__ = [
 class TileConfig:
     """Slides to stores."""
 
-    mpp: float = option(0.5, "working resolution in um/px; a slide level within 1 % is used unchanged", group="Patches")
-    patch_px: int = option(256, "side of a patch, in px at the working resolution", group="Patches")
+    mpp: float = option(
+        0.5, "working resolution in um/px; a slide level within 1 % of it is used unchanged", group="Patches"
+    )
+    patch_px: int = option(256, "side of a patch at the working resolution", group="Patches")
     stride_px: int = option(0, "step between patches; 0: the patch size (no overlap)", group="Patches")
-    min_tissue: float = option(0.25, "minimum tissue fraction of a patch", group="Patches", metavar="0..1")
+    min_tissue: float = option(0.25, "minimum tissue share of a patch (0..1)", group="Patches", metavar="0..1")
     codec: str = option("jpeg", "pixel codec: jpeg (small) or zstd (lossless)", group="Pixels", metavar="jpeg|zstd")
-    quality: int = option(90, "JPEG quality, 1..100", group="Pixels", metavar="1..100")
+    quality: int = option(90, "JPEG quality", group="Pixels", metavar="1..100")
     mpp_override: float = option(
         0.0,
-        "um/px of level 0, for slides that lack it or state a wrong one; 0: as in the slide",
+        "um/px of level 0 if the slide file lacks it or has it wrong; 0: read it from the file",
         group="What goes in",
     )
-    tissue_mpp: float = option(8.0, "um/px of tissue detection", group="Tissue")
-    min_area_um2: float = option(10_000.0, "smaller tissue pieces and holes (um2) are ignored", group="Tissue")
-    qc: bool = option(True, "exclude pen marks and blurred areas", group="Tissue")
+    tissue_mpp: float = option(8.0, "um/px at which tissue is detected", group="Tissue")
+    min_area_um2: float = option(10_000.0, "minimum area of tissue pieces and holes", group="Tissue")
+    qc: bool = option(True, "exclude pen marks and out-of-focus areas", group="Tissue")
     tissue: str = option(
         "",
-        "tissue masks in place of detection: folder with <slide_id>.png, .tif or .geojson, or a pattern",
+        "your own tissue masks, instead of detection: folder with <slide_id>.png, .tif or .geojson, or a pattern",
         group="What goes in",
         metavar="FOLDER",
     )
     max_corrupt: float = option(
         0.05,
-        "fraction of unreadable tiles above which a slide fails",
+        "maximum unreadable share of a slide; above it the slide fails",
         group="Pixels",
         metavar="0..1",
     )
     fast_resample: bool = option(
-        False, "let libjpeg shrink tiles while decoding: faster, but not the exact mean", group="Pixels"
+        False, "downsample while decoding JPEG: faster, but not the exact area mean", group="Pixels"
     )
     qc_image: bool = option(
-        False, "write a picture for checking the tissue mask: runs/tile/<slide_id>.png", group="Tissue"
+        False, "write an image for checking the tissue by eye: runs/tile/<slide_id>.png", group="Tissue"
     )
     normalise_stain: bool = option(
         False,
@@ -69,13 +71,16 @@ class TileConfig:
     )
 
     def __post_init__(self) -> None:
-        check(0 <= self.max_corrupt <= 1, f"tile.max_corrupt: {self.max_corrupt} is not a share between 0 and 1")
+        check(0 <= self.max_corrupt <= 1, f"tile.max_corrupt: {self.max_corrupt} is outside 0..1")
         check(0.05 <= self.mpp <= 20, f"tile.mpp: {self.mpp} um/px is outside 0.05..20")
-        check(self.patch_px >= 16, f"tile.patch_px: {self.patch_px} is too small; 16 at least")
+        check(self.patch_px >= 16, f"tile.patch_px: {self.patch_px} is below 16")
         check(self.stride_px >= 0, f"tile.stride_px: {self.stride_px} is negative; 0 means the patch size")
-        check(0 <= self.min_tissue <= 1, f"tile.min_tissue: {self.min_tissue} is not a share between 0 and 1")
-        check(self.codec in ("jpeg", "zstd"), f"tile.codec: {self.codec!r} is not jpeg or zstd")
-        check(self.stride_px <= self.patch_px, f"tile.stride_px: {self.stride_px} leaves gaps between patches")
+        check(0 <= self.min_tissue <= 1, f"tile.min_tissue: {self.min_tissue} is outside 0..1")
+        check(self.codec in ("jpeg", "zstd"), f"tile.codec: {self.codec!r} is neither jpeg nor zstd")
+        check(
+            self.stride_px <= self.patch_px,
+            f"tile.stride_px: {self.stride_px} is above the patch size",
+        )
         check(0 < self.tissue_mpp <= 64, f"tile.tissue_mpp: {self.tissue_mpp} um/px is outside 0..64")
         check(self.min_area_um2 >= 0, f"tile.min_area_um2: {self.min_area_um2} is negative")
         check(1 <= self.quality <= 100, f"tile.quality: {self.quality} is outside 1..100")
@@ -212,18 +217,20 @@ class ExportConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What all stages share."""
+    """Options that all stages share."""
 
     slides: tuple[str, ...] = option((), "slides, folders or patterns, for `wsipipe run`", group="Run", metavar="SLIDE")
     stores: str = option("stores", "folder of the stores", group="Run", metavar="FOLDER")
     runs: str = option("runs", "folder of fits, checkpoints, ledgers and figures", group="Run", metavar="FOLDER")
     device: str = option("auto", "auto, cpu or cuda:N", group="Run", metavar="NAME")
-    workers: int = option(0, "threads for reading and writing pixels; 0: one per processor", group="Run")
+    workers: int = option(0, "threads that read and write pixels; 0: one per processor", group="Run")
     seed: int = option(0, "seed of all random numbers", group="Run")
-    max_failed: str = option("0", "failed slides up to which the exit code is 0: N or P%", group="Run", metavar="N|P%")
+    max_failed: str = option(
+        "0", "failed slides allowed with exit code 0: number or percentage", group="Run", metavar="N|P%"
+    )
     dask: str = option(
         "",
-        "dask scheduler for tiling: tcp://host:port, or a number of local processes",
+        "dask scheduler for tiling, tcp://host:port, or a number of local processes",
         group="Run",
         metavar="ADDRESS|N",
     )

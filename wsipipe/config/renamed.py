@@ -30,6 +30,17 @@ RENAMED = {
 }
 """Old dotted key -> new dotted key."""
 
+_MAP_METHODS = ("cam", "drs", "histosegnet", "irnet")
+
+RENAMED_PARAMETERS = {
+    "pseudolabel.camel.stain": "pseudolabel.camel.stain_jitter",
+    "pseudolabel.camel.zoom": "pseudolabel.camel.max_zoom",
+    "pseudolabel.histosegnet.none": "pseudolabel.histosegnet.other_evidence",
+    **{f"pseudolabel.{name}.stain": f"pseudolabel.{name}.stain_jitter" for name in _MAP_METHODS},
+    **{f"pseudolabel.{name}.cells": f"pseudolabel.{name}.map_size" for name in _MAP_METHODS},
+}
+"""As `RENAMED`, for parameters of methods, which have no flags."""
+
 REUSED = {"segment.labels": "segment.masks", "evaluate.labels": "evaluate.masks"}
 """Dotted key that held the name of masks and is a CSV now -> the key that holds the name of masks."""
 
@@ -38,7 +49,8 @@ _MASK_NAMES = re.compile(r"[\w+-]+(,[\w+-]+)*")
 
 def check_key(key: str) -> None:
     """Raise ConfigError if a dotted key, which is no option, was one under another name."""
-    check(key not in RENAMED, f"{key} was renamed; use {RENAMED.get(key)}")
+    new = {**RENAMED, **RENAMED_PARAMETERS}.get(key)
+    check(new is None, f"{key} was renamed; use {new}")
 
 
 def check_reused(section: str, values: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ PATIENCE = "early-stopping patience in checks (20 per run), active in the second
 
 @dataclass(frozen=True)
 class PseudolabelConfig:
-    """Weak labels to patch-level masks. Parameters of a method have their own section, e.g. `camel:`."""
+    """Weak labels to patch-level masks. Parameters of a method have their own section, such as `camel:`."""
 
     labels: str = option(
         "labels.csv",
@@ -25,11 +25,13 @@ class PseudolabelConfig:
     )
     refine: str = option(
         "",
-        "refinement applied to score maps, or none; default: the method's own",
+        "refinement of the scores by the slide's pixels, or none; default: the method's own",
         group="Method",
         metavar="NAME",
     )
-    refine_stride_px: int = option(8, "largest cell of a refinement, in working px", group="Method")
+    refine_stride_px: int = option(
+        8, "largest side, in working px, of the cells that a refinement works on", group="Method"
+    )
     name: str = option(
         "",
         "name of the masks in the stores and of the run folder; default: the method",
@@ -37,7 +39,7 @@ class PseudolabelConfig:
         metavar="NAME",
     )
     classes: tuple[str, ...] = option(
-        (), "class names in mask order; default: those of the labels", group="What goes in", metavar="NAME"
+        (), "class names in mask order; default: those in the labels", group="What goes in", metavar="NAME"
     )
     encoder: str = option(
         "",
@@ -47,7 +49,7 @@ class PseudolabelConfig:
     )
     weights: str = option(
         "",
-        "encoder weights: a run of `wsipipe pretrain`, safetensors, or a torch state dict",
+        "encoder weights: a checkpoint of `wsipipe pretrain`, safetensors, or a PyTorch state dict",
         group="Encoder",
         metavar="PATH",
     )
@@ -57,7 +59,7 @@ class PseudolabelConfig:
         group="Encoder",
     )
     self_train: bool = option(
-        True, "add a round of self-training on the method's own confident predictions", group="Method"
+        True, "add one round of self-training on confident predictions of the method", group="Method"
     )
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Strict reading of pipeline.yaml: unknown keys and wrong types are errors that name the dotted path."""
+"""Strict reader of pipeline.yaml: unknown keys and wrong types are errors with the dotted path."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ T = TypeVar("T")
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML without aliases and without silent overwriting of a repeated key."""
+    """Safe YAML; aliases and repeated keys are errors."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise ConfigError("YAML aliases (*name) are not accepted; write the value out")
+            raise ConfigError("YAML aliases (*name) are not allowed; repeat the value")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(k, deep=True) for k, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise ConfigError(f"{key}: given twice (line {node.start_mark.line + 1})")
+                raise ConfigError(f"{key}: appears twice in the section at line {node.start_mark.line + 1}")
         return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> dict[str, dict[str, Any]]:
-    """The sections of a pipeline.yaml, section names checked; {} for an empty file."""
+    """The sections of a pipeline.yaml; {} for an empty file. Raises ConfigError for unknown sections."""
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
     except (OSError, UnicodeDecodeError) as error:
@@ -59,7 +59,7 @@ def read_yaml(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def scalar(text: str) -> Any:
-    """A value given on the command line, read as pipeline.yaml would read it."""
+    """A value from the command line, parsed as in pipeline.yaml."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
@@ -67,16 +67,16 @@ def scalar(text: str) -> Any:
 
 
 def written(value: Any) -> str:
-    """A value as it stands in pipeline.yaml, in one line; `scalar` reads it back."""
+    """A value as one line of pipeline.yaml; `scalar` parses it."""
     plain = list(value) if isinstance(value, tuple) else value
     text: str = yaml.safe_dump(plain, default_flow_style=True, width=10**6)
     return text.removesuffix("...\n").strip()
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str, nested: tuple[str, ...] = ()) -> T:
-    """A config dataclass from a mapping; unknown keys and wrong types are errors that name the dotted path.
+    """A config dataclass from a mapping. Raises ConfigError with the dotted path for unknown keys and wrong types.
 
-    Keys in `nested` (sections of methods) are skipped here: their owner builds them.
+    `nested` keys (sections of methods and refinements) are skipped; their modules build them.
     """
     fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
@@ -98,7 +98,10 @@ def _unknown(key: str, known: Any) -> str:
 
 
 def _typed(value: Any, kind: Any, where: str) -> Any:
-    """`value` as `kind`: bool, int, float, str, or tuple[str, ...]; ints pass as floats, nothing else is converted."""
+    """`value` as `kind`: bool, int, float, str or tuple[str, ...].
+
+    An int is accepted for a float or a str, and text such as 1e-3 for a float.
+    """
     origin = typing.get_origin(kind)
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
@@ -108,7 +111,7 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
         raise TypeError(f"{where}: union types are not supported in options")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if kind is float and isinstance(value, str):  # YAML 1.1 reads 1e-3, without a point, as text
+    if kind is float and isinstance(value, str):  # YAML 1.1 parses 1e-3, without a point, as text
         with contextlib.suppress(ValueError):
             return float(value)
     if kind is str and isinstance(value, int) and not isinstance(value, bool):

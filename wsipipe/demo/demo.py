@@ -7,27 +7,16 @@ import tempfile
 import time
 from pathlib import Path
 
-from wsipipe.annotations.mask_image import read_mask
-from wsipipe.config.options import EvaluateConfig
-from wsipipe.demo.cohort import Cohort, CohortConfig, make_cohort
-from wsipipe.demo.trivial import TrivialAnswer, best_colour_threshold, histogram_classifier
+from wsipipe.demo.cohort import CohortConfig, make_cohort
+from wsipipe.demo.overview import draw_overview
+from wsipipe.demo.results import evaluate_demo
 from wsipipe.errors import WsipipeError
-from wsipipe.evaluate import stage as evaluate
-from wsipipe.evaluate.cohort import EvaluateInputs
-from wsipipe.evaluate.confusion import Confusion
-from wsipipe.evaluate.files import write_files
-from wsipipe.evaluate.metrics import per_class
-from wsipipe.evaluate.rows import shown
 from wsipipe.export.formats.overlay import write_overlay
-from wsipipe.labels import read_labels
 from wsipipe.pipeline import Settings, read_settings, run_chain
-from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.progress import Progress
-from wsipipe.runtime.table import aligned
-from wsipipe.slides import open_slide
 from wsipipe.store import SlideStore
 
-TRUTH_MAP = "0=ignore,1=0,2=tumour"
+COHORT = CohortConfig(train_slides=6, test_slides=3, size_px0=(1792, 1536))
 
 PIPELINE = """\
 # Settings of the demonstration: the defaults with less training, for two processors and a few minutes.
@@ -48,23 +37,27 @@ def run_demo(folder: Path, progress: Progress) -> str:
     The truth is written to a temporary folder and moved to `folder`/truth only when every map is finished.
     """
     began = time.monotonic()
-    settings = _settings(folder)
+    settings, pictures = _settings(folder), folder / "pictures"
     with tempfile.TemporaryDirectory() as hidden:
-        shutil.rmtree(folder / "truth", ignore_errors=True)
         cohort = make_cohort(
-            folder, CohortConfig(), lambda name, done, total: progress("draw", done, total, name), Path(hidden)
+            folder, COHORT, lambda name, done, total: progress("draw", done, total, name), Path(hidden)
         )
+        for shows_truth in (*(folder / "truth" / f"{p.stem}.png" for p in cohort.slides), pictures / "overview.png"):
+            shows_truth.unlink(missing_ok=True)  # of an earlier run
         report, stores = run_chain(settings, settings.context(progress))
         if report.exit_code:
             raise WsipipeError(f"the chain failed on its own cohort: {report.of('failed')}")
-        shutil.copytree(hidden, folder / "truth")
-    text = _table(cohort, settings, stores, folder / "truth")
+        shutil.copytree(hidden, folder / "truth", dirs_exist_ok=True)
     for i, path in enumerate(stores):
         store = SlideStore(path)
-        write_overlay(store, settings.segment.architecture, folder / "pictures" / f"{store.slide_id}.png")
+        write_overlay(store, settings.segment.architecture, pictures / f"{store.slide_id}.png")
         progress("draw maps", i + 1, len(stores), store.slide_id)
+    progress("evaluate", 0, 1)
+    results = evaluate_demo(cohort, settings, stores, folder / "truth")
+    overview = draw_overview(cohort, settings, stores, folder / "truth", results.dice, pictures / "overview.png")
+    progress("evaluate", 1, 1)
     minutes = (time.monotonic() - began) / 60
-    return f"{text}\npictures of all maps: {folder / 'pictures'}\nfinished in {minutes:.1f} minutes"
+    return f"{results.table}\npictures: {pictures}; the first to open: {overview}\nfinished in {minutes:.1f} minutes"
 
 
 def _settings(folder: Path) -> Settings:
@@ -74,50 +67,3 @@ def _settings(folder: Path) -> Settings:
     file.write_text(PIPELINE, encoding="utf-8")
     paths = {"slides": (str(folder / "slides"),), "stores": str(folder / "stores"), "runs": str(folder / "runs")}
     return read_settings(file, {"run": paths, "pseudolabel": {"labels": str(folder / "labels.csv")}})
-
-
-def _table(cohort: Cohort, settings: Settings, stores: list[Path], truth: Path) -> str:
-    """One table: pseudo-masks, final maps, and the trivial answers that they have to beat."""
-    labels = read_labels(cohort.labels_csv)
-    splits = {r.slide_id: r.split for r in labels.rows}
-    maps = settings.segment.architecture
-    rows = [["answer", "class", *(m.title for m in per_class()), "slides"]]
-    for title, name, split in (
-        ("pseudo-masks, training slides", settings.segment.masks, "train"),
-        ("pseudo-masks, test slides", settings.segment.masks, "test"),
-        ("final maps, test slides", maps, "test"),
-    ):
-        config = EvaluateConfig(masks=name, truth=str(truth), truth_map=TRUTH_MAP, split=split)
-        result = evaluate.run(EvaluateInputs(stores, labels), config, RunContext(settings.run))
-        write_files(result, Path(settings.run.runs) / name / split)
-        answer, *trivial = result.answers.items()
-        for k, class_name in enumerate(("none", *result.classes)):
-            rows.append(_row(title, class_name, answer[1], k, len(result.slides)))
-    rows += [_row(f"  trivial: {n}", c.names[0], c, 1, len(result.slides)) for n, c in trivial]
-    for a in _trivial(cohort, stores, truth, splits):
-        values = [shown(a.dice) if m.name == "dice" else "-" for m in per_class()]
-        rows.append([f"  trivial: {a.name}", cohort.classes[0], *values, str(len(result.slides))])
-    note = "the last two trivial answers are tuned on the truth; nothing else has seen it"
-    return "\n".join([*aligned(rows), note])
-
-
-def _row(title: str, class_name: str, confusion: Confusion, k: int, slides: int) -> list[str]:
-    values = [float(m.of(confusion.matrix)[k]) for m in per_class()]
-    return [title, class_name, *map(shown, values), str(slides)]
-
-
-def _trivial(cohort: Cohort, stores: list[Path], truth: Path, splits: dict[str, str]) -> list[TrivialAnswer]:
-    """What colour alone reaches on the test slides, although it is given the truth to tune itself on."""
-    pixels, masks = {}, {}
-    for path, store in ((p, SlideStore(s)) for p in cohort.slides for s in stores if s.stem == p.stem):
-        slide = open_slide(path, store.slide_id)
-        pixels[store.slide_id] = slide.read((0, 0), 0, store.grid.size_px0)
-        masks[store.slide_id] = read_mask(truth / f"{store.slide_id}.png", store.grid)
-        slide.close()
-    train, test = ([i for i in pixels if splits[i] == s] for s in ("train", "test"))
-    return [
-        best_colour_threshold([pixels[i] for i in test], [masks[i] for i in test]),
-        histogram_classifier(
-            [pixels[i] for i in train], [masks[i] for i in train], [pixels[i] for i in test], [masks[i] for i in test]
-        ),
-    ]

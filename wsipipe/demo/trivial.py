@@ -26,10 +26,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TrivialAnswer:
-    """A trivial answer by `name` and its pooled pixel `dice` over the tissue of the given slides."""
+    """A trivial answer: its `name`, its Dice over the tissue pixels of all slides, and the setting found for it."""
 
     name: str
     dice: float
+    found: str = ""
 
 
 def _shrunk(rgb: RGB) -> NDArray[np.float32]:
@@ -54,11 +55,11 @@ def _blurred(rgb: RGB, tissue: NDArray[np.bool_]) -> NDArray[np.float32]:
 
     The blur averages over tissue only, so that glass does not leak into a tissue value.
     """
-    weight = tissue.astype(np.float32)
+    weight, channels = tissue.astype(np.float32), list(_channels(rgb))
     out = np.empty((len(CHANNELS), len(BLURS_PX0), int(tissue.sum())), np.float32)
     for b, sigma_px0 in enumerate(BLURS_PX0):
         share = ndi.gaussian_filter(weight, sigma_px0 / WORK_FACTOR, truncate=3)[tissue]
-        for c, channel in enumerate(_channels(rgb)):
+        for c, channel in enumerate(channels):
             out[c, b] = ndi.gaussian_filter(channel * weight, sigma_px0 / WORK_FACTOR, truncate=3)[tissue] / share
     return out
 
@@ -94,7 +95,7 @@ def best_colour_threshold(rgbs: Sequence[RGB], truths: Sequence[Truth], positive
             counts = [np.histogram(row[kind], BINS, span)[0].astype(float) for kind in (is_positive, ~is_positive)]
             dice = _best_dice(*counts)
             if dice > best.dice:
-                best = TrivialAnswer(f"best colour threshold ({channel}, blur {sigma_px0:g} px0)", dice)
+                best = TrivialAnswer(best.name, dice, f"threshold of {channel} blurred by {sigma_px0:g} level-0 px")
     return best
 
 

@@ -1,1 +1,1 @@
-"""Weak labels to patch-level pixel masks: bags, self-supervised pretraining, methods, and the stage that runs them."""
+"""Weak labels to patch-level masks: bags, methods, refinements, and the stage that runs them."""

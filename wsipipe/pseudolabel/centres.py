@@ -1,15 +1,14 @@
 """Objects by common centre (IRNet, Ahn, Cho & Kwak, CVPR 2019): cells of one object point to the same place.
 
-A displacement map D says of each cell x where its object's centre is. Following it, c <- clip(c + D(c)) from c = x,
-brings cells to their centres; where |D| is small, a centre lies, and each connected group of such cells is one
-cluster. An object is a connected part of the cells that one class is painted in and that point to one cluster.
+A displacement map D points from each cell x to the centre of its object. Following it, c <- clip(c + D(c)) from c = x,
+brings cells to their centres. Centres lie where |D| is small, and each connected group of such cells is one cluster. An
+object is a connected set of cells that are painted in one class and point to one cluster.
 
-Deviations: as published, the map of each class is cut to each cluster, each of these parts walks by itself, and the
-strongest part takes a cell where it exceeds a threshold. Here the maps have walked already, uncut, before the mask was
-painted, and a painted cell belongs to the cluster that it points to: a slide has thousands of clusters, walks of which
-would cost as many times the walk of the slide and would move no more than the seams between them; and objects are the
-mask, cut into pieces, whatever refined it. Cells that point to no centre are therefore not lost either: each connected
-rest of a class is an object of its own.
+Deviations: as published, the map of each class is cut to each cluster, each part walks by itself, and the highest part
+wins a cell where it exceeds a threshold. Here the uncut maps walk once, before the mask is painted, and a painted cell
+belongs to the cluster that it points to. A slide has thousands of clusters: their walks would cost thousands of times
+as much and would move nothing but the seams between them. So objects are pieces of the mask, whatever refined it, and
+cells that point to no centre are not lost: each connected rest of a class is an object.
 """
 
 from __future__ import annotations
@@ -22,45 +21,45 @@ from scipy import ndimage
 from skimage import measure
 from torch import Tensor
 
-FOLLOWED = 300
-"""Times that displacements are followed, as published."""
+STEPS = 300
+"""Number of times that displacements are followed, as published."""
 
 CENTRE = 2.5
-"""Length of a displacement, in cells, below which a cell belongs to a centre."""
+"""Length of a displacement, in cells, below which a cell is part of a centre."""
 
 BLOCK = 1 << 20
-"""Cells that are followed at a time."""
+"""Cells that are followed at once."""
 
 
-def followed(displacement: Tensor, times: int = FOLLOWED, start: Tensor | None = None) -> Tensor:
-    """Where each cell ends: displacements float [2, h, w] in cells (y, x) -> cells int64 [2, h, w].
+def follow(displacement: Tensor, steps: int = STEPS, start: Tensor | None = None) -> Tensor:
+    """The cells where displacements end: float [2, h, w], (y, x) in cells -> int64 [2, h, w].
 
-    D is read bilinearly between cells, and no step leaves the map. With `start`, int64 [2, n], only these cells are
-    followed: int64 [2, n].
+    D is interpolated bilinearly between cells, and no step leaves the map. start: int64 [2, n], the cells to follow
+    (default: all); the result is then int64 [2, n].
     """
     _, h, w = displacement.shape
     if start is None:
         start = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
     c = start.to(displacement).flatten(1)
     last = torch.tensor([[h - 1], [w - 1]]).to(displacement)
-    for _ in range(times):
+    for _ in range(steps):
         grid = (2 * c / last.clamp_min(1) - 1).flip(0).T
         moved = F.grid_sample(displacement[None], grid[None, None], align_corners=True, padding_mode="border")[0, :, 0]
         c = (c + moved).clamp(min=torch.zeros_like(last), max=last)
     return c.round().long().reshape(start.shape)
 
 
-def clusters(
+def find_clusters(
     displacement: Tensor,
-    times: int = FOLLOWED,
+    steps: int = STEPS,
     known: NDArray[np.bool_] | None = None,
     wanted: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int32]:
     """The cluster that each cell points to: displacements float [2, h, w] -> int32 [h, w], 1.., 0 for none.
 
-    known: bool [h, w], where there is a displacement (default: everywhere); elsewhere it has to be 0 and no centre
-    lies there. wanted: bool [h, w], the cells that are followed (default: all); others get 0. All are followed through
-    the whole map, `BLOCK` of them at a time, so that the map may be that of a slide.
+    known: bool [h, w], where displacements are known (default: everywhere); elsewhere they must be 0 and make no
+    centre. wanted: bool [h, w], the cells to follow (default: all); others get 0. Cells are followed in blocks, so that
+    the map can be that of a whole slide.
     """
     near = (displacement.norm(dim=0) < CENTRE).cpu().numpy()
     centres, _ = ndimage.label(near if known is None else near & known, np.ones((3, 3)))
@@ -70,21 +69,22 @@ def clusters(
         some = np.ones_like(near[first : first + rows]) if wanted is None else wanted[first : first + rows]
         y, x = np.nonzero(some)
         if len(y):
-            ends = followed(displacement, times, torch.from_numpy(np.stack([y + first, x]))).cpu().numpy()
+            ends = follow(displacement, steps, torch.from_numpy(np.stack([y + first, x]))).cpu().numpy()
             out[y + first, x] = centres[ends[0], ends[1]]
     return out
 
 
-def connected(present: NDArray[np.bool_], cluster: NDArray[np.int32]) -> tuple[NDArray[np.uint32], int]:
-    """Number the connected cells (of 8 neighbours) that are present and of one cluster, row by row; and count them.
+def connected_cells(present: NDArray[np.bool_], cluster: NDArray[np.int32]) -> tuple[NDArray[np.uint32], int]:
+    """Connected components (of 8 neighbours) of present cells of one cluster, numbered row by row, and their count.
 
-    present bool [h, w], cluster int32 [h, w] (0, of none, being like any other) -> uint32 [h, w], 0 where not present.
+    present: bool [h, w]. cluster: int32 [h, w]; 0, no cluster, is treated like a cluster. Returns uint32 [h, w], 0
+    where not present.
     """
     out = np.zeros(present.shape, np.uint32)
     boxes = ndimage.find_objects(present.view(np.uint8))
     if not boxes:
         return out, 0
-    box = boxes[0]  # around all that is present, which on a slide is much less than everything
+    box = boxes[0]  # around all present cells: a small part of a slide
     values = np.where(present[box], cluster[box] + 1, 0)
     out[box], count = measure.label(values, background=0, connectivity=2, return_num=True)
     return out, int(count)

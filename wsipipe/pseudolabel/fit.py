@@ -54,7 +54,7 @@ class Fit:
             [], encoder.pretraining, self._encoder_input, self.context.run
         )
         parts = {
-            "edition": CACHE_VERSION,
+            "cache_version": CACHE_VERSION,
             "rows": [asdict(row) | {"line": 0} for row in inputs.slides.table.of_split("train")],
             "classes": inputs.slides.table.classes.names,
             "stores": [store.digest for store in inputs.slides.training],
@@ -101,19 +101,19 @@ class Fit:
     def _load(self, folder: Path) -> nn.Module:
         inputs = self.inputs
         encoder = create_encoder(inputs.encoder.name, statistics=inputs.encoder.statistics)
-        model = inputs.method.build(inputs.slides.table.classes, encoder, inputs.lattice, inputs.params)
+        model = inputs.method.build(inputs.slides.table.classes, encoder, inputs.instance_grid, inputs.params)
         load_weights_of(folder, model)
         return model.to(inputs.compute.device).eval()
 
     def _make(self) -> nn.Module:
         inputs, make_encoder = self.inputs, self._encoder_maker()
 
-        def embed_bags(bags: Sequence[Bag], lattice: InstanceGrid) -> list[Tensor]:
-            return embed(make_encoder(), bags, lattice, inputs.compute, inputs.encoder.name)
+        def embed_bags(bags: Sequence[Bag], instance_grid: InstanceGrid) -> list[Tensor]:
+            return embed(make_encoder(), bags, instance_grid, inputs.compute, inputs.encoder.name)
 
         classes, self_train = inputs.slides.table.classes, inputs.config.self_train
         context = FitContext(classes, make_encoder, self_train, inputs.compute, embed_bags)
-        return inputs.method.fit(inputs.bags, inputs.lattice, inputs.params, context)
+        return inputs.method.fit(inputs.bags, inputs.instance_grid, inputs.params, context)
 
     def _save(self, model: nn.Module) -> None:
         """Write weights and labels, and last the key: a folder without it holds no fit."""
@@ -137,7 +137,7 @@ class Fit:
     @property
     def _encoder_input(self) -> Input:
         """What the encoder sees of a slide."""
-        return Input(self.inputs.lattice.input_px, self.inputs.lattice.shrink)
+        return Input(self.inputs.instance_grid.input_px, self.inputs.instance_grid.shrink)
 
     def _encoder_maker(self) -> Callable[[], nn.Module]:
         """A function that creates the starting encoder; its first call pretrains where that is asked for."""

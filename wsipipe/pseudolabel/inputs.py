@@ -20,9 +20,10 @@ from wsipipe.pseudolabel.bags import Bag, make_bags
 from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.pseudolabel.method import Method
 from wsipipe.pseudolabel.options import PseudolabelOptions, resolve_params, resolve_refinement
-from wsipipe.pseudolabel.paint import Rule
-from wsipipe.pseudolabel.refinement import Step
-from wsipipe.pseudolabel.registry import load
+from wsipipe.pseudolabel.paint import LabelConstraint
+from wsipipe.pseudolabel.params import MethodParams
+from wsipipe.pseudolabel.refinement import RefinementStep
+from wsipipe.pseudolabel.registry import load_method
 from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.device import ComputeContext
 from wsipipe.runtime.ledger import read_ledger
@@ -99,9 +100,10 @@ class LabelledSlides:
         held_out = {row.slide_id for row in self.table.rows if row.split != "train"}
         return [store for i, store in sorted(self.stores.items()) if i not in held_out]
 
-    def constraints(self, slide_id: str) -> list[Rule]:
+    def constraints(self, slide_id: str) -> list[LabelConstraint]:
         """What the training rows say of a slide: a class absent from a row is never painted in its box."""
-        return [(row.present, row.box_px0) for row in self.table.of_split("train") if row.slide_id == slide_id]
+        rows = self.table.of_split("train")
+        return [LabelConstraint(row.present, row.box_px0) for row in rows if row.slide_id == slide_id]
 
     def split_of(self, slide_id: str) -> str:
         """`train` for training slides, else empty."""
@@ -137,11 +139,11 @@ class Inputs:
     name: str
     method: Method
     params: Any
-    refinement: Step | None
+    refinement: RefinementStep | None
     encoder: StartEncoder
     slides: LabelledSlides
     tiling: Tiling
-    lattice: InstanceGrid
+    instance_grid: InstanceGrid
     compute: ComputeContext
     bags: Sequence[Bag]
 
@@ -149,7 +151,7 @@ class Inputs:
     def resolve(cls, store_paths: Sequence[Path], options: PseudolabelOptions, context: RunContext) -> Inputs:
         """The inputs for the one method of `options`; an error says what to change."""
         config = options.config
-        method = load(config.method)
+        method = load_method(config.method)
         params = resolve_params(method, config.method, options.sections)
         refinement = resolve_refinement(config, method, options.sections)
         name = config.name or config.method
@@ -157,11 +159,11 @@ class Inputs:
         network, encoder = _start_encoder(options)
         slides = LabelledSlides.read(store_paths, config, context)
         tiling = Tiling.shared_by(slides.training)
-        lattice = method.lattice(tiling.patch_px, params)
-        method.build(slides.table.classes, network, lattice, params)  # fails now if it cannot be built
+        instance_grid = method.instance_grid(tiling.patch_px, params)
+        method.build(slides.table.classes, network, instance_grid, params)  # fails now if it cannot be built
         compute = context.compute()
-        bags = _training_bags(slides, lattice, params)
-        return cls(config, name, method, params, refinement, encoder, slides, tiling, lattice, compute, bags)
+        bags = _training_bags(slides, instance_grid, params)
+        return cls(config, name, method, params, refinement, encoder, slides, tiling, instance_grid, compute, bags)
 
 
 def _start_encoder(options: PseudolabelOptions) -> tuple[nn.Module, StartEncoder]:
@@ -191,10 +193,10 @@ def _stores_by_id(targets: Sequence[SlideStore], folder: Path) -> dict[str, Slid
     return stores
 
 
-def _training_bags(slides: LabelledSlides, lattice: InstanceGrid, params: Any) -> list[Bag]:
+def _training_bags(slides: LabelledSlides, instance_grid: InstanceGrid, params: MethodParams) -> list[Bag]:
     """The bags of the training rows; ConfigError if those with tissue all have the same label for a class."""
     rows = slides.table.of_split("train")
-    bags, notes = make_bags(slides.table, rows, slides.stores, lattice, float(getattr(params, "min_tissue", 0.5)))
+    bags, notes = make_bags(slides.table, rows, slides.stores, instance_grid, params.min_tissue)
     for note in notes:
         log.warning("%s", note)
     for k, name in enumerate(slides.table.classes.names):

@@ -12,10 +12,10 @@ from torch import nn
 
 from wsipipe.pseudolabel.fit import Fit
 from wsipipe.pseudolabel.inputs import Inputs
-from wsipipe.pseudolabel.method import ScoreMap
+from wsipipe.pseudolabel.method import ScoreContext, ScoreMap
 from wsipipe.pseudolabel.objects import Objects
-from wsipipe.pseudolabel.paint import Rule, excluded_cells, gate, painted
-from wsipipe.pseudolabel.refinement import refined
+from wsipipe.pseudolabel.paint import LabelConstraint, apply_constraints, excluded_cells, paint_mask
+from wsipipe.pseudolabel.refinement import refine_scores
 from wsipipe.runtime.digest import digest
 from wsipipe.store import SlideStore
 from wsipipe.store.label_images import shard_windows
@@ -39,7 +39,7 @@ class SlideLabeller:
         """The labeller of a fit."""
         inputs = fit.inputs
         device = inputs.compute.device
-        objects = Objects(inputs.method, inputs.params, inputs.lattice, device, inputs.name, fit.folder)
+        objects = Objects(inputs.method, inputs.params, inputs.instance_grid, device, inputs.name, fit.folder)
         return cls(inputs, fit.key, objects, fit.context.overwrite)
 
     def check_free(self) -> None:
@@ -58,23 +58,26 @@ class SlideLabeller:
         scores = self._scores(model, store, constraints)
         refined = self._refined(scores, store, constraints)
         mask = inputs.method.mask(refined, inputs.params)
-        meta, shards = self._meta(store, key), painted(mask, refined.stride_px, store, constraints)
+        meta, shards = self._meta(store, key), paint_mask(mask, refined.stride_px, store, constraints)
         store.write_scores(inputs.name, scores.stride_px, meta, _as_shards(scores.values))
         store.write_labels(inputs.name, inputs.slides.table.classes.mask_values(), meta, shards)
         self.objects.write(model, store, meta)
         return "done"
 
-    def _scores(self, model: nn.Module, store: SlideStore, constraints: list[Rule]) -> ScoreMap:
+    def _scores(self, model: nn.Module, store: SlideStore, constraints: list[LabelConstraint]) -> ScoreMap:
         """The scores of the method, 0 where a label excludes the class."""
         inputs = self.inputs
-        excluded = excluded_cells(constraints, len(inputs.slides.table.classes), store, inputs.lattice.instance_px)
-        scores = inputs.method.score(model, store, inputs.lattice, inputs.params, inputs.compute.device, excluded)
-        return gate(scores, constraints, store)
+        classes, grid = len(inputs.slides.table.classes), inputs.instance_grid
+        excluded = excluded_cells(constraints, classes, store, grid.instance_px)
+        context = ScoreContext(store, grid, inputs.compute.device, excluded)
+        return apply_constraints(inputs.method.score(model, context, inputs.params), constraints, store)
 
-    def _refined(self, scores: ScoreMap, store: SlideStore, constraints: list[Rule]) -> ScoreMap:
+    def _refined(self, scores: ScoreMap, store: SlideStore, constraints: list[LabelConstraint]) -> ScoreMap:
         """The scores after refinement, which may carry a class over the border of a box that excludes it."""
         step = self.inputs.refinement
-        return gate(refined(scores, store, step, self.inputs.compute.device), constraints, store) if step else scores
+        if step is None:
+            return scores
+        return apply_constraints(refine_scores(scores, store, step, self.inputs.compute.device), constraints, store)
 
     def _is_labelled(self, store: SlideStore, key: str) -> bool:
         """Whether masks, scores and objects are there; StoreError if they are of other inputs, unless `overwrite`."""

@@ -1,6 +1,6 @@
-"""Objects of a mask: `labels/<name>-objects` in the store and a table of them, by displacements to their centres.
+"""Objects of a mask: `labels/<name>-objects` in the store and a CSV, by displacements to object centres.
 
-Only a method that `FindsObjects` makes them, and only if its parameter `displacement` is on.
+Only a method that `FindsObjects` has objects, and only if its parameter `displacement` is on.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import nn
 
-from wsipipe.geometry import Grid, Window
-from wsipipe.pseudolabel.centres import clusters, connected
+from wsipipe.geometry import Grid, Window, ceil_div
+from wsipipe.pseudolabel.centres import connected_cells, find_clusters
 from wsipipe.pseudolabel.instance_grid import InstanceGrid
-from wsipipe.pseudolabel.method import FindsObjects, Method
+from wsipipe.pseudolabel.method import FindsObjects, Method, ScoreContext
 from wsipipe.runtime.atomic import write_csv
 from wsipipe.store import SlideStore
 from wsipipe.store.label_images import shard_windows
 from wsipipe.store.shards import Cell, ShardedArray
 
 COLUMNS = ("object", "class", "score", "x_px0", "y_px0", "width_px0", "height_px0", "area_um2")
-"""object: its number in the image. score: the highest score of the class in it, 0..1, 0 for a fragment. The box that
-bounds it is in level-0 px of the slide."""
+"""object: number in the image. score: highest score of its class inside it, 0..1, 0 for a fragment. The bounding box is
+in level-0 px of the slide."""
 
 FRAGMENT = 0.01
-"""Objects below this share of a window of the networks have the score 0, as published."""
+"""Objects smaller than this fraction of a window of the networks get the score 0, as published."""
 
 
 @dataclass(frozen=True)
 class Objects:
-    """How the objects of the masks `labels/<name>` are made: by which method, where, and the folder of their tables."""
+    """Cuts the masks `labels/<name>` of a method into objects; tables go to `folder`."""
 
     method: Method
     params: Any
-    lattice: InstanceGrid
+    instance_grid: InstanceGrid
     device: torch.device
     name: str
     folder: Path
 
     @property
     def wanted(self) -> bool:
-        """Whether the parameters ask for objects of a method that has any."""
+        """Whether the method finds objects and its parameters ask for them."""
         return isinstance(self.method, FindsObjects) and self.params.displacement
 
     @property
@@ -55,9 +55,9 @@ class Objects:
         return self.method
 
     def current(self, store: SlideStore, digest: str, overwrite: bool) -> bool:
-        """Whether nothing is to be made in `store`: what is wanted is there, made under the key `digest`.
+        """Whether `store` needs no objects, or has those made under the key `digest`.
 
-        StoreError if objects were made under another key, unless `overwrite`.
+        StoreError if it has objects made under another key, unless `overwrite`.
         """
         if not self.wanted:
             return True
@@ -68,36 +68,37 @@ class Objects:
         return self.folder / "objects" / f"{store.slide_id}.csv"
 
     def write(self, model: nn.Module, store: SlideStore, meta: Mapping[str, Any]) -> None:
-        """Cut the mask that was just written into objects, and write their image and their table.
+        """Cut the mask, just written, into objects; write their image, and last their table, which marks completion.
 
-        Where they are not wanted only an old table goes: the store itself drops the objects of a mask that is
-        replaced. meta: the attributes of the mask, `classes` among them. The table comes last: with it, all is there.
+        meta: the attributes of the mask, including `classes`. If objects are not wanted, only an old table is deleted;
+        the store itself drops the objects of a replaced mask.
         """
         self.table(store).unlink(missing_ok=True)
         if not self.wanted:
             return
         classes: Sequence[str] = meta["classes"]
-        cell_px = self._finder.displacement_px(self.lattice)
+        cell_px = self._finder.displacement_px(self.instance_grid)
         painted = painted_cells(store.labels(self.name), len(classes), cell_px)
         cluster = self._clusters(model, store, np.logical_or.reduce(painted))
-        numbers, kinds = numbered(painted, cluster)
-        measures = Measures.of(len(kinds))
+        numbers, kinds = number_objects(painted, cluster)
+        measures = Measures.empty(len(kinds))
         shards = object_shards(store, self.name, numbers, cell_px, measures)
         store.write_objects(self.name, {**meta, "objects": len(kinds)}, shards)
-        fragment_px = FRAGMENT * self.lattice.seen_px**2
+        fragment_px = FRAGMENT * self.instance_grid.seen_px**2
         rows = measures.rows(store.grid, [classes[k] for k in kinds], fragment_px)
         write_csv(self.table(store), COLUMNS, rows)
 
     def _clusters(self, model: nn.Module, store: SlideStore, painted: NDArray[np.bool_]) -> NDArray[np.int32]:
         """The cluster that each painted cell points to: bool [rows, cols] -> int32 [rows, cols], 0 for none."""
-        d, known = self._finder.displacements(model, store, self.lattice, painted, self.device)
-        return clusters(torch.from_numpy(d).to(self.device), known=known, wanted=painted)
+        context = ScoreContext(store, self.instance_grid, self.device)
+        d, known = self._finder.displacements(model, context, painted)
+        return find_clusters(torch.from_numpy(d).to(self.device), known=known, wanted=painted)
 
 
 def painted_cells(mask: ShardedArray, classes: int, cell_px: int) -> NDArray[np.bool_]:
-    """Which classes a mask paints in squares of `cell_px` px, even if only in a part: bool [classes, rows, cols]."""
+    """Which classes a mask holds anywhere in squares of `cell_px` px: bool [classes, rows, cols]."""
     height, width = mask.spec.shape
-    out = np.zeros((classes, -(-height // cell_px), -(-width // cell_px)), bool)
+    out = np.zeros((classes, ceil_div(height, cell_px), ceil_div(width, cell_px)), bool)
     for _, window in shard_windows(mask.spec):
         values = mask.read(window)
         (rows, top), (cols, left) = (
@@ -111,27 +112,27 @@ def painted_cells(mask: ShardedArray, classes: int, cell_px: int) -> NDArray[np.
 
 
 def _cells(first: int, size: int, cell_px: int) -> tuple[slice, NDArray[np.int64]]:
-    """The cells that `size` px from `first` on touch, and where among these px each begins: int64 [n]."""
+    """The cells that `size` px starting at `first` touch, and the first of these px in each cell: int64 [n]."""
     cells = np.arange(first // cell_px, (first + size - 1) // cell_px + 1)
     return slice(int(cells[0]), int(cells[-1]) + 1), np.maximum(cells * cell_px - first, 0)
 
 
 def _classes_in(values: NDArray[Any], classes: int) -> list[int]:
-    """The classes, 0.., that mask values uint8 [h, w] hold."""
+    """The classes, 0.., in mask values uint8 [h, w]."""
     count = np.bincount(values.ravel(), minlength=classes + 1)
     return np.flatnonzero(count[1 : classes + 1]).tolist()
 
 
-def numbered(painted: NDArray[np.bool_], cluster: NDArray[np.int32]) -> tuple[NDArray[np.uint32], list[int]]:
-    """Objects of cells: connected parts of a class that point to one cluster, numbered 1.. class by class.
+def number_objects(painted: NDArray[np.bool_], cluster: NDArray[np.int32]) -> tuple[NDArray[np.uint32], list[int]]:
+    """Connected cells of a class that point to one cluster, numbered 1.. class by class.
 
-    painted bool [K, rows, cols] and cluster int32 [rows, cols] -> numbers uint32 [K, rows, cols], 0 where the class is
-    not painted, and the class (0..) of each object. A cell may hold parts of two classes.
+    painted: bool [K, rows, cols]; a cell may hold several classes. cluster: int32 [rows, cols]. Returns numbers uint32
+    [K, rows, cols], 0 where the class is not painted, and the class (0..) of each object.
     """
     numbers = np.zeros(painted.shape, np.uint32)
     kinds: list[int] = []
     for k, present in enumerate(painted):
-        found, count = connected(present, cluster)
+        found, count = connected_cells(present, cluster)
         numbers[k] = np.where(present, found + np.uint32(len(kinds)), 0)
         kinds += [k] * count
     return numbers, kinds
@@ -140,9 +141,9 @@ def numbered(painted: NDArray[np.bool_], cluster: NDArray[np.int32]) -> tuple[ND
 def object_shards(
     store: SlideStore, name: str, numbers: NDArray[np.uint32], cell_px: int, measures: Measures
 ) -> Iterator[tuple[Cell, NDArray[np.uint32]]]:
-    """The objects of `labels/<name>` in working px, uint32 [h, w], shard by shard; `measures` takes them as they pass.
+    """The objects of `labels/<name>` in working px, uint32 [h, w], shard by shard; each shard is added to `measures`.
 
-    A pixel that the mask paints in class k has the number of its cell in `numbers` [k], any other 0.
+    A pixel of class k gets the number of its cell in `numbers[k]`, any other pixel 0.
     """
     mask, scores = store.labels(name), store.scores(name)
     stride_px = int(store.attributes("scores", name)["stride_px"])
@@ -161,17 +162,17 @@ def object_shards(
 
 
 def _squares(window: Window, side_px: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The row and the column, in squares of `side_px`, of each row and each column of pixels of a window."""
+    """The row and column, in squares of `side_px`, of the pixel rows and columns of a window: int64 [h], [w]."""
     rows, cols = window.y_px + np.arange(window.height_px), window.x_px + np.arange(window.width_px)
     return rows // side_px, cols // side_px
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What is measured of N objects while their image passes.
+    """Measures of N objects, collected shard by shard.
 
-    px: int64 [N], pixels. box_px: int64 [N, 4], left, top, right and bottom (these two beyond it) in working px. top:
-    uint8 [N], the highest score of its class in it, 255 = 1.0.
+    px: int64 [N], number of pixels. box_px: int64 [N, 4], left, top, right and bottom (the latter two exclusive) in
+    working px. top: uint8 [N], highest score of the object's class inside it, 255 = 1.0.
     """
 
     px: NDArray[np.int64]
@@ -179,13 +180,13 @@ class Measures:
     top: NDArray[np.uint8]
 
     @classmethod
-    def of(cls, count: int) -> Measures:
-        """Of objects of which nothing has been seen."""
+    def empty(cls, count: int) -> Measures:
+        """Measures of `count` objects before the first shard."""
         far = np.iinfo(np.int64).max
         return cls(np.zeros(count, np.int64), np.tile([far, far, -1, -1], (count, 1)), np.zeros(count, np.uint8))
 
     def add(self, window: Window, numbers: NDArray[np.uint32], own: NDArray[np.uint8]) -> None:
-        """Take the objects of a window, uint32 [h, w], and the score of each pixel for its class, uint8 [h, w]."""
+        """Add a window: object numbers uint32 [h, w], and the score of each pixel for its class, uint8 [h, w]."""
         here = numbers > 0
         index = numbers[here].astype(np.int64) - 1
         if not len(index):
@@ -202,7 +203,7 @@ class Measures:
             box[2:] = np.maximum(box[2:], np.add(high, (window.x_px, window.y_px)))
 
     def rows(self, grid: Grid, classes: Sequence[str], fragment_px: float) -> Iterator[dict[str, object]]:
-        """The rows of the table, `classes` being those of the objects; those below `fragment_px` score 0."""
+        """The rows of the table; `classes` are those of the objects. Objects below `fragment_px` pixels score 0."""
         for i, (name, px, (x1, y1, x2, y2)) in enumerate(zip(classes, self.px, self.box_px, strict=True)):
             (left, top), (right, bottom) = grid.to_px0((x1, y1)), grid.to_px0((x2, y2))
             score = 0.0 if px < fragment_px else self.top[i] / 255

@@ -10,8 +10,8 @@ from wsipipe.config.options import PretrainConfig, PseudolabelConfig
 from wsipipe.config.yaml import build
 from wsipipe.errors import ConfigError
 from wsipipe.pseudolabel.method import Method
-from wsipipe.pseudolabel.refinement import Step
-from wsipipe.pseudolabel.registry import chosen, load_refinement, names, refinements
+from wsipipe.pseudolabel.refinement import RefinementStep
+from wsipipe.pseudolabel.registry import load_refinement, method_names, parse_methods, refinement_names
 
 Sections = Mapping[str, Mapping[str, Any]]
 """Parameters by the name of their method or refinement."""
@@ -31,9 +31,9 @@ class PseudolabelOptions:
 
     def per_method(self) -> list[PseudolabelOptions]:
         """The options of each method that `config.method` names; ConfigError if names or sections are wrong."""
-        if unknown := set(self.sections) - {*names(), *refinements()}:
+        if unknown := set(self.sections) - {*method_names(), *refinement_names()}:
             raise ConfigError(f"pseudolabel: parameters of {', '.join(sorted(unknown))}, no method or refinement")
-        methods = chosen(self.config.method)
+        methods = parse_methods(self.config.method)
         if len(methods) > 1 and self.config.name:
             raise ConfigError(
                 f"pseudolabel.name: {self.config.name!r} for {len(methods)} methods; each is named after itself"
@@ -46,11 +46,11 @@ def resolve_params(method: Method, name: str, sections: Sections) -> Any:
     return build(method.Params, sections.get(name, {}), f"pseudolabel.{name}")
 
 
-def resolve_refinement(config: PseudolabelConfig, method: Method, sections: Sections) -> Step | None:
+def resolve_refinement(config: PseudolabelConfig, method: Method, sections: Sections) -> RefinementStep | None:
     """The refinement that `config` names, or by default that of the method; None for none."""
     name = config.refine or method.REFINEMENT
     module = load_refinement(name)
     if module is None:
         return None
     params = build(module.Params, sections.get(name, {}), f"pseudolabel.{name}")
-    return Step(name, module, params, config.refine_stride_px)
+    return RefinementStep(name, module, params, config.refine_stride_px)

@@ -1,4 +1,4 @@
-"""Which methods and refinements there are: the files of `methods/` and `refine/`. Light enough for `--help`."""
+"""Which methods and refinements there are: the modules of `methods/` and `refine/`. Light enough for `--help`."""
 
 from __future__ import annotations
 
@@ -22,41 +22,42 @@ ALL = "all"
 """The choice of every method."""
 
 
-def names() -> list[str]:
-    """Names of the methods; none of them is imported."""
-    return _modules(methods_folder)
+def method_names() -> list[str]:
+    """Names of the methods, without importing any."""
+    return _module_names(methods_folder)
 
 
-def refinements() -> list[str]:
-    """Names of the refinements; none of them is imported."""
-    return _modules(refine_folder)
+def refinement_names() -> list[str]:
+    """Names of the refinements, without importing any."""
+    return _module_names(refine_folder)
 
 
-def chosen(text: str) -> list[str]:
-    """The methods that a text names: one, several as a,b, or all; ConfigError names those that there are."""
-    wanted = names() if text == ALL else [name.strip() for name in text.split(",")]
+def parse_methods(text: str) -> list[str]:
+    """The methods that a text names: one, several as a,b, or all; ConfigError lists the known ones."""
+    known = method_names()
+    wanted = known if text == ALL else [name.strip() for name in text.split(",")]
     for name in wanted:
-        if name not in names():
-            raise ConfigError(f"method {name!r} is not known; choose of {', '.join(names())}, or {ALL}")
+        if name not in known:
+            raise ConfigError(f"method {name!r} is not known; choose from {', '.join(known)}, or {ALL}")
     return list(dict.fromkeys(wanted))
 
 
-def load(name: str) -> Method:
-    """The module of a method; ConfigError names those that there are."""
+def load_method(name: str) -> Method:
+    """The module of a method; ConfigError lists the known ones."""
     return cast("Method", _load(methods_folder, name, "method"))
 
 
 def load_refinement(name: str) -> Refinement | None:
-    """The module of a refinement, None for `none`; ConfigError names those that there are."""
+    """The module of a refinement, None for `none`; ConfigError lists the known ones."""
     return None if name == NONE else cast("Refinement", _load(refine_folder, name, "refinement", NONE))
 
 
-def _modules(folder: ModuleType) -> list[str]:
+def _module_names(folder: ModuleType) -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(folder.__path__))
 
 
-def _load(folder: ModuleType, name: str, what: str, *besides: str) -> ModuleType:
-    if name not in _modules(folder):
-        known = ", ".join((*_modules(folder), *besides))
-        raise ConfigError(f"{what} {name!r} is not known; choose one of {known}")
+def _load(folder: ModuleType, name: str, kind: str, *others: str) -> ModuleType:
+    known = _module_names(folder)
+    if name not in known:
+        raise ConfigError(f"{kind} {name!r} is not known; choose one of {', '.join((*known, *others))}")
     return importlib.import_module(f"{folder.__name__}.{name}")

@@ -1,4 +1,4 @@
-"""The picture that a person checks a tiled slide by: what was taken for tissue, what was left out, and the patches."""
+"""The QC image of a tiled slide: tissue, excluded areas and patches over the overview."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from wsipipe.tissue.detect import TissueMask
 from wsipipe.tissue.overview import OverviewKind
 
 LONGEST_PX = 1600
-"""Longer side of the picture, legend apart; smaller overviews are enlarged by a whole factor."""
+"""Longer side of the image without its legend; smaller overviews are enlarged by a whole factor."""
 
-LEAST_PATCH_PX = 6
-"""Patches smaller than this in the picture are shown by the outline of all of them: a grid would hide the slide."""
+MIN_PATCH_PX = 6
+"""Patches smaller than this in the image share one outline: a grid would hide the slide."""
 
 Colour = tuple[int, int, int]
 
@@ -30,7 +30,7 @@ TINTS: dict[int, tuple[Colour, float]] = {
     OverviewKind.BLUR: ((255, 140, 0), 0.45),
     OverviewKind.BLACK: ((128, 128, 128), 0.7),
 }
-"""Colour and opacity of what is not tissue."""
+"""Colour and opacity of excluded areas."""
 
 TISSUE_LINE: Colour = (0, 150, 50)
 PATCH_LINE: Colour = (30, 30, 90)
@@ -47,10 +47,10 @@ def write_qc_image(
     table: PatchTable,
     corrupt: Sequence[Window],
 ) -> None:
-    """Write a PNG of the slide called `path.stem`; written aside, then renamed.
+    """Write the QC image of slide `path.stem` as PNG, atomically.
 
-    rgb: uint8 [h, w, 3], the whole slide, one pixel for `step_px` working px. corrupt: windows (working px) whose
-    pixels cannot be read; they are red, as are patches that are excluded.
+    rgb: uint8 [h, w, 3], the whole slide, one pixel per `step_px` working px. corrupt: unreadable windows (working px),
+    drawn in red like excluded patches.
     """
     picture, px = _picture(rgb, step_px)
     kind = _kinds(tissue, picture.size, px)
@@ -72,7 +72,7 @@ def write_qc_image(
 
 
 def _picture(rgb: NDArray[np.uint8], step_px: float) -> tuple[Image.Image, float]:
-    """The overview at its size in the picture, and working px per pixel of it."""
+    """The overview, resized, and working px per pixel of the image."""
     height, width = rgb.shape[:2]
     whole = LONGEST_PX // max(height, width)
     scale = float(whole) if whole else LONGEST_PX / max(height, width)
@@ -82,7 +82,7 @@ def _picture(rgb: NDArray[np.uint8], step_px: float) -> tuple[Image.Image, float
 
 
 def _kinds(tissue: TissueMask, size: tuple[int, int], px: float) -> NDArray[np.uint8]:
-    """The kind at the centre of each pixel of the picture, `px` working px large: uint8 [h, w]."""
+    """The kind at the centre of every image pixel, which is `px` working px wide: uint8 [h, w]."""
     x, y = (
         np.minimum((np.arange(n) + 0.5) * px / tissue.step_px, m - 1).astype(np.intp)
         for n, m in zip(size, tissue.kind.shape[::-1], strict=True)
@@ -91,15 +91,15 @@ def _kinds(tissue: TissueMask, size: tuple[int, int], px: float) -> NDArray[np.u
 
 
 def _layer(where: NDArray[np.bool_], opacity: float = 1.0) -> Image.Image:
-    """The mask under which a colour is laid: bool [h, w] -> picture."""
+    """A paste mask for PIL: bool [h, w] -> image."""
     return Image.fromarray(where * np.uint8(round(255 * opacity)))
 
 
 def _draw_patches(picture: Image.Image, grid: Grid, cell: NDArray[np.int32], px: float, colour: Colour) -> None:
-    """Outline patches, cell int32 [N, 2] (row, col), or all of them together where they are small."""
+    """Outline patches, cell int32 [N, 2] (row, col): each of them, or their union if they are small."""
     layer, side = Image.new("L", picture.size), grid.patch_px / px
     draw = ImageDraw.Draw(layer)
-    small = side < LEAST_PATCH_PX
+    small = side < MIN_PATCH_PX
     for y, x in (cell * (grid.stride_px / px)).tolist():
         box = (round(x), round(y), round(x + side), round(y + side))
         draw.rectangle(box, fill=255 if small else None, outline=255 if small else 150)
@@ -110,7 +110,7 @@ def _draw_patches(picture: Image.Image, grid: Grid, cell: NDArray[np.int32], px:
 
 
 def _entries(tissue: TissueMask, table: PatchTable, corrupt: Sequence[Window]) -> list[tuple[Colour, str]]:
-    """Colour and text of the legend; only the tissue and the patches are named where there is nothing else."""
+    """Colour and text of the legend: tissue and patches always, the others where they occur."""
     mm2 = tissue.step_px**2 * table.grid.mpp[0] * table.grid.mpp[1] / 1e6
     counts = {kind: int((tissue.kind == kind).sum()) for kind in OverviewKind}
     matter = max(1, counts[OverviewKind.TISSUE] + counts[OverviewKind.PEN] + counts[OverviewKind.BLUR])
@@ -132,7 +132,7 @@ def _entries(tissue: TissueMask, table: PatchTable, corrupt: Sequence[Window]) -
 def _with_legend(
     picture: Image.Image, um_per_px: float, title: str, note: str, entries: Iterable[tuple[Colour, str]]
 ) -> Image.Image:
-    """The picture over a white band: title, scale bar, entries, note."""
+    """The image above a white band with title, scale bar, entries and note."""
     font = ImageFont.load_default(_FONT_PX)
     width = max(picture.width, 480)
     bar_um = _round_length(um_per_px * picture.width / 5)
@@ -161,6 +161,6 @@ def _with_legend(
 
 
 def _round_length(length: float) -> float:
-    """The largest of 1, 2, 5, 10, 20 .. that is not above `length`."""
+    """The largest of 1, 2, 5, 10, 20 .. up to `length`."""
     power = 10.0 ** np.floor(np.log10(length))
     return float(max(f * power for f in (1, 2, 5) if f * power <= length * (1 + 1e-9)))

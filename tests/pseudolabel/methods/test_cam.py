@@ -1,4 +1,4 @@
-"""Plain CAM: the two equations, which windows are learnt and scored, the normalisation, and a texture found again."""
+"""Plain CAM: the two equations, which windows are learned and scored, the normalisation, and a texture found again."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE
 from wsipipe.nn.encoders import MEAN, STD, Statistics, create_encoder, expect, normalise
 from wsipipe.pseudolabel.instance_grid import InstanceGrid
+from wsipipe.pseudolabel.method import ScoreContext
 from wsipipe.pseudolabel.methods import cam
 from wsipipe.pseudolabel.methods.cam import Params
 from wsipipe.pseudolabel.shared.cam import CamClassifier
@@ -94,7 +95,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
     return SlideStore(tiled_pictures(tmp_path_factory.mktemp("slide"), {"slide": rgb}, patch_px=64)["slide"])
 
 
-LATTICE = InstanceGrid(8, 64, 2)
+GRID = InstanceGrid(8, 64, 2)
 
 
 def colour_model(bias: float = 0.0) -> CamClassifier:
@@ -111,7 +112,7 @@ def slow_scores(store: SlideStore, model: CamClassifier) -> np.ndarray:
     width, height = store.grid.size_px
     rows, cols = height // 8, width // 8
     known = np.zeros((rows, cols), bool)
-    for r, c in LATTICE.cells(store, 0.5):
+    for r, c in GRID.cells(store, 0.5):
         known[r, c] = True
     values: dict[tuple[int, int, int], list[tuple[float, int]]] = {}
     fading = (1, 2, 3, 4, 4, 3, 2, 1)
@@ -135,7 +136,7 @@ def slow_scores(store: SlideStore, model: CamClassifier) -> np.ndarray:
 @torch.inference_mode()
 def test_scores_equal_the_weighted_mean_of_window_maps_written_out(slide: SlideStore, bias: float):
     model = colour_model(bias)
-    scores = cam.score(model, slide, LATTICE, Params(), CPU)
+    scores = cam.score(model, ScoreContext(slide, GRID, CPU), Params())
     assert scores.stride_px == 8
     expected = slow_scores(slide, model)
     assert np.nanmax(expected[0]) == 1
@@ -143,8 +144,8 @@ def test_scores_equal_the_weighted_mean_of_window_maps_written_out(slide: SlideS
     np.testing.assert_array_equal(np.isnan(scores.values), np.isnan(expected))
 
 
-def test_where_the_classifier_denies_a_class_its_map_is_zero(slide: SlideStore):
-    values = cam.score(colour_model(-100.0), slide, LATTICE, Params(), CPU).values
+def test_where_the_classifier_does_not_find_a_class_its_map_is_zero(slide: SlideStore):
+    values = cam.score(colour_model(-100.0), ScoreContext(slide, GRID, CPU), Params()).values
     assert (values[~np.isnan(values)] == 0).all()
     assert (~np.isnan(values)).any()
 
@@ -152,20 +153,20 @@ def test_where_the_classifier_denies_a_class_its_map_is_zero(slide: SlideStore):
 @pytest.mark.parametrize("threshold", [0.2, 0.5])
 def test_a_class_is_painted_above_a_share_of_its_maximum(slide: SlideStore, threshold: float):
     params = Params(threshold=threshold)
-    scores = cam.score(colour_model(), slide, LATTICE, params, CPU)
-    np.testing.assert_array_equal(np.isnan(scores.none), np.isnan(scores.values[0]))
+    scores = cam.score(colour_model(), ScoreContext(slide, GRID, CPU), params)
+    np.testing.assert_array_equal(np.isnan(scores.background), np.isnan(scores.values[0]))
     top = np.nan_to_num(scores.values).max(0)
     expected = np.where(top > threshold, np.nan_to_num(scores.values).argmax(0) + 1, 0)
-    expected[np.isnan(scores.none)] = IGNORE
+    expected[np.isnan(scores.background)] = IGNORE
     np.testing.assert_array_equal(cam.mask(scores, params), expected)
     assert {1, 2} <= set(np.unique(expected))
     assert threshold < 0.5 or 0 in expected
 
 
-def test_the_lattice_scores_cells_and_sees_whole_patches():
-    assert cam.lattice(256, Params()) == InstanceGrid(16, 256, 2)
-    with pytest.raises(ConfigError, match=r"cam.cells: a patch of 250 px does not split into 16"):
-        cam.lattice(250, Params())
+def test_the_instance_grid_scores_cells_and_sees_whole_patches():
+    assert cam.instance_grid(256, Params()) == InstanceGrid(16, 256, 2)
+    with pytest.raises(ConfigError, match=r"cam.map_size: 16 does not divide a patch of 250 px"):
+        cam.instance_grid(250, Params())
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_parameters_out_of_range_are_refused_by_their_dotted_name(field: str, va
 
 
 @pytest.mark.slow
-def test_the_map_is_strongest_where_the_texture_was_planted(small_cohort: Cohort, run: object):
+def test_the_map_is_highest_where_the_texture_was_planted(small_cohort: Cohort, run: object):
     from wsipipe.config.options import PseudolabelConfig
     from wsipipe.pseudolabel.stage import run as pseudolabel
 
@@ -201,7 +202,7 @@ def test_the_map_is_strongest_where_the_texture_was_planted(small_cohort: Cohort
             cell = small_cohort.planted.get((store.slide_id, row, col))
             part = scores[row * 16 : row * 16 + 16, col * 16 : col * 16 + 16].reshape(4, 4, 4, 4).mean((1, 3))
             if cell is None:
-                assert (part == 0).all(), "a class that the label denies has no map"
+                assert (part == 0).all(), "a class that the label excludes has no map"
             else:
                 planted.append(part[cell])
                 others.append(np.delete(part.ravel(), cell[0] * 4 + cell[1]).mean())

@@ -17,23 +17,23 @@ from wsipipe.nn.encoders import create_encoder
 from wsipipe.pseudolabel.bags import make_bags
 from wsipipe.pseudolabel.features import embed
 from wsipipe.pseudolabel.instance_grid import InstanceGrid
-from wsipipe.pseudolabel.method import FitContext, Method, ScoreMap
-from wsipipe.pseudolabel.refinement import Step, refined
-from wsipipe.pseudolabel.registry import load, load_refinement, names, refinements
+from wsipipe.pseudolabel.method import FitContext, Method, ScoreContext, ScoreMap
+from wsipipe.pseudolabel.refinement import RefinementStep, refine_scores
+from wsipipe.pseudolabel.registry import load_method, load_refinement, method_names, refinement_names
 from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=names())
+@pytest.fixture(scope="module", params=method_names())
 def method(request: pytest.FixtureRequest) -> Method:
-    return load(request.param)
+    return load_method(request.param)
 
 
 @pytest.fixture(scope="module")
 def fit(method: Method, small_cohort: Cohort) -> Fit:
-    """A fit of a few steps with its lattice and parameters."""
+    """A fit of a few steps with its instance grid and parameters."""
     torch.manual_seed(1)
     return fitted(method, small_cohort)
 
@@ -51,9 +51,9 @@ Fit = tuple[torch.nn.Module, InstanceGrid, Any]
 def fitted(method: Method, cohort: Cohort, seed: int = 0, **others: Any) -> Fit:
     params = short(method, **others)
     stores = {k: SlideStore(p) for k, p in cohort.stores.items()}
-    lattice = method.lattice(192, params)
+    instance_grid = method.instance_grid(192, params)
     table = read_labels(cohort.labels())
-    bags, _ = make_bags(table, table.rows, stores, lattice, 0.5)
+    bags, _ = make_bags(table, table.rows, stores, instance_grid, 0.5)
 
     def encoder() -> torch.nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -61,14 +61,18 @@ def fitted(method: Method, cohort: Cohort, seed: int = 0, **others: Any) -> Fit:
             return create_encoder("resnet18_quarter")
 
     compute = ComputeContext(CPU, seed)
-    run = FitContext(
-        table.classes, encoder, True, compute, lambda bags, lattice: embed(encoder(), bags, lattice, compute)
+    context = FitContext(
+        table.classes,
+        encoder,
+        True,
+        compute,
+        lambda bags, instance_grid: embed(encoder(), bags, instance_grid, compute),
     )
-    model = method.fit(bags, lattice, params, run)
-    return model, lattice, params
+    model = method.fit(bags, instance_grid, params, context)
+    return model, instance_grid, params
 
 
-@pytest.mark.parametrize("function", ["lattice", "build", "fit", "score", "mask"])
+@pytest.mark.parametrize("function", ["instance_grid", "build", "fit", "score", "mask"])
 def test_a_method_has_the_functions_of_the_protocol_with_their_parameters(method: Method, function: str):
     wanted = list(inspect.signature(getattr(Method, function)).parameters)[1:]
     assert list(inspect.signature(getattr(method, function)).parameters) == wanted
@@ -82,10 +86,15 @@ def test_parameters_are_frozen_and_each_says_what_it_is(method: Method):
         assert field.default is not dataclasses.MISSING, field.name
 
 
+def test_parameters_have_the_name_of_their_method_and_a_tissue_gate(method: Method):
+    assert method.__name__ == f"wsipipe.pseudolabel.methods.{method.Params.NAME}"
+    assert 0 < method.Params().min_tissue <= 1
+
+
 def test_the_default_parameters_fit_the_default_patch(method: Method):
-    lattice = method.lattice(256, method.Params())
-    assert lattice.seen_px >= lattice.instance_px
-    assert 256 % lattice.instance_px == 0
+    instance_grid = method.instance_grid(256, method.Params())
+    assert instance_grid.seen_px >= instance_grid.instance_px
+    assert 256 % instance_grid.instance_px == 0
 
 
 def test_a_fit_is_the_same_for_the_same_seed_whatever_was_drawn_before(method: Method, fit: Fit, small_cohort: Cohort):
@@ -96,7 +105,7 @@ def test_a_fit_is_the_same_for_the_same_seed_whatever_was_drawn_before(method: M
 
 
 WORDS: dict[str, Any] = {
-    **{"unexplained": "none", "activation": "layercam", "background": "brightness", "none": "absence"},
+    **{"unexplained": "background", "activation": "layercam", "background": "brightness", "other_evidence": "absence"},
     **{"exempt": ("blobs",), "other": ()},
 }
 """Other values of the parameters that are words."""
@@ -125,9 +134,9 @@ def test_another_seed_gives_another_fit(method: Method, fit: Fit, small_cohort: 
 
 
 def test_scores_are_shares_or_unknown_and_the_same_each_time(method: Method, fit: Fit, small_cohort: Cohort):
-    model, lattice, params = fit
+    model, instance_grid, params = fit
     store = SlideStore(small_cohort.stores["s0"])
-    scores, again = (method.score(model, store, lattice, params, CPU) for _ in range(2))
+    scores, again = (method.score(model, ScoreContext(store, instance_grid, CPU), params) for _ in range(2))
     assert scores.values.dtype == np.float32
     width, height = store.grid.size_px
     assert scores.values.shape == (1, -(-height // scores.stride_px), -(-width // scores.stride_px))
@@ -138,35 +147,35 @@ def test_scores_are_shares_or_unknown_and_the_same_each_time(method: Method, fit
     np.testing.assert_array_equal(scores.values, again.values)
 
 
-@pytest.mark.parametrize("refine", refinements())
+@pytest.mark.parametrize("refine", refinement_names())
 def test_any_refinement_follows_and_its_masks_hold_what_is_known(
     method: Method, fit: Fit, small_cohort: Cohort, refine: str
 ):
-    model, lattice, params = fit
+    model, instance_grid, params = fit
     store = SlideStore(small_cohort.stores["s0"])
-    scores = method.score(model, store, lattice, params, CPU)
+    scores = method.score(model, ScoreContext(store, instance_grid, CPU), params)
     module = load_refinement(refine)
     assert module is not None
-    sharp = refined(scores, store, Step(refine, module, module.Params(), 4), CPU)
+    sharp = refine_scores(scores, store, RefinementStep(refine, module, module.Params(), 4), CPU)
     assert sharp.stride_px == 4
     factor = scores.stride_px // sharp.stride_px
     np.testing.assert_array_equal(sharp.known, scores.known.repeat(factor, 0).repeat(factor, 1))
     mask = method.mask(sharp, params)
-    assert mask.shape == sharp.none.shape
+    assert mask.shape == sharp.background.shape
     assert set(np.unique(mask)) <= {0, 1, IGNORE}
     assert (mask[~sharp.known] == IGNORE).all()
 
 
 def test_the_weights_of_a_fit_load_into_a_fresh_network(method: Method, fit: Fit, small_cohort: Cohort):
-    model, lattice, params = fit
-    seeded_init = method.build(Classes(("blobs",)), create_encoder("resnet18_quarter"), lattice, params)
-    seeded_init.load_state_dict(model.state_dict())
+    model, instance_grid, params = fit
+    fresh = method.build(Classes(("blobs",)), create_encoder("resnet18_quarter"), instance_grid, params)
+    fresh.load_state_dict(model.state_dict())
     store = SlideStore(small_cohort.stores["s1"])
-    a, b = (method.score(m, store, lattice, params, CPU) for m in (model, seeded_init.eval()))
+    a, b = (method.score(m, ScoreContext(store, instance_grid, CPU), params) for m in (model, fresh.eval()))
     np.testing.assert_array_equal(a.values, b.values)
 
 
-def test_masks_hold_classes_none_or_ignore_and_no_class_where_its_score_is_zero(method: Method):
+def test_masks_hold_classes_background_or_ignore_and_no_class_where_its_score_is_zero(method: Method):
     values = np.random.default_rng(0).random((3, 20, 30), np.float32)
     values[1] = 0
     values[:, :5] = np.nan

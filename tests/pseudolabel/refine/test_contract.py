@@ -9,13 +9,13 @@ import torch
 from support.two_tissues import everywhere, halves, noisy_evidence, wrong
 
 from wsipipe.pseudolabel.refinement import Refinement
-from wsipipe.pseudolabel.registry import load_refinement, refinements
+from wsipipe.pseudolabel.registry import load_refinement, refinement_names
 
 AT_MOST = {"crf": 0.6, "guided": 0.6, "slic": 0.9}
-"""Share of the cells that the evidence has wrong which may still be wrong."""
+"""Fraction of the wrong cells of the evidence that may still be wrong."""
 
 
-@pytest.fixture(params=refinements())
+@pytest.fixture(params=refinement_names())
 def refinement(request: pytest.FixtureRequest) -> Refinement:
     return load_refinement(request.param)
 
@@ -25,6 +25,10 @@ def test_parameters_are_frozen_and_each_says_what_it_is(refinement: Refinement):
     for field in dataclasses.fields(refinement.Params):
         assert field.metadata.get("help"), field.name
         assert field.default is not dataclasses.MISSING, field.name
+
+
+def test_parameters_have_the_name_of_their_refinement(refinement: Refinement):
+    assert refinement.__name__ == f"wsipipe.pseudolabel.refine.{refinement.Params.NAME}"
 
 
 def test_evidence_comes_closer_to_the_borders_of_the_tissue(refinement: Refinement):

@@ -52,9 +52,9 @@ def test_a_single_channel_with_evidence_is_certain():
         ("gauss_um", 0.0, r"crf.gauss_um: 0\.0 is not above 0"),
         ("bilateral_um", -1.0, r"crf.bilateral_um: -1\.0 is not above 0"),
         ("bilateral_rgb", 0.0, r"crf.bilateral_rgb: 0\.0 is not above 0"),
-        ("gauss_weight", -1.0, r"crf.gauss_weight: -1\.0 is negative"),
-        ("bilateral_weight", -1.0, r"crf.bilateral_weight: -1\.0 is negative"),
-        ("iterations", -1, "crf.iterations: -1 is negative"),
+        ("gauss_weight", -1.0, r"crf.gauss_weight: -1\.0 is below 0"),
+        ("bilateral_weight", -1.0, r"crf.bilateral_weight: -1\.0 is below 0"),
+        ("iterations", -1, "crf.iterations: -1 is below 0"),
     ],
 )
 def test_bad_parameters_are_told(name: str, value: float, message: str):

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from wsipipe.nn.augment import dihedral
 from wsipipe.nn.encoders import create_encoder, normalise
 from wsipipe.nn.train import Schedule
+from wsipipe.pseudolabel.methods.camel.network import InstanceClassifier
 from wsipipe.pseudolabel.shared import classifier
 from wsipipe.pseudolabel.shared.classifier import (
-    Head,
-    InstanceClassifier,
+    ClassifierTraining,
     apply_in_batches,
     masked_bce,
     train_classifier,
@@ -54,34 +54,6 @@ def test_unknown_targets_carry_no_gradient():
     logits = torch.zeros(2, 2, requires_grad=True)
     masked_bce(logits, torch.tensor([[1.0, NAN], [NAN, 0.0]])).backward()
     assert (logits.grad != 0).tolist() == [[True, False], [False, True]]
-
-
-def test_the_head_standardises_features_before_it_weighs_them():
-    features = torch.randn(200, 5) * 7 + 3
-    head = Head(5, 2)
-    head.standardise(features)
-    with torch.no_grad():
-        head.linear.weight.copy_(torch.eye(2, 5))
-        head.linear.bias.zero_()
-        out = head(features)
-    torch.testing.assert_close(out.mean(0), torch.zeros(2), atol=1e-5, rtol=0)
-    torch.testing.assert_close(out.std(0), torch.ones(2), atol=1e-5, rtol=0)
-
-
-def test_a_feature_that_never_changes_does_no_harm():
-    features = torch.cat([torch.randn(50, 1), torch.full((50, 1), 4.0)], 1)
-    head = Head(2, 1)
-    head.standardise(features)
-    assert bool(torch.isfinite(head(features)).all())
-
-
-def test_the_statistics_of_the_head_belong_to_its_weights():
-    head = Head(3, 1)
-    head.standardise(torch.randn(20, 3) + 5)
-    other = Head(3, 1)
-    other.load_state_dict(head.state_dict())
-    assert torch.equal(other.mean, head.mean)
-    assert float(other.mean.mean()) > 3
 
 
 def test_applying_in_batches_equals_applying_at_once(monkeypatch: pytest.MonkeyPatch):
@@ -135,7 +107,7 @@ def test_positives_and_negatives_of_each_class_are_drawn_in_equal_numbers(monkey
     drawn: list[Tensor] = []
     monkeypatch.setattr(classifier, "masked_bce", lambda z, y: (drawn.append(y), masked_bce(z, y))[1])
     compute = ComputeContext(CPU)
-    train_classifier(Recorder(2), crops, targets, Schedule(20, 0.0), "toy", compute, 32)
+    train_classifier(Recorder(2), crops, targets, Schedule(20, 0.0), ClassifierTraining(32), "toy", compute)
     y = torch.cat(drawn)
     assert len(y) == 20 * 32
     assert int((y[:, 0] == 1).sum()) == 20 * 8
@@ -151,7 +123,9 @@ def test_training_tells_two_textures_apart_and_depends_on_the_seed_alone():
     def trained(seed: int) -> tuple[InstanceClassifier, list[float]]:
         torch.manual_seed(0)
         model = InstanceClassifier(create_encoder("resnet18_quarter"), 128, 1)
-        losses = train_classifier(model, crops, targets, Schedule(25, 2e-3), "toy", ComputeContext(CPU, seed), 16)
+        losses = train_classifier(
+            model, crops, targets, Schedule(25, 2e-3), ClassifierTraining(16), "toy", ComputeContext(CPU, seed)
+        )
         return model, losses
 
     model, losses = trained(1)

@@ -19,7 +19,7 @@ from wsipipe.pseudolabel.shared.crf import (
     WINDOWED_PX,
     Kernels,
     PermutohedralLattice,
-    Windows,
+    WindowedKernel,
     _features,
     _simplices,
     gaussian,
@@ -118,9 +118,9 @@ def dense_filter(rgb: Tensor, width_px: float, colour: float, p: Tensor) -> Tens
 @pytest.mark.parametrize(
     ("summed", "width_px", "colour", "mean", "most"),
     [
-        (Windows, 1.667, 13, 0.0002, 0.003),
-        (Windows, 5, 4, 0.0002, 0.003),
-        (Windows, 5, 20, 0.0002, 0.003),
+        (WindowedKernel, 1.667, 13, 0.0002, 0.003),
+        (WindowedKernel, 5, 4, 0.0002, 0.003),
+        (WindowedKernel, 5, 20, 0.0002, 0.003),
         (PermutohedralLattice, 10, 4, 0.005, 0.05),
         (PermutohedralLattice, 10, 20, 0.005, 0.04),
         (PermutohedralLattice, 10, 40, 0.005, 0.03),
@@ -130,7 +130,7 @@ def dense_filter(rgb: Tensor, width_px: float, colour: float, p: Tensor) -> Tens
     ],
 )
 def test_the_error_of_a_filter_is_what_the_module_states(
-    summed: type[Windows] | type[PermutohedralLattice], width_px: float, colour: float, mean: float, most: float
+    summed: type[WindowedKernel] | type[PermutohedralLattice], width_px: float, colour: float, mean: float, most: float
 ):
     rgb, p = tissue(48, 56), noisy_map(3, 48, 56)
     k = summed(rgb.float() / colour, width_px)
@@ -151,7 +151,7 @@ def test_windows_are_the_sum_over_all_pairs_within_reach():
     y, x = np.mgrid[:9, :8].reshape(2, -1)
     k[np.hypot(y - y[:, None], x - x[:, None]) > 3.5 * 1.5] = 0
     np.testing.assert_allclose(
-        Windows(rgb, 1.5)(q).reshape(2, -1).T, k @ q.double().numpy().reshape(2, -1).T, rtol=1e-4
+        WindowedKernel(rgb, 1.5)(q).reshape(2, -1).T, k @ q.double().numpy().reshape(2, -1).T, rtol=1e-4
     )
 
 
@@ -252,7 +252,7 @@ def test_unaries_are_logarithms():
     np.testing.assert_allclose(unary_of_labels(labels, 3, 0.7), expected, rtol=1e-5)
 
 
-def test_bad_numbers_are_told():
+def test_bad_numbers_are_refused():
     with pytest.raises(ConfigError, match=r"crf bilateral_rgb: 0 is not a width above 0"):
         Kernels(1, 1, 1, 0, 1)
     with pytest.raises(ConfigError, match=r"crf gauss_weight: -1 is negative; 0 leaves the kernel out"):
@@ -265,7 +265,7 @@ def test_bad_numbers_are_told():
         mean_field(torch.zeros(2, 4, 5), tissue(4, 4), NARROW, 1)
     with pytest.raises(ConfigError, match="crf iterations: -1 is negative"):
         mean_field(torch.zeros(2, 4, 4), tissue(4, 4), NARROW, -1)
-    with pytest.raises(ConfigError, match=r"crf bilateral_rgb.*widen"):
+    with pytest.raises(ConfigError, match=r"crf bilateral_rgb.*increase"):
         mean_field(torch.zeros(2, 40, 40), tissue(40, 40), Kernels(1, 1, 8, 1e-3, 1), 1)
 
 

@@ -1,1 +1,1 @@
-"""The methods; a file here is a method, and no other edit is needed to add one."""
+"""The methods, one module or package each: the modules of this folder are the choices of `--method`."""

@@ -1,1 +1,1 @@
-"""The refinements of score maps, one file each: the files of this folder are the choices of `--refine`."""
+"""The refinements of score maps, one module each: the modules of this folder are the choices of `--refine`."""

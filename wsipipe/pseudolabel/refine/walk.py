@@ -1,16 +1,16 @@
-"""Refinement by a random walk whose walls come from the image, so that it can follow any method.
+"""Refinement by a random walk between boundaries that come from the image, so that it can follow any method.
 
-The walk is that of IRNet (Ahn, Cho & Kwak, CVPR 2019; see `parts.walk`): evidence spreads between cells that no
-boundary parts, M* = (M (1 - B)) T^t. Where IRNet learns the boundary map, here it is made of optical density,
-OD = -ln(rgb / 255), smoothed:
+The walk is that of IRNet (Ahn, Cho & Kwak, CVPR 2019; see `shared.walk`): evidence spreads between cells that no
+boundary separates, M* = (M (1 - B)) T^t. IRNet learns the boundary map; here it comes from smoothed optical density,
+OD = -ln(rgb / 255):
 
     g(x) = length of the gradient of OD over the three channels
     B(x) = 1 - exp(-(g(x) / (contrast * median of g))^2 / 2)
 
-so that walls are what stands out against the texture of the window, however strongly it is stained; `FLAT` keeps the
-grain of flat tissue from being walls. What is not known is a wall too.
+so that boundaries stand out against the texture of the window, however strongly it is stained; `FLAT` keeps the grain
+of flat tissue from becoming a boundary. Unknown cells are boundaries too.
 
-Deviation from M (1 - B): here the walk starts from M, as walls of an image are no place where evidence ends.
+Deviation from M (1 - B): the walk starts from M, since evidence does not end at boundaries of the image.
 """
 
 from __future__ import annotations
@@ -22,52 +22,55 @@ import torch
 from torch import Tensor
 
 from wsipipe.config.options import option
-from wsipipe.errors import check
+from wsipipe.pseudolabel.params import NamedParams
 from wsipipe.pseudolabel.shared.blur import blurred
 from wsipipe.pseudolabel.shared.walk import BETA, STEPS, Walk, spread
 
 FLAT = 0.01
-"""Optical density a cell below which a median gradient is that of flat tissue."""
+"""Median gradient, in optical density per cell, below which tissue counts as flat."""
 
 RADII = (2, 10)
-"""Least and largest radius in cells."""
+"""Smallest and largest radius in cells."""
 
 
 @dataclass(frozen=True)
-class Params:
-    """Parameters of the walk between walls of the image."""
+class Params(NamedParams):
+    """Parameters of the walk between boundaries of the image."""
 
-    steps: int = option(STEPS, "steps of the walk; many smear fine mosaics")
-    radius_um: float = option(40.0, "distance (um) below which cells are neighbours; 2 to 10 cells are used")
-    beta: float = option(BETA, "exponent of affinities: higher, and fainter walls hold")
-    smooth_um: float = option(8.0, "deviation (um) of the Gaussian before the gradient: finer detail is no wall")
-    contrast: float = option(3.0, "gradient, in medians of the window, that is a wall")
+    NAME = "walk"
+
+    steps: int = option(STEPS, "steps of the walk; many steps smear fine mosaics")
+    radius_um: float = option(40.0, "cells closer than this, in um, are neighbours; limited to 2..10 cells")
+    beta: float = option(BETA, "exponent of affinities; higher: fainter boundaries stop the walk")
+    smooth_um: float = option(
+        8.0, "standard deviation in um of the blur before the gradient; finer detail is no boundary"
+    )
+    contrast: float = option(3.0, "gradient of a boundary, in medians of the window")
 
     def __post_init__(self) -> None:
-        check(self.steps >= 0, f"walk.steps: {self.steps} is negative")
-        for name in ("radius_um", "beta", "contrast"):
-            check(0 < getattr(self, name) < math.inf, f"walk.{name}: {getattr(self, name)} is not above 0")
-        check(0 <= self.smooth_um < math.inf, f"walk.smooth_um: {self.smooth_um} is negative")
+        self.check_min(0, "steps")
+        self.check_positive("radius_um", "beta", "contrast")
+        self.check("smooth_um", 0 <= self.smooth_um < math.inf, "is not a finite number of at least 0")
 
 
 def refine(evidence: Tensor, rgb: Tensor, known: Tensor, cell_um: float, params: Params) -> Tensor:
-    """Evidence float32 [C, h, w] >= 0 spread up to the walls of rgb uint8 [3, h, w]; known bool [h, w].
+    """Evidence float32 [C, h, w] >= 0 spread up to the boundaries of rgb uint8 [3, h, w]; known bool [h, w].
 
-    Cells that are not known take no part and come back as they were.
+    Unknown cells have no influence and are returned unchanged.
     """
     if not known.any():
         return evidence
-    walls = image_boundary(rgb.to(evidence.device), known, params.smooth_um / cell_um, params.contrast)
+    boundary = image_boundary(rgb.to(evidence.device), known, params.smooth_um / cell_um, params.contrast)
     radius = min(max(math.ceil(params.radius_um / cell_um), RADII[0]), RADII[1])
     start = torch.where(known, evidence, 0)
-    out = spread(start[None], walls[None], Walk(params.steps, params.beta, radius))[0]
+    out = spread(start[None], boundary[None], Walk(params.steps, params.beta, radius))[0]
     return torch.where(known, out, evidence)
 
 
 def image_boundary(rgb: Tensor, known: Tensor, smooth: float, contrast: float) -> Tensor:
-    """B float32 0..1 [h, w] of rgb uint8 [3, h, w]; `smooth` in cells, `contrast` in medians; 1 where not known.
+    """B float32 0..1 [h, w] of rgb uint8 [3, h, w]; `smooth` in cells, `contrast` in medians; 1 in unknown cells.
 
-    Cells that are not known have no share in the smoothing, nor in a gradient.
+    Unknown cells influence neither the smoothing nor a gradient.
     """
     od = -torch.log((rgb.float() / 255).clamp_min(1 / 255))
     weight = blurred(known.float()[None], smooth)
@@ -78,9 +81,9 @@ def image_boundary(rgb: Tensor, known: Tensor, smooth: float, contrast: float) -
 
 
 def gradient(values: Tensor, known: Tensor) -> Tensor:
-    """Length of the gradient over all channels, a cell: float [C, h, w], known bool [h, w] -> float [h, w].
+    """Length of the gradient over all channels, per cell: float [C, h, w], known bool [h, w] -> float [h, w].
 
-    Mean of the squared differences to both sides of each axis; a difference to what is not known counts as 0.
+    Mean of the squared differences to both sides of each axis; differences to unknown cells count as 0.
     """
     squares = torch.zeros_like(values[0])
     for axis in (0, 1):

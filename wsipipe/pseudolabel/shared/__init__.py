@@ -1,1 +1,1 @@
-"""Parts that several methods share."""
+"""Parts that several methods or refinements share."""

@@ -1,4 +1,4 @@
-"""The Gaussian blur that maps and colours of cells go through."""
+"""Gaussian blur of maps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def blurred(maps: Tensor, sigma_px: float) -> Tensor:
-    """Gaussian blur over 4 sigma, edges repeated: float [B, h, w] -> the same; sigma 0 changes nothing."""
+    """Gaussian blur, cut off at 4 sigma, with replicated edges: float [B, h, w] -> the same; sigma 0: unchanged."""
     radius = int(4 * sigma_px + 0.5)
     if radius == 0:
         return maps

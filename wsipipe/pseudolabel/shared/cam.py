@@ -1,21 +1,19 @@
-"""The classifier of windows that class activation maps come from (Zhou et al., CVPR 2016, eq. 1 and 2)."""
+"""The classifier of windows behind class activation maps (Zhou et al., CVPR 2016, eq. 1 and 2)."""
 
 from __future__ import annotations
-
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from wsipipe.errors import ConfigError
 from wsipipe.nn.encoders import tokens
+from wsipipe.pseudolabel.shared.feature_maps import feature_strides
 
-MOST_STRIDE = 16
-"""Input px that one cell of the feature map may stand for; 14 x 14 cells of 224 px in the paper."""
+MAX_STRIDE = 16
+"""Largest stride of the feature map in input px, as in the paper: 14 x 14 cells for 224 px."""
 
 
 class CamClassifier(nn.Module):
-    """A backbone, global average pooling, and a linear layer that may stand before the pooling too."""
+    """A backbone, global average pooling and a linear layer; pooling and linear layer commute."""
 
     def __init__(self, encoder: nn.Module, input_px: int, classes: int) -> None:
         super().__init__()
@@ -39,13 +37,11 @@ class CamClassifier(nn.Module):
         return maps.mean((2, 3)) + self.linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """Windows (normalised) float [B, 3, s, s] -> logits float [B, K]: several, one or none may hold."""
+        """Windows (normalised) float [B, 3, s, s] -> logits float [B, K] of independent classes."""
         return self.evidence(self.maps(x))
 
 
 def _level(encoder: nn.Module) -> int:
-    """Index of the deepest feature map at a stride of `MOST_STRIDE` at most, or of the last if all are coarser."""
-    strides = [int(level["reduction"]) for level in cast(Any, getattr(encoder, "feature_info", None) or ())]
-    if not strides or not hasattr(encoder, "forward_intermediates"):
-        raise ConfigError(f"encoder {type(encoder).__name__} gives no feature maps; choose another --encoder")
-    return max((i for i, s in enumerate(strides) if s <= MOST_STRIDE), default=len(strides) - 1)
+    """Index of the deepest feature map with a stride up to `MAX_STRIDE`, or of the last if all are coarser."""
+    strides = feature_strides(encoder)
+    return max((i for i, s in enumerate(strides) if s <= MAX_STRIDE), default=len(strides) - 1)

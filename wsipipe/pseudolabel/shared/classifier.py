@@ -1,4 +1,4 @@
-"""Instance classifiers: an encoder with one sigmoid a class, trained on crops with known or masked targets."""
+"""Training and applying a classifier of crops with independent classes; targets may be unknown."""
 
 from __future__ import annotations
 
@@ -12,60 +12,21 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from wsipipe.geometry import ceil_div
 from wsipipe.nn.augment import STAIN_STRENGTH, TissueAugment, dihedral, enlargement
 from wsipipe.nn.encoders import normalise
 from wsipipe.nn.train import Schedule, fit, generator
-from wsipipe.pseudolabel.shared.mil import balanced_sample, class_pools
+from wsipipe.pseudolabel.shared.sampling import balanced_sample, class_pools
 from wsipipe.runtime.device import ComputeContext, autocast
 
 
-class Head(nn.Module):
-    """Logits [B, K] of features [B, D]: standardised by fixed statistics, then linear."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("std", torch.ones(width))
-        self.linear = nn.Linear(width, classes)
-
-    def standardise(self, features: Tensor) -> None:
-        """Take mean and deviation from features float [N, D]."""
-        self.mean.copy_(features.mean(0))
-        self.std.copy_(features.std(0).clamp(min=1e-3))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Float [B, D] -> logits float [B, K]."""
-        out: Tensor = self.linear((features - self.mean) / self.std)
-        return out
-
-
-class InstanceClassifier(nn.Module):
-    """Crops (normalised) float [B, 3, s, s] -> logits float [B, K]; `shift` [K] is added, so that 0.5 is the border."""
-
-    shift: Tensor
-
-    def __init__(self, encoder: nn.Module, width: int, classes: int) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.head = Head(width, classes)
-        self.register_buffer("shift", torch.zeros(classes))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of independent classes: several, one or none may hold."""
-        out: Tensor = self.head(self.encoder(x)) + self.shift
-        return out
-
-
-def apply_in_batches(model: nn.Module, crops: NDArray[np.uint8], on: torch.device, views: int = 1) -> Tensor:
+def apply_in_batches(model: nn.Module, crops: NDArray[np.uint8], device: torch.device, views: int = 1) -> Tensor:
     """model(crops) without gradient, averaged over `views` symmetries: uint8 [M, 3, s, s] -> float32 [M, ..]."""
-    model.to(on).eval()
+    model.to(device).eval()
     parts: list[Tensor] = []
-    with torch.inference_mode(), autocast(on):
+    with torch.inference_mode(), autocast(device):
         for batch in _batches(crops):
-            x = normalise(batch.to(on))
+            x = normalise(batch.to(device))
             y = torch.stack([model(dihedral(x, torch.full((len(x),), v))).float() for v in range(views)])
             parts.append(y.mean(0).cpu())
     return torch.cat(parts) if parts else torch.zeros(0)
@@ -77,24 +38,25 @@ def _batches(crops: NDArray[np.uint8], size: int = 256) -> Iterator[Tensor]:
 
 
 class Constraint(Protocol):
-    """A further term of the loss, of images that it draws itself."""
+    """A further term of the loss, on images that it draws itself."""
 
     def draw(self, step: int) -> Any:
-        """What the term sees at a step; called by the thread that reads."""
+        """The input of the term at a step; called in the reading thread."""
         ...
 
-    def loss(self, model: nn.Module, drawn: Any, on: torch.device) -> Tensor:
-        """The term, a scalar, of what was drawn."""
+    def loss(self, model: nn.Module, drawn: Any, device: torch.device) -> Tensor:
+        """The term, a scalar, for a drawn input."""
         ...
 
 
 @dataclass(frozen=True)
-class Retraining:
-    """What an instance classifier is trained with: augmentation and the image-level constraint.
+class ClassifierTraining:
+    """How a classifier is trained: batch size, augmentation and an additional constraint.
 
-    L = w1 L_constrain + w2 L_retrain: `weights` are w1 and w2; `constraint` makes L_constrain, None leaves it out.
+    L = w1 L_constrain + w2 L_retrain: `weights` are w1 and w2; `constraint` gives L_constrain, None leaves it out.
     """
 
+    batch: int = 64
     stain_jitter: float = STAIN_STRENGTH
     max_zoom: float = 1.0
     constraint: Constraint | None = None
@@ -106,37 +68,37 @@ def train_classifier(
     crops: NDArray[np.uint8],
     targets: Tensor,
     schedule: Schedule,
+    training: ClassifierTraining,
     task: str,
     compute: ComputeContext,
-    batch: int = 64,
-    how: Retraining = Retraining(),
 ) -> list[float]:
-    """Binary cross-entropy a class over crops uint8 [M, 3, s, s] with targets float [M, K]; nan targets are not scored.
+    """Minimise binary cross-entropy per class on crops uint8 [M, 3, s, s]; returns the loss of every step.
 
-    Each step draws positives and negatives of every class in equal numbers. Returns the loss of every step.
+    targets: float [M, K] of 1, 0 or nan (unknown: no loss). Each step draws as many positives as negatives per class.
     """
     pools = class_pools(targets)
-    w1, w2 = how.weights
-    augment = TissueAugment(how.stain_jitter, enlargement(how.max_zoom))
+    per_pool = ceil_div(training.batch, len(pools))
+    augment = TissueAugment(training.stain_jitter, enlargement(training.max_zoom))
+    w1, w2 = training.weights
 
     def draw(step: int) -> tuple[Tensor, Tensor, Any]:
         g = generator(compute.seed, 2, step)
-        chosen = balanced_sample(pools, -(-batch // len(pools)), g)
-        x = torch.from_numpy(crops[chosen.numpy()]).float() / 255
-        whole = how.constraint.draw(step) if how.constraint else None
-        return augment(x, g), targets[chosen], whole
+        rows = balanced_sample(pools, per_pool, g)
+        x = torch.from_numpy(crops[rows.numpy()]).float() / 255
+        constrained = training.constraint.draw(step) if training.constraint else None
+        return augment(x, g), targets[rows], constrained
 
     def loss(item: tuple[Tensor, Tensor, Any]) -> Tensor:
         x, y = item[0].to(compute.device), item[1].to(compute.device)
         retrain = masked_bce(model(normalise(x)).float(), y)
-        if how.constraint is None:
+        if training.constraint is None:
             return retrain
-        return w1 * how.constraint.loss(model, item[2], compute.device) + w2 * retrain
+        return w1 * training.constraint.loss(model, item[2], compute.device) + w2 * retrain
 
     return fit(model, draw, loss, schedule, task, compute)
 
 
 def masked_bce(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean binary cross-entropy over the entries whose target is a number: float [M, K] both."""
+    """Mean binary cross-entropy over the entries whose target is not nan: float [M, K] both -> scalar."""
     known = ~torch.isnan(targets)
     return F.binary_cross_entropy_with_logits(logits[known], targets[known])

@@ -1,4 +1,4 @@
-"""Apply a network to the instances of whole bags."""
+"""Applies a network to the instances of whole bags."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from wsipipe.pseudolabel.instance_grid import InstanceGrid, read_crops
 from wsipipe.pseudolabel.shared.classifier import apply_in_batches
 from wsipipe.runtime.device import ComputeContext
 
-TOGETHER = 1024
-"""Instances of small bags that go through a network in one call."""
+INSTANCES_PER_CALL = 1024
+"""Small bags go through the network together, up to this many instances."""
 
 
 def apply_to_bags(
-    model: nn.Module, bags: Sequence[Bag], lattice: InstanceGrid, views: int, compute: ComputeContext, task: str
+    model: nn.Module, bags: Sequence[Bag], instance_grid: InstanceGrid, views: int, compute: ComputeContext, task: str
 ) -> list[Tensor]:
-    """model(instances) of every bag: float32 [M, ..] each; small bags go through the network together."""
+    """model(instances), averaged over `views` symmetries: float32 [M, ..] per bag."""
     out: list[Tensor] = []
     first = 0
     while first < len(bags):
         last = first + 1
-        while last < len(bags) and sum(len(b.xy_px) for b in bags[first : last + 1]) <= TOGETHER:
+        while last < len(bags) and sum(len(b.xy_px) for b in bags[first : last + 1]) <= INSTANCES_PER_CALL:
             last += 1
-        crops = [read_crops(b.store, b.xy_px, lattice, b.bounds) for b in bags[first:last]]
+        crops = [read_crops(b.store, b.xy_px, instance_grid, b.bounds) for b in bags[first:last]]
         values = apply_in_batches(model, np.concatenate(crops), compute.device, views)
         ends = np.cumsum([len(c) for c in crops]).tolist()
         out += [values[end - len(c) : end] for end, c in zip(ends, crops, strict=True)]

@@ -19,11 +19,11 @@ from wsipipe.labels import IGNORE, Classes, read_labels
 from wsipipe.nn.encoders import create_encoder, normalise
 from wsipipe.pseudolabel.bags import Bag, make_bags
 from wsipipe.pseudolabel.instance_grid import InstanceGrid, read_crops
-from wsipipe.pseudolabel.method import FitContext, ScoreMap
+from wsipipe.pseudolabel.method import FitContext, ScoreContext, ScoreMap
 from wsipipe.pseudolabel.methods import camel
-from wsipipe.pseudolabel.methods.camel import Params
-from wsipipe.pseudolabel.shared.classifier import Head, InstanceClassifier
-from wsipipe.pseudolabel.shared.mil import Rule, max_max, max_min
+from wsipipe.pseudolabel.methods.camel import Params, steps
+from wsipipe.pseudolabel.methods.camel.network import Head, InstanceClassifier
+from wsipipe.pseudolabel.methods.camel.rules import SelectionRule, max_max, max_min
 from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 
@@ -77,15 +77,15 @@ def test_the_score_of_a_place_is_the_mean_over_the_instances_that_cover_it(
     rgb[20:130, 14:150] = noise((136, 110), 9.0, 3)
     store = SlideStore(tile_pictures({"s": rgb}, patch_px=64, min_tissue=0.1)["s"])
     params, model = Params(context=context, overlap=overlap, views=1), red_model()
-    lattice = InstanceGrid(16, round(16 * context), 1)
-    got = camel.score(model, store, lattice, params, torch.device("cpu"))
+    instance_grid = InstanceGrid(16, round(16 * context), 1)
+    got = camel.score(model, ScoreContext(store, instance_grid, torch.device("cpu")), params)
     step = 16 // overlap
     assert got.stride_px == step
     assert got.values.shape == (1, -(-140 // step), -(-170 // step))
-    at = lattice.overlapping(store, params.min_tissue, overlap)
+    at = instance_grid.overlapping(store, params.min_tissue, overlap)
     found: dict[tuple[int, int], list[float]] = {}
     for r, c in at.tolist():
-        crop = read_crops(store, np.array([[c * step, r * step]], np.int32), lattice, store.grid.frame)
+        crop = read_crops(store, np.array([[c * step, r * step]], np.int32), instance_grid, store.grid.frame)
         with torch.inference_mode():
             p = float(model(normalise(torch.from_numpy(crop))).sigmoid())
         for place in np.ndindex(overlap, overlap):
@@ -108,23 +108,27 @@ def test_the_shift_of_a_fit_moves_its_scores_and_belongs_to_its_weights():
 
 
 def test_the_lattice_splits_the_patch_and_sees_its_context():
-    assert camel.lattice(256, Params()) == InstanceGrid(64, 128, 2)
-    assert camel.lattice(256, Params(lattice=8, context=1.0, shrink=1)) == InstanceGrid(32, 32, 1)
+    assert camel.instance_grid(256, Params()) == InstanceGrid(64, 128, 2)
+    assert camel.instance_grid(256, Params(lattice=8, context=1.0, shrink=1)) == InstanceGrid(32, 32, 1)
 
 
 @pytest.mark.parametrize(
     ("patch_px", "params", "text"),
     [
-        (250, Params(), "a patch of 250 px does not split into 4"),
-        (2, Params(), "a patch of 2 px does not split into 4"),
+        (250, Params(), "camel.lattice: 4 does not divide a patch of 250 px"),
+        (2, Params(), "camel.lattice: 4 does not divide a patch of 2 px"),
         (256, Params(lattice=64), "instances of 4 px"),
-        (256, Params(overlap=3), "instances of 64 px do not shift by 1/3"),
-        (256, Params(lattice=16, overlap=16), "do not shift by 1/16 in steps of 2 px"),
+        (256, Params(overlap=3), "camel.overlap: 3 does not divide instances of 64 px into steps of 2 px"),
+        (
+            256,
+            Params(lattice=16, overlap=16),
+            "camel.overlap: 16 does not divide instances of 16 px into steps of 2 px",
+        ),
     ],
 )
 def test_a_lattice_that_does_not_divide_is_refused(patch_px: int, params: Params, text: str):
     with pytest.raises(ConfigError, match=text):
-        camel.lattice(patch_px, params)
+        camel.instance_grid(patch_px, params)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +161,11 @@ class Seen(Exception):
 def stub_run(self_train: bool = False) -> FitContext:
     compute = ComputeContext(torch.device("cpu"), 0)
     return FitContext(
-        Classes(("a",)), Red, self_train, compute, lambda bags, lattice: [torch.zeros(len(b.xy_px), 2) for b in bags]
+        Classes(("a",)),
+        Red,
+        self_train,
+        compute,
+        lambda bags, instance_grid: [torch.zeros(len(b.xy_px), 2) for b in bags],
     )
 
 
@@ -177,15 +185,15 @@ def strip_bag(store: SlideStore, column: int, label: int, patch: bool = True) ->
 def test_slide_and_region_bags_follow_the_prevalence_rule_and_patches_the_max_rules(
     strip: SlideStore, monkeypatch: pytest.MonkeyPatch
 ):
-    seen: list[list[Rule]] = []
+    seen: list[list[SelectionRule]] = []
 
-    def spy(features: list[Tensor], labels: Tensor, rules: list[Rule], *rest: object) -> Head:
+    def spy(features: list[Tensor], labels: Tensor, rules: list[SelectionRule], *rest: object) -> Head:
         seen.append(rules)
         if len(seen) == 2:
             raise Seen
         return Head(2, 1)
 
-    monkeypatch.setattr(camel, "train_selector", spy)
+    monkeypatch.setattr(steps, "train_selector", spy)
     bags = [strip_bag(strip, 0, 1), strip_bag(strip, 1, 0, patch=False)]
     with pytest.raises(Seen):
         camel.fit(bags, InstanceGrid(16, 16, 1), Params(prevalence=0.3, calibrate=False, warm_steps=0), stub_run())
@@ -205,22 +213,22 @@ def test_each_half_is_scored_by_what_learned_from_the_other_alone(strip: SlideSt
         model.shift.fill_(float(len(learned)))
         return model
 
-    monkeypatch.setattr(camel._Camel, "learned", spy)
-    problem = camel._Camel(bags, InstanceGrid(16, 16, 1), Params(), stub_run())
-    last, answers, everyone = problem.cross_fitted([[0, 3], [1, 2]])
+    monkeypatch.setattr(steps.CamelSteps, "learn", spy)
+    problem = steps.CamelSteps(bags, InstanceGrid(16, 16, 1), Params(), stub_run())
+    last, held_out, mean = problem.cross_fit([[0, 3], [1, 2]])
     assert learned == [[1, 2], [0, 3]]
     assert float(last.shift) == 2
     model = red_model()
-    for b, answer in enumerate(answers):
+    for b, logits in enumerate(held_out):
         model.shift.fill_(1.0 if b in (0, 3) else 2.0)
-        torch.testing.assert_close(answer, problem.answers(model, [b])[0])
+        torch.testing.assert_close(logits, problem.predict(model, [b])[0])
         model.shift.fill_(1.5)
-        torch.testing.assert_close(everyone[b], problem.answers(model, [b])[0])
-    problem.cross_fitted([[0, 1, 2, 3]])
-    assert learned[2:] == [[0, 1, 2, 3]], "one part is scored by what learned from itself"
+        torch.testing.assert_close(mean[b], problem.predict(model, [b])[0])
+    problem.cross_fit([[0, 1, 2, 3]])
+    assert learned[2:] == [[0, 1, 2, 3]], "a single fold is scored by what learned from it"
 
 
-def test_the_encoder_learns_bags_before_selectors_see_its_features_and_retraining_goes_on_from_it(
+def test_the_encoder_learns_bags_before_selectors_see_its_features_and_retraining_starts_from_it(
     strip: SlideStore, monkeypatch: pytest.MonkeyPatch
 ):
     bags = [strip_bag(strip, c, c % 2) for c in range(4)]
@@ -228,7 +236,7 @@ def test_the_encoder_learns_bags_before_selectors_see_its_features_and_retrainin
     seen: list[list[Tensor]] = []
 
     def learn(
-        model: InstanceClassifier, crops: object, targets: Tensor, plan: object, task: str, *rest: object
+        model: InstanceClassifier, crops: object, targets: Tensor, plan: object, how: object, task: str, *rest: object
     ) -> None:
         assert isinstance(model.encoder, Red)
         trained.append((task, targets, model.encoder.gain.clone()))
@@ -238,17 +246,17 @@ def test_the_encoder_learns_bags_before_selectors_see_its_features_and_retrainin
         seen.append(features)
         return Head(1, 1)
 
-    monkeypatch.setattr(camel, "train_classifier", learn)
-    monkeypatch.setattr(camel, "train_selector", select)
+    monkeypatch.setattr(steps, "train_classifier", learn)
+    monkeypatch.setattr(steps, "train_selector", select)
     params = Params(warm_steps=5, views=1)
-    camel._Camel(bags, InstanceGrid(16, 16, 1), params, replace(stub_run(), encoder=Red)).learned([1, 2])
+    steps.CamelSteps(bags, InstanceGrid(16, 16, 1), params, replace(stub_run(), encoder=Red)).learn([1, 2])
     (first, targets, start), (second, _, end) = trained
     assert (first, second) == ("warm up", "retrain")
     assert targets.tolist() == [[1.0]] * len(bags[1].xy_px) + [[0.0]] * len(bags[2].xy_px)
-    assert end == start + 1, "retraining goes on from the encoder that learned the bags"
-    lattice = InstanceGrid(16, 16, 1)
+    assert end == start + 1, "retraining starts from the encoder that learned the bags"
+    instance_grid = InstanceGrid(16, 16, 1)
     for features, bag in zip(seen[0], (bags[1], bags[2]), strict=True):
-        crops = read_crops(bag.store, bag.xy_px, lattice, bag.bounds)
+        crops = read_crops(bag.store, bag.xy_px, instance_grid, bag.bounds)
         torch.testing.assert_close(features, Red(float(end))(normalise(torch.from_numpy(crops))))
 
 
@@ -273,7 +281,7 @@ def test_every_option_gives_another_fit_than_the_plain_one(strip: SlideStore, me
     def encoder() -> nn.Module:
         return create_encoder("resnet18_quarter")
 
-    def embed(of: list[Bag], lattice: InstanceGrid) -> list[Tensor]:
+    def embed(of: list[Bag], instance_grid: InstanceGrid) -> list[Tensor]:
         return [features[id(b)] if id(b) in features else torch.zeros(len(b.xy_px), 8) for b in of]
 
     run = FitContext(Classes(("a",)), encoder, False, compute, embed)
@@ -289,23 +297,26 @@ def test_every_option_gives_another_fit_than_the_plain_one(strip: SlideStore, me
 def test_the_cascade_adds_instances_of_the_crops_that_it_labelled(small_cohort: Cohort):
     stores = {k: SlideStore(p) for k, p in small_cohort.stores.items()}
     params = Params(cascade=2, context=1.0, shrink=1, overlap=1, selector_steps=60, selector_lr=1e-2)
-    lattice = camel.lattice(192, params)
+    instance_grid = camel.instance_grid(192, params)
     table = read_labels(small_cohort.labels())
-    bags, _ = make_bags(table, table.rows, stores, lattice, 0.5)
+    bags, _ = make_bags(table, table.rows, stores, instance_grid, 0.5)
 
-    def embed(bags: list[Bag], lattice: InstanceGrid) -> list[Tensor]:
+    def embed(bags: list[Bag], instance_grid: InstanceGrid) -> list[Tensor]:
         """How rough and how bright each crop is."""
         out = []
         for b in bags:
-            x = read_crops(b.store, b.xy_px, lattice, b.bounds).astype(np.float32)
+            x = read_crops(b.store, b.xy_px, instance_grid, b.bounds).astype(np.float32)
             blurred = x.reshape(*x.shape[:2], x.shape[2] // 4, 4, x.shape[3] // 4, 4).mean((3, 5))
             out.append(torch.from_numpy(np.stack([blurred.std((1, 2, 3)), x.mean((1, 2, 3))], 1)))
         return out
 
     run = FitContext(table.classes, Red, False, ComputeContext(torch.device("cpu"), 0), embed)
-    problem = camel._Camel(bags, lattice, params, run)
+    problem = steps.CamelSteps(bags, instance_grid, params, run)
     of = list(range(len(bags)))
-    a, b = (route(of, None, lambda: problem._features(of, None)) for route in (problem._route_a, problem._route_b))
+    a, b = (
+        route(of, None, lambda: problem._features(of, None))
+        for route in (problem._pick_instances, problem._pick_by_cascade)
+    )
     assert b
     assert len(a) <= 2 * len(bags)
     assert len(b) <= 8 * len(bags), "two crops a patch and two instances a crop, by two selectors each"

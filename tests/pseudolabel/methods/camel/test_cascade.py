@@ -12,11 +12,11 @@ from support.textures import tiled_pictures, tissue
 from wsipipe.geometry import Window
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.instance_grid import InstanceGrid
-from wsipipe.pseudolabel.methods.camel.cascade import coarse_lattice, intermediate, sub_bags
+from wsipipe.pseudolabel.methods.camel.cascade import coarse_grid, intermediate_crops, sub_bags
 from wsipipe.pseudolabel.methods.camel.selectors import Pick
 from wsipipe.store import SlideStore
 
-LATTICE = InstanceGrid(16, 32, 2)
+GRID = InstanceGrid(16, 32, 2)
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +28,17 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> Bag:
 
 
 def test_crops_are_squares_of_instances_row_by_row_and_part_the_patch(bag: Bag):
-    crops = intermediate(bag, LATTICE, 2)
+    crops = intermediate_crops(bag, GRID, 2)
     assert crops.bag.xy_px.tolist() == [[64, 0], [96, 0], [64, 32], [96, 32]]
     assert [i.tolist() for i in crops.inside] == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
-    assert coarse_lattice(LATTICE, 2) == InstanceGrid(32, 32, 2)
+    assert coarse_grid(GRID, 2) == InstanceGrid(32, 32, 2)
     assert (crops.bag.bounds, crops.bag.label) == (bag.bounds, bag.label)
 
 
 def test_a_crop_holds_exactly_the_instances_that_lie_in_it_and_a_glass_crop_is_none(bag: Bag):
     keep = [0, 1, 7, 14]
     some = replace(bag, xy_px=bag.xy_px[keep])
-    crops = intermediate(some, LATTICE, 2)
+    crops = intermediate_crops(some, GRID, 2)
     assert crops.bag.xy_px.tolist() == [[64, 0], [96, 0], [96, 32]], "the third crop has no tissue"
     for corner, inside in zip(crops.bag.xy_px, crops.inside, strict=True):
         wanted = [j for j, at in enumerate(some.xy_px) if ((at >= corner) & (at < corner + 32)).all()]
@@ -46,7 +46,7 @@ def test_a_crop_holds_exactly_the_instances_that_lie_in_it_and_a_glass_crop_is_n
 
 
 def test_picked_crops_become_bags_whose_classes_are_known_only_where_picked_or_absent(bag: Bag):
-    crops = [intermediate(bag, LATTICE, 2)] * 2
+    crops = [intermediate_crops(bag, GRID, 2)] * 2
     labels = torch.tensor([[0, 0], [1, 0], [1, 1]])
     picks = [Pick(0, 3, 0, 1), Pick(1, 0, 1, 1), Pick(1, 0, 0, 1), Pick(0, 3, 0, 1), Pick(0, 1, 1, 0)]
     inside = sub_bags(crops, [1, 2], picks, labels)
@@ -60,7 +60,7 @@ def test_picked_crops_become_bags_whose_classes_are_known_only_where_picked_or_a
 
 
 def test_values_and_picks_of_a_crop_belong_to_its_patch(bag: Bag):
-    inside = sub_bags([intermediate(bag, LATTICE, 2)], [1], [Pick(0, 2, 0, 1)], torch.tensor([[0, 0], [1, 0]]))
+    inside = sub_bags([intermediate_crops(bag, GRID, 2)], [1], [Pick(0, 2, 0, 1)], torch.tensor([[0, 0], [1, 0]]))
     values = [torch.zeros(16, 3), torch.arange(48.0).view(16, 3)]
     (own,) = inside.of(values)
     assert own[:, 0].tolist() == [24, 27, 36, 39], "instances 8, 9, 12 and 13"
@@ -68,5 +68,5 @@ def test_values_and_picks_of_a_crop_belong_to_its_patch(bag: Bag):
 
 
 def test_nothing_picked_gives_no_bags(bag: Bag):
-    inside = sub_bags([intermediate(bag, LATTICE, 2)], [0], [], torch.tensor([[1, 0]]))
+    inside = sub_bags([intermediate_crops(bag, GRID, 2)], [0], [], torch.tensor([[1, 0]]))
     assert inside.where == []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -11,17 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from support.textures import tiled_pictures, tissue
-from torch import Tensor, nn
 
 from wsipipe.errors import ConfigError
 from wsipipe.geometry import Window
 from wsipipe.pseudolabel.bags import Bag
-from wsipipe.pseudolabel.instance_grid import InstanceGrid, read_crops
-from wsipipe.pseudolabel.methods.camel.instances import confident_answers, instance_set, targets_from_picks
+from wsipipe.pseudolabel.instance_grid import InstanceGrid
+from wsipipe.pseudolabel.methods.camel.instances import confident_targets, instance_set, targets_from_picks
 from wsipipe.pseudolabel.methods.camel.selectors import Pick
-from wsipipe.pseudolabel.shared import instances
-from wsipipe.pseudolabel.shared.classifier import apply_in_batches
-from wsipipe.pseudolabel.shared.instances import apply_to_bags
 from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 
@@ -36,7 +30,7 @@ def strip(tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
     return SlideStore(paths["strip"])
 
 
-LATTICE = InstanceGrid(16, 16, 1)
+GRID = InstanceGrid(16, 16, 1)
 
 
 def patch_bag(store: SlideStore, column: int, label: tuple[int, ...]) -> Bag:
@@ -47,11 +41,11 @@ def patch_bag(store: SlideStore, column: int, label: tuple[int, ...]) -> Bag:
 def made_set(
     bags: list[Bag], chosen: list[tuple[int, int, int, int]], limit: int = 100
 ) -> tuple[NDArray[np.uint8], list[list[float]]]:
-    crops, targets = instance_set(bags, LATTICE, targets_from_picks([Pick(*c) for c in chosen], bags), limit, 0)
+    crops, targets = instance_set(bags, GRID, targets_from_picks([Pick(*c) for c in chosen], bags), limit, 0)
     return crops, targets.tolist()
 
 
-def test_targets_are_known_where_selected_and_where_the_bag_says_absent(strip: SlideStore):
+def test_targets_are_known_where_selected_and_where_the_bag_lacks_a_class(strip: SlideStore):
     bags = [patch_bag(strip, 0, (1, 0, 1)), patch_bag(strip, 1, (0, 0, 0))]
     chosen = [(0, 5, 0, 1), (0, 9, 2, 1), (0, 5, 2, 1), (1, 3, 1, 0)]
     _, targets = made_set(bags, chosen)
@@ -87,53 +81,15 @@ def test_an_empty_set_says_what_to_do(strip: SlideStore):
         made_set([patch_bag(strip, 0, (1,))], [])
 
 
-class Mean(nn.Module):
-    """The mean of each channel."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3))
-
-
-@pytest.mark.parametrize("together", [1, 20, 1000])
-def test_a_network_is_applied_bag_by_bag_however_many_go_together(
-    strip: SlideStore, together: int, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(instances, "TOGETHER", together)
-    bags = [patch_bag(strip, c, (0,)) for c in range(4)]
-    got = apply_to_bags(Mean(), bags, LATTICE, 2, COMPUTE, "test")
-    assert [len(v) for v in got] == [16] * 4
-    for bag, values in zip(bags, got, strict=True):
-        alone = apply_in_batches(Mean(), read_crops(bag.store, bag.xy_px, LATTICE, bag.bounds), COMPUTE.device, 2)
-        torch.testing.assert_close(values, alone)
-
-
-@given(st.lists(st.integers(1, 30), max_size=12))
-def test_small_bags_go_together_and_every_bag_goes_once(sizes: list[int]):
-    calls = []
-
-    def apply(model: nn.Module, crops: NDArray[np.int64], on: torch.device, views: int) -> Tensor:
-        calls.append(crops.tolist())
-        return torch.from_numpy(crops)
-
-    bags = [SimpleNamespace(store=None, bounds=None, xy_px=np.full(n, i)) for i, n in enumerate(sizes)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(instances, "TOGETHER", 20)
-        patch.setattr(instances, "read_crops", lambda store, xy_px, *_: xy_px)
-        patch.setattr(instances, "apply_in_batches", apply)
-        got = apply_to_bags(Mean(), bags, LATTICE, 1, COMPUTE, "test")
-    assert [v.tolist() for v in got] == [[i] * n for i, n in enumerate(sizes)]
-    assert all(len(call) <= 20 or len(set(call)) == 1 for call in calls)
-
-
 @given(
     st.lists(st.lists(st.floats(-6, 6, width=32), min_size=1, max_size=6), min_size=1, max_size=4),
     st.integers(0, 15),
     st.sampled_from([0.6, 0.9]),
 )
-def test_sure_answers_are_believed_as_far_as_the_label_allows(rows: list[list[float]], bits: int, confident: float):
+def test_confident_predictions_count_as_far_as_the_label_allows(rows: list[list[float]], bits: int, confident: float):
     logits = [torch.tensor(r).view(-1, 1) for r in rows]
     labels = torch.tensor([[bits >> b & 1] for b in range(len(rows))])
-    for row, label, got in zip(rows, labels, confident_answers(logits, labels, confident), strict=True):
+    for row, label, got in zip(rows, labels, confident_targets(logits, labels, confident), strict=True):
         for z, answer in zip(row, got[:, 0].tolist(), strict=True):
             p = 1 / (1 + np.exp(-z))
             if min(abs(p - confident), abs(p - 1 + confident)) < 1e-6:
@@ -146,7 +102,7 @@ def test_sure_answers_are_believed_as_far_as_the_label_allows(rows: list[list[fl
                 assert np.isnan(answer)
 
 
-def test_of_a_class_that_a_bag_may_hold_both_sure_answers_are_believed():
+def test_of_a_class_that_a_bag_may_hold_both_confident_predictions_count():
     logits = torch.tensor([[9.0, 9], [-9, -9], [0, 0]])
-    (got,) = confident_answers([logits], torch.tensor([[NAN, 0]]), 0.9)
+    (got,) = confident_targets([logits], torch.tensor([[NAN, 0]]), 0.9)
     np.testing.assert_array_equal(got, [[1, 0], [0, 0], [NAN, 0]])

@@ -123,4 +123,4 @@ def test_slide_labels_and_two_classes_are_learned_by_the_prevalence_rule(
         means[i] = scores[:, planted].mean(1) - scores[:, ~planted].mean(1)
     assert (means[[0, 3], 0] > 30).all()
     assert (means[[1, 4], 1] > 30).all()
-    assert (means[[2, 5]] == 0).all(), "a class that the label denies has no score"
+    assert (means[[2, 5]] == 0).all(), "a class that the label excludes has no score"

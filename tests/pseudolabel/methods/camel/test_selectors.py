@@ -11,17 +11,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wsipipe.nn.train import Schedule
-from wsipipe.pseudolabel.methods.camel.selectors import Pick, collect, score_features, train_selector, vetoed
-from wsipipe.pseudolabel.shared.mil import Rule, max_max, max_min, prevalence
+from wsipipe.pseudolabel.methods.camel.rules import SelectionRule, max_max, max_min, prevalence
+from wsipipe.pseudolabel.methods.camel.selectors import (
+    Pick,
+    collect_picks,
+    drop_vetoed,
+    score_features,
+    train_selector,
+)
 from wsipipe.runtime.device import ComputeContext
 
 tenth = partial(prevalence, ratio=0.1)
 COMPUTE = ComputeContext(torch.device("cpu"))
 
 
-def collected(bags: list[tuple[list[float], int]], rule: Rule) -> list[Pick]:
+def collected(bags: list[tuple[list[float], int]], rule: SelectionRule) -> list[Pick]:
     scores = [torch.tensor(f).view(-1, 1) for f, _ in bags]
-    return collect(scores, torch.tensor([[y] for _, y in bags]), [rule] * len(bags))
+    return collect_picks(scores, torch.tensor([[y] for _, y in bags]), [rule] * len(bags))
 
 
 def test_a_selected_instance_is_kept_only_where_the_classifier_agrees_with_the_label():
@@ -48,7 +54,7 @@ def test_the_instance_set_has_at_most_two_of_each_patch_and_all_agree(bags: list
 
 def test_no_pick_is_made_of_a_class_that_is_not_known():
     scores = [torch.tensor([[1.0, 1.0], [2.0, -1.0]])]
-    assert collect(scores, torch.tensor([[float("nan"), 1.0]]), [max_max]) == [Pick(0, 0, 1, 1)]
+    assert collect_picks(scores, torch.tensor([[float("nan"), 1.0]]), [max_max]) == [Pick(0, 0, 1, 1)]
 
 
 def slow_collect(scores: list[list[list[float]]], labels: list[list[int]], rule: str) -> list[Pick]:
@@ -65,13 +71,13 @@ def slow_collect(scores: list[list[list[float]]], labels: list[list[int]], rule:
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 9), st.integers(0, 10_000))
 @pytest.mark.parametrize(("rule", "name"), [(max_max, "max_max"), (max_min, "max_min")])
 def test_collecting_follows_the_rule_of_training_class_by_class(
-    rule: Rule, name: str, bags: int, classes: int, count: int, seed: int
+    rule: SelectionRule, name: str, bags: int, classes: int, count: int, seed: int
 ):
     g = torch.Generator().manual_seed(seed)
     scores = [torch.randn(count, classes, generator=g) for _ in range(bags)]
     labels = torch.randint(0, 2, (bags, classes), generator=g)
     wanted = slow_collect([z.tolist() for z in scores], labels.tolist(), name)
-    assert collect(scores, labels, [rule] * bags) == wanted
+    assert collect_picks(scores, labels, [rule] * bags) == wanted
 
 
 def planted_features(seed: int = 0) -> tuple[list[Tensor], Tensor]:
@@ -85,7 +91,7 @@ def planted_features(seed: int = 0) -> tuple[list[Tensor], Tensor]:
 
 
 @pytest.mark.parametrize("rule", [max_max, tenth])
-def test_a_selector_finds_the_instance_that_makes_a_bag_positive(rule: Rule):
+def test_a_selector_finds_the_instance_that_makes_a_bag_positive(rule: SelectionRule):
     features, labels = planted_features()
     head = train_selector(features, labels, [rule] * 20, Schedule(80, 3e-2), COMPUTE)
     scores = score_features(head, features)
@@ -116,7 +122,7 @@ def test_a_selector_depends_on_its_seed_alone():
 def test_a_positive_that_another_selector_takes_for_negative_is_dropped():
     picks = [Pick(0, 0, 0, 1), Pick(0, 1, 0, 1), Pick(1, 0, 0, 0), Pick(0, 1, 1, 1)]
     scores = [torch.tensor([[0.5, 1.0], [-0.5, 2.0]]), torch.tensor([[3.0, 0.0]])]
-    assert vetoed(picks, scores) == [picks[0], picks[2], picks[3]]
+    assert drop_vetoed(picks, scores) == [picks[0], picks[2], picks[3]]
 
 
 def test_max_min_alone_may_pick_any_instance_of_a_positive_bag_and_the_veto_puts_it_right():
@@ -126,7 +132,7 @@ def test_max_min_alone_may_pick_any_instance_of_a_positive_bag_and_the_veto_puts
         scores.append(
             score_features(train_selector(features, labels, [rule] * 20, Schedule(80, 3e-2), COMPUTE), features)
         )
-    picks = [p for p in collect(scores[1], labels, [max_min] * 20) if p.target]
+    picks = [p for p in collect_picks(scores[1], labels, [max_min] * 20) if p.target]
     wrong = [p for p in picks if p.instance != p.bag % 16]
     assert wrong
-    assert not [p for p in vetoed(picks, scores[0]) if p in wrong]
+    assert not [p for p in drop_vetoed(picks, scores[0]) if p in wrong]

@@ -13,9 +13,11 @@ from wsipipe.nn.encoders import create_encoder
 from wsipipe.nn.train import Schedule
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.instance_grid import InstanceGrid
-from wsipipe.pseudolabel.methods.camel.whole_bags import MOST, WholeBags, fixed_statistics, whole_bag_loss
-from wsipipe.pseudolabel.shared.classifier import InstanceClassifier, Retraining, train_classifier
-from wsipipe.pseudolabel.shared.mil import Rule, bag_loss, max_max, max_min
+from wsipipe.pseudolabel.methods.camel.network import InstanceClassifier
+from wsipipe.pseudolabel.methods.camel.rules import SelectionRule, bag_loss, max_max, max_min
+from wsipipe.pseudolabel.methods.camel.whole_bags import MAX_INSTANCES, WholeBags, whole_bag_loss
+from wsipipe.pseudolabel.shared.classifier import ClassifierTraining, train_classifier
+from wsipipe.pseudolabel.shared.evaluation_mode import evaluation_mode
 from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 
@@ -47,7 +49,7 @@ def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("rule", BOTH)
-def test_the_two_passes_give_the_loss_and_gradient_of_one_pass_through_everything(rule: Rule):
+def test_the_two_passes_give_the_loss_and_gradient_of_one_pass_through_everything(rule: SelectionRule):
     """The slow reference: all instances with gradient, statistics fixed."""
     model = network()
     bags, labels = [crops(6), crops(9, 2)], [torch.tensor([1, 0]), torch.tensor([0, 0])]
@@ -86,7 +88,7 @@ def test_statistics_are_left_as_they_were_and_training_goes_on():
     whole_bag_loss(model, [crops(5)], [torch.tensor([0, 1])], [BOTH])
     assert all(torch.equal(v, before[k]) for k, v in model.named_buffers())
     assert all(m.training for m in model.modules())
-    with fixed_statistics(model.eval()):
+    with evaluation_mode(model.eval()):
         pass
     assert not any(m.training for m in model.modules())
 
@@ -113,7 +115,7 @@ def bags(tmp_path_factory: pytest.TempPathFactory) -> list[Bag]:
     return [*out, Bag("s", store, xy, (1,), False, store.grid.frame)]
 
 
-def whole(bags: list[Bag], rules: list[Rule] = BOTH, count: int = 4) -> WholeBags:
+def whole(bags: list[Bag], rules: list[SelectionRule] = BOTH, count: int = 4) -> WholeBags:
     labels = torch.tensor([b.label for b in bags]).float()
     return WholeBags(bags, labels, [[r] * len(bags) for r in rules], InstanceGrid(16, 32, 1), 0, 0.2, 1.2, count)
 
@@ -130,7 +132,7 @@ def test_positive_and_negative_bags_are_drawn_in_equal_numbers_and_whole(bags: l
 
 def test_of_a_large_bag_as_many_instances_as_fit_are_drawn(bags: list[Bag]):
     sizes = {len(x) for step in range(4) for b, x in whole(bags).draw(step) if b == 4}
-    assert sizes == {MOST}
+    assert sizes == {MAX_INSTANCES}
 
 
 class Scale(nn.Module):
@@ -144,20 +146,20 @@ class Scale(nn.Module):
         return (self.weight * x.mean((1, 2, 3))).view(-1, 1)
 
 
-def trained(how: Retraining, steps: int = 6) -> list[float]:
+def trained(training: ClassifierTraining, steps: int = 6) -> list[float]:
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (12, 3, 32, 32), np.uint8), torch.tensor([[0.0], [1.0]] * 6)
-    return train_classifier(Scale(), x, y, Schedule(steps, 1e-2), "toy", ComputeContext(CPU), 8, how)
+    return train_classifier(Scale(), x, y, Schedule(steps, 1e-2), training, "toy", ComputeContext(CPU))
 
 
 def test_without_its_weight_the_constraint_changes_nothing(bags: list[Bag]):
-    plain = trained(Retraining(0.2, 1.2))
-    assert trained(Retraining(0.2, 1.2, whole(bags), (0.0, 1.0))) == pytest.approx(plain)
-    assert trained(Retraining(0.2, 1.2, whole(bags), (1.0, 1.0))) != pytest.approx(plain)
+    plain = trained(ClassifierTraining(8, 0.2, 1.2))
+    assert trained(ClassifierTraining(8, 0.2, 1.2, whole(bags), (0.0, 1.0))) == pytest.approx(plain)
+    assert trained(ClassifierTraining(8, 0.2, 1.2, whole(bags), (1.0, 1.0))) != pytest.approx(plain)
 
 
 def test_without_the_weight_of_retraining_the_loss_is_that_of_both_selectors_together(bags: list[Bag]):
-    got = trained(Retraining(0.2, 1.2, whole(bags[:4]), (1.0, 0.0)), steps=1)
+    got = trained(ClassifierTraining(8, 0.2, 1.2, whole(bags[:4]), (1.0, 0.0)), steps=1)
     wanted = 0.0
     for b, x in whole(bags[:4]).draw(0):
         z = Scale()(normal(x)).detach().ravel().tolist()
@@ -175,5 +177,5 @@ def normal(x: Tensor) -> Tensor:
 
 def test_equal_weights_add_the_two_losses(bags: list[Bag]):
     source = whole(bags[:4])
-    alone = [trained(Retraining(0.2, 1.2, source, w), 1)[0] for w in ((1.0, 0.0), (0.0, 1.0))]
-    assert trained(Retraining(0.2, 1.2, source, (1.0, 1.0)), 1)[0] == pytest.approx(sum(alone), rel=1e-5)
+    alone = [trained(ClassifierTraining(8, 0.2, 1.2, source, w), 1)[0] for w in ((1.0, 0.0), (0.0, 1.0))]
+    assert trained(ClassifierTraining(8, 0.2, 1.2, source, (1.0, 1.0)), 1)[0] == pytest.approx(sum(alone), rel=1e-5)

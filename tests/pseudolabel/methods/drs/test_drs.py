@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -25,9 +26,12 @@ from wsipipe.nn.encoders import create_encoder, normalise
 from wsipipe.nn.train import seeded_init
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.instance_grid import InstanceGrid, shrunk
+from wsipipe.pseudolabel.method import ScoreContext
 from wsipipe.pseudolabel.methods import drs
-from wsipipe.pseudolabel.methods.drs import Drs, Params, Pooled
-from wsipipe.pseudolabel.shared.windows import Windows, WindowTraining, draw_windows, train_windows
+from wsipipe.pseudolabel.methods.drs import Params
+from wsipipe.pseudolabel.methods.drs.localisation import Drs, Pooled, scaled
+from wsipipe.pseudolabel.methods.drs.window_maps import absence_level
+from wsipipe.pseudolabel.shared.windows import Windows, draw_windows, train_windows
 from wsipipe.pseudolabel.stage import PseudolabelOptions
 from wsipipe.runtime.context import RunContext
 from wsipipe.runtime.device import ComputeContext
@@ -44,7 +48,7 @@ PUBLISHED: dict[str, Any] = {
 }
 """As published, but for `network` and `prevalence`."""
 
-LATTICE = InstanceGrid(8, 64, 2)
+GRID = InstanceGrid(8, 64, 2)
 
 
 class ColourMaps(nn.Module):
@@ -67,13 +71,13 @@ def drs_of_colours(bias: float = 0.0, refiner: nn.Module | None = None, absent: 
 
 
 def pictures(count: int = 3, side: int = 32) -> torch.Tensor:
-    """Windows of noise and of colours that change every 8 px, so that both classes are there and denied somewhere."""
+    """Windows of noise and of colours that change every 8 px, so that both classes are present and absent somewhere."""
     rng = np.random.default_rng(1)
     colours = rng.integers(60, 200, (count, 3, side // 8, side // 8), dtype=np.uint8)
     return torch.from_numpy(colours.repeat(8, 2).repeat(8, 3) + rng.integers(0, 50, (count, 3, side, side), np.uint8))
 
 
-def slow_localised(model: Drs, rgb: torch.Tensor, glass: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+def slow_maps(model: Drs, rgb: torch.Tensor, glass: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
     """P_0 and M_c of each window, cell by cell; glass: bool [B, 4, 4]."""
     p = model.params
     out = np.zeros((len(rgb), 3, 4, 4))
@@ -115,14 +119,14 @@ def test_localisation_maps_equal_the_formulas_written_out(labels: list[list[floa
     glass = np.zeros((3, 4, 4), bool)
     glass[0, 0] = [True, False, True, True]
     own = None if labels is None else torch.tensor(labels)
-    got = model.localised(rgb, known, own)
-    np.testing.assert_allclose(got, slow_localised(model, rgb, glass, np.array(labels) if labels else None), atol=1e-5)
+    got = model.localisation_maps(rgb, known, own)
+    np.testing.assert_allclose(got, slow_maps(model, rgb, glass, np.array(labels) if labels else None), atol=1e-5)
 
 
 @examples(40)
 @given(arrays(np.float32, (2, 3, 3, 3), elements=st.floats(-4, 4, width=32)))
 def test_every_map_lies_in_0_to_1_and_has_a_maximum_of_about_1_or_is_nothing(values: np.ndarray):
-    maps = drs.scaled(torch.from_numpy(values).relu())
+    maps = scaled(torch.from_numpy(values).relu())
     assert maps.min() >= 0
     assert maps.max() <= 1
     highest = values.max((2, 3))
@@ -133,14 +137,14 @@ def test_every_map_lies_in_0_to_1_and_has_a_maximum_of_about_1_or_is_nothing(val
 @torch.inference_mode()
 def test_maps_are_zero_for_absent_classes_and_near_1_for_present_ones():
     model = drs_of_colours(**PUBLISHED)
-    maps = model.localised(pictures(), torch.ones(3, 32, 32), torch.tensor([[1, 1], [1, 0], [0, 0]]))[:, 1:]
+    maps = model.localisation_maps(pictures(), torch.ones(3, 32, 32), torch.tensor([[1, 1], [1, 0], [0, 0]]))[:, 1:]
     highest = maps.amax((2, 3))
     np.testing.assert_allclose(highest, [[1, 1], [1, 0], [0, 0]], atol=1e-3)
 
 
 @torch.inference_mode()
-def test_where_the_label_denies_every_class_all_speaks_for_none():
-    maps = drs_of_colours().localised(pictures(), torch.ones(3, 32, 32), torch.zeros(3, 2))
+def test_where_the_label_excludes_every_class_the_background_is_certain():
+    maps = drs_of_colours().localisation_maps(pictures(), torch.ones(3, 32, 32), torch.zeros(3, 2))
     assert (maps[:, 0] == 1).all()
     assert not maps[:, 1:].any()
 
@@ -157,7 +161,7 @@ def test_refined_maps_are_fused_and_clipped_with_glass_taken_out():
     known[1, 8:16, 8:16] = 0
     for fusion, half in (("mean", 0.5), ("max", 0.625)):
         model = drs_of_colours(refiner=Bright(), fusion=fusion)
-        maps = model.evidence(pictures(2), known)
+        maps = model.maps(pictures(2), known)
         assert maps.shape == (2, 3, 4, 4)
         assert maps[0, :, 1, 1].tolist() == [0, half, 1]
         assert maps[1, :, 1, 1].tolist() == [1, 0, 0]
@@ -165,12 +169,12 @@ def test_refined_maps_are_fused_and_clipped_with_glass_taken_out():
 
 
 @torch.inference_mode()
-def test_without_absence_only_glass_speaks_against_refined_maps():
+def test_without_absence_only_glass_is_the_background_of_refined_maps():
     class Two(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.full((len(x), 2, 4, 4), 0.3)
 
-    maps = drs_of_colours(refiner=Two(), **PUBLISHED).evidence(pictures(1), torch.ones(1, 32, 32))
+    maps = drs_of_colours(refiner=Two(), **PUBLISHED).maps(pictures(1), torch.ones(1, 32, 32))
     assert maps[0, :, 2, 2].tolist() == pytest.approx([0, 0.3, 0.3])
 
 
@@ -189,7 +193,7 @@ def patch(store: SlideStore, x: int, label: tuple[int, ...]) -> Bag:
 
 
 def some_windows(store: SlideStore, *labels: tuple[int, int]) -> Windows:
-    return draw_windows([patch(store, 16 * i, y) for i, y in enumerate(labels)], LATTICE, 1, 100, 0)
+    return draw_windows([patch(store, 16 * i, y) for i, y in enumerate(labels)], GRID, 1, 100, 0)
 
 
 @torch.inference_mode()
@@ -205,15 +209,15 @@ def test_the_level_of_absence_is_the_mean_over_the_tissue_of_windows_without_any
         values += excluded[2 if b == 1 else 0 :].ravel().tolist()
     assert len(values) == 8 + 16
     assert min(values) < max(values)
-    assert float(drs.absent_level(model, windows)) == pytest.approx(np.mean(values), rel=1e-4)
+    assert float(absence_level(model, windows)) == pytest.approx(np.mean(values), rel=1e-4)
 
 
 @torch.inference_mode()
 def test_without_a_bag_of_no_class_absence_is_never_seen(slide: SlideStore):
     model = drs_of_colours(-1.0, weigh=False)
-    model.absent.copy_(drs.absent_level(model, some_windows(slide, (1, 0), (0, 1))))
+    model.absent.copy_(absence_level(model, some_windows(slide, (1, 0), (0, 1))))
     assert model.absent == torch.inf
-    assert not model.localised(pictures(), torch.ones(3, 32, 32))[:, 0].any()
+    assert not model.localisation_maps(pictures(), torch.ones(3, 32, 32))[:, 0].any()
 
 
 @pytest.mark.parametrize(("start", "same"), [("classifier", True), ("encoder", False)])
@@ -227,17 +231,19 @@ def test_the_refinement_network_starts_where_it_is_asked_to(
 def fitted(slide: SlideStore, monkeypatch: pytest.MonkeyPatch, **values: Any) -> tuple[Drs, dict[str, Any]]:
     """A fit whose networks are given but not trained, and what they were given."""
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(drs, "train_windows", lambda m, w, how, c: seen.update(classifier=m, windows=w, how=how))
+    monkeypatch.setattr(
+        drs, "train_windows", lambda m, w, params, c: seen.update(classifier=m, windows=w, params=params)
+    )
 
-    def learn(network: object, rgb: object, maps: object, how: object, compute: object, none: bool) -> None:
-        seen.update(refiner=network, maps=maps, learn=how, none=none)
+    def learn(network: object, rgb: object, maps: object, how: object, compute: object, has_background: bool) -> None:
+        seen.update(refiner=network, maps=maps, learn=how, has_background=has_background)
 
     monkeypatch.setattr(drs, "train_refiner", learn)
     run = SimpleNamespace(
         classes=Classes(("a", "b")), encoder=lambda: create_encoder("resnet18_quarter"), compute=ComputeContext(CPU, 3)
     )
     bags = [patch(slide, 64, (1, 0)), patch(slide, 0, (0, 0)), patch(slide, 96, (1, 1))]
-    model = drs.fit(bags, LATTICE, Params(cells=8, steps=7, refiner_steps=9, **values), run)
+    model = drs.fit(bags, GRID, Params(map_size=8, steps=7, refiner_steps=9, **values), run)
     assert isinstance(model, Drs)
     return model, seen
 
@@ -247,13 +253,14 @@ def test_the_classifier_learns_windows_and_the_refinement_network_its_maps_held_
 ):
     model, seen = fitted(slide, monkeypatch, lr=0.125, prevalence=0.3)
     assert seen["classifier"].network is model.classifier
-    assert seen["how"] == WindowTraining(7, 0.125, 32, 0.3)
+    params = seen["params"]
+    assert (params.steps, params.lr, params.batch, params.prevalence) == (7, 0.125, 32, 0.3)
     assert seen["windows"].labels.tolist() == [[1, 0], [0, 0], [1, 1]]
     assert seen["refiner"] is model.refiner
     assert seen["learn"].steps == 9
-    assert seen["none"] is True
+    assert seen["has_background"] is True
     assert seen["maps"].shape == (3, 3, 8, 8)
-    assert (seen["maps"][1, 0] == 255).all(), "a window without any class is none of them everywhere"
+    assert (seen["maps"][1, 0] == 255).all(), "a window without any class is background everywhere"
     assert not seen["maps"][1, 1:].any()
     assert not seen["maps"][0, 2].any()
     assert seen["maps"][0, 1].any()
@@ -265,7 +272,7 @@ def test_as_published_the_refinement_network_has_the_maps_of_the_classes_alone(
 ):
     model, seen = fitted(slide, monkeypatch, **PUBLISHED)
     assert seen["maps"].shape == (3, 2, 8, 8)
-    assert seen["none"] is False
+    assert seen["has_background"] is False
     assert seen["maps"].max((2, 3)).tolist() == [[pytest.approx(255, abs=1), 0], [0, 0], [255, 255]]
     assert model.absent == torch.inf
 
@@ -277,9 +284,9 @@ def test_the_refinement_network_may_be_left_out(slide: SlideStore, monkeypatch: 
 
 
 def test_scores_of_a_slide_are_the_weighted_means_of_the_maps_of_its_windows(slide: SlideStore):
-    model = Drs((ColourMaps(-0.4), None), 2, 8, Params(cells=8, scales=(1.0,)))
+    model = Drs((ColourMaps(-0.4), None), 2, 8, Params(map_size=8, scales=(1.0,)))
     model.absent.fill_(0.7)
-    scores = drs.score(model, slide, LATTICE, Params(cells=8), CPU)
+    scores = drs.score(model, ScoreContext(slide, GRID, CPU), Params(map_size=8))
     assert scores.stride_px == 8
     assert scores.values.shape == (2, 12, 20)
     total, number = np.zeros((3, 12, 20)), np.zeros((12, 20))
@@ -287,10 +294,10 @@ def test_scores_of_a_slide_are_the_weighted_means_of_the_maps_of_its_windows(sli
     for top in (0, 4):
         for left in (0, 4, 8, 12):
             rgb = shrunk(slide.read(Window(left * 8, top * 8, 64, 64)), 2).transpose(2, 0, 1)[None]
-            maps = model.evidence(torch.from_numpy(rgb.copy()), torch.ones(1, 32, 32))[0].numpy()
+            maps = model.maps(torch.from_numpy(rgb.copy()), torch.ones(1, 32, 32))[0].numpy()
             total[:, top : top + 8, left : left + 8] += maps * fading
             number[top : top + 8, left : left + 8] += fading
-    np.testing.assert_allclose(np.concatenate([scores.none[None], scores.values]), total / number, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([scores.background[None], scores.values]), total / number, atol=1e-5)
 
 
 def textured(number: int, first: int) -> tuple[Windows, np.ndarray]:
@@ -319,8 +326,13 @@ def test_maps_cover_more_of_the_texture_the_smaller_the_share():
         made = partial(drs.build, Classes(("a",)), create_encoder("resnet18_quarter"), InstanceGrid(8, 64, 1), params)
         model = seeded_init(made, 0)
         assert isinstance(model, Drs)
-        train_windows(Pooled(model.classifier), train, WindowTraining(150, 2e-3, 16), ComputeContext(CPU, 0))
-        maps = model.evidence(torch.from_numpy(test.rgb), torch.from_numpy(test.tissue)).numpy()[:, 1]
+        train_windows(
+            Pooled(model.classifier),
+            train,
+            replace(params, steps=150, lr=2e-3, batch=16, prevalence=0.0),
+            ComputeContext(CPU, 0),
+        )
+        maps = model.maps(torch.from_numpy(test.rgb), torch.from_numpy(test.tissue)).numpy()[:, 1]
         coverage.append(maps[truth].mean())
     assert coverage[1] > coverage[0]
 
@@ -345,7 +357,7 @@ def test_the_class_is_painted_where_its_texture_was_planted(small_cohort: Cohort
             painted = (store.labels("drs").read(w) == 1).reshape(4, 48, 4, 48).mean((1, 3))
             cell = small_cohort.planted.get((store.slide_id, row, col))
             if cell is None:
-                assert not painted.any(), "a class that the label denies is not painted"
+                assert not painted.any(), "a class that the label excludes is not painted"
             else:
                 planted.append(painted[cell])
                 others.append(np.delete(painted.ravel(), cell[0] * 4 + cell[1]).mean())

@@ -15,11 +15,13 @@ from wsipipe.labels import Classes
 from wsipipe.nn.encoders import create_encoder
 from wsipipe.pseudolabel.instance_grid import InstanceGrid
 from wsipipe.pseudolabel.methods import drs
-from wsipipe.pseudolabel.methods.drs import Drs, Params, feature_level
+from wsipipe.pseudolabel.methods.drs import Params
+from wsipipe.pseudolabel.methods.drs.localisation import Drs
+from wsipipe.pseudolabel.methods.drs.network import copy_weights, feature_level
 from wsipipe.pseudolabel.methods.drs.suppression import Suppressor
 from wsipipe.runtime.device import ComputeContext
 
-LATTICE = InstanceGrid(8, 64, 2)
+GRID = InstanceGrid(8, 64, 2)
 PUBLISHED: dict[str, Any] = {"absence": False, "suppress_from": 1, "refiner_from": "encoder"}
 """As published, in what is about networks."""
 
@@ -49,7 +51,7 @@ def count(network: nn.Module, kind: type[nn.Module]) -> int:
 
 
 def test_the_classifier_suppresses_and_the_refinement_network_does_not():
-    model = drs.build(Classes(("a", "b")), create_encoder("resnet18_quarter"), LATTICE, Params())
+    model = drs.build(Classes(("a", "b")), create_encoder("resnet18_quarter"), GRID, Params())
     assert isinstance(model, Drs)
     assert count(model.classifier, Suppressor) == 7, "of the stage of stride 8, and of the head"
     assert {m.delta for m in model.modules() if isinstance(m, Suppressor)} == {0.55}
@@ -58,7 +60,7 @@ def test_the_classifier_suppresses_and_the_refinement_network_does_not():
     x = torch.zeros(2, 3, 64, 64)
     with torch.inference_mode():
         assert model(x).shape == (2, 2, 8, 8)
-        assert model.refiner(x).shape == (2, 3, 8, 8), "none of the classes is a channel of its own"
+        assert model.refiner(x).shape == (2, 3, 8, 8), "the background is a channel of its own"
     own, other = (next(n.parameters()) for n in (model.classifier, model.refiner))
     assert torch.equal(own, other), "both start from the encoder"
     assert own is not other
@@ -66,13 +68,13 @@ def test_the_classifier_suppresses_and_the_refinement_network_does_not():
 
 
 @pytest.mark.parametrize("suppression", ["fixed", "learnable"])
-def test_the_refinement_network_goes_on_from_the_classifier_but_for_the_last_layer(suppression: str):
+def test_the_refinement_network_starts_from_the_classifier_except_for_the_last_layer(suppression: str):
     params = Params(suppression=suppression, absence=False)
-    model = drs.build(Classes(("a", "b")), create_encoder("resnet18_quarter"), LATTICE, params)
+    model = drs.build(Classes(("a", "b")), create_encoder("resnet18_quarter"), GRID, params)
     assert isinstance(model, Drs)
     for p in model.classifier.parameters():
         nn.init.constant_(p, 0.5)
-    drs.take_weights(model.refiner, model.classifier)
+    copy_weights(model.refiner, model.classifier)
     taken = {name: bool((p == 0.5).all()) for name, p in model.refiner.named_parameters()}
     assert [name for name, whole in taken.items() if not whole] == ["1.6.weight", "1.6.bias"]
 
@@ -91,7 +93,7 @@ def test_the_published_network_has_16_suppressors(
     values: dict[str, Any], suppressors: int, controllers: int, channels: int
 ):
     with torch.device("meta"):
-        model = drs.build(Classes(("a", "b", "c")), nn.Identity(), LATTICE, Params(network="vgg16", **values))
+        model = drs.build(Classes(("a", "b", "c")), nn.Identity(), GRID, Params(network="vgg16", **values))
     assert isinstance(model, Drs)
     found = [m for m in model.classifier.modules() if isinstance(m, Suppressor)]
     assert len(found) == suppressors
@@ -111,7 +113,7 @@ def test_the_published_network_starts_from_the_convolutions_of_its_encoder():
     encoder.to_empty(device="cpu")
     for p in encoder.parameters():
         nn.init.constant_(p, 0.125)
-    model = drs.build(Classes(("a",)), encoder, LATTICE, Params(network="vgg16"))
+    model = drs.build(Classes(("a",)), encoder, GRID, Params(network="vgg16"))
     assert isinstance(model, Drs)
     for network in (model.classifier, model.refiner):
         assert all((m.weight == 0.125).all() for m in network[0] if isinstance(m, nn.Conv2d))
@@ -119,7 +121,7 @@ def test_the_published_network_starts_from_the_convolutions_of_its_encoder():
 
 
 @pytest.mark.parametrize(("encoder", "said"), [("convnext_atto", 1), ("resnet18_quarter", 0)])
-def test_an_encoder_that_cannot_suppress_is_spoken_of(
+def test_an_encoder_that_cannot_suppress_gives_a_warning(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, encoder: str, said: int
 ):
     class Enough(Exception):
@@ -133,15 +135,17 @@ def test_an_encoder_that_cannot_suppress_is_spoken_of(
         classes=Classes(("a",)), encoder=lambda: create_encoder(encoder), compute=ComputeContext(torch.device("cpu"), 0)
     )
     with caplog.at_level(logging.WARNING), pytest.raises(Enough):
-        drs.fit([], LATTICE, Params(), run)
-    assert sum("only its head suppresses" in m for m in caplog.messages) == said
+        drs.fit([], GRID, Params(), run)
+    assert sum("only the head suppresses" in m for m in caplog.messages) == said
 
 
 def test_a_published_network_without_weights_says_so(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(drs, "build", lambda *_: nn.Identity())
     run = SimpleNamespace(classes=Classes(("a",)), encoder=nn.Identity)
     with caplog.at_level(logging.WARNING):
-        drs._built(LATTICE, Params(), run)
+        drs._starting_model(GRID, Params(), run)
         assert not caplog.messages
-        drs._built(LATTICE, Params(network="vgg16"), run)
-    assert caplog.messages == ["drs.network vgg16 starts untrained, as the encoder is Identity: see --encoder vgg16"]
+        drs._starting_model(GRID, Params(network="vgg16"), run)
+    assert caplog.messages == [
+        "drs.network: vgg16 starts with random weights, since the encoder is Identity; use --encoder vgg16"
+    ]

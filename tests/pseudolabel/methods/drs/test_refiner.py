@@ -15,11 +15,10 @@ from wsipipe.nn import augment
 from wsipipe.nn.encoders import MEAN, STD
 from wsipipe.pseudolabel.methods.drs.refiner import (
     RefinerTraining,
-    as_bytes,
-    enlarged,
-    pools_of,
-    strongest_only,
+    keep_argmax,
+    to_bytes,
     train_refiner,
+    window_pools,
 )
 from wsipipe.runtime.device import ComputeContext
 
@@ -30,7 +29,7 @@ CPU = ComputeContext(torch.device("cpu"), 3)
 @given(arrays(np.int8, (2, 3, 2, 4), elements=st.integers(0, 4)))
 def test_the_target_keeps_the_first_highest_channel_of_each_place(values: np.ndarray):
     maps = torch.from_numpy(values).float()
-    target = strongest_only(maps)
+    target = keep_argmax(maps)
     for b, i, j in np.ndindex(2, 2, 4):
         column = values[b, :, i, j].tolist()
         wanted = [0.0] * 3
@@ -42,14 +41,14 @@ def test_the_target_keeps_the_first_highest_channel_of_each_place(values: np.nda
 @given(arrays(np.float32, (1, 4, 3, 3), elements=st.floats(0, 1, width=32), unique=True))
 def test_at_most_one_channel_of_a_place_is_not_zero_and_it_is_the_highest(values: np.ndarray):
     maps = torch.from_numpy(values)
-    target = strongest_only(maps)
+    target = keep_argmax(maps)
     assert ((target != 0).sum(1) <= 1).all()
     assert torch.equal(target.amax(1), maps.amax(1))
 
 
 def test_maps_survive_8_bits_to_half_a_step():
     maps = torch.linspace(-0.5, 1.5, 2001).view(1, 1, 1, -1)
-    stored = as_bytes(maps)
+    stored = to_bytes(maps)
     assert stored.dtype == np.uint8
     np.testing.assert_allclose(stored / 255, maps.clamp(0, 1), atol=0.5 / 255 + 1e-6)
 
@@ -78,17 +77,17 @@ def test_the_loss_is_the_mean_square_over_channels_and_pixels_absent_ones_as_zer
 
 @examples(50)
 @given(arrays(np.uint8, (6, 3, 2, 2), elements=st.integers(0, 3)), st.booleans())
-def test_a_window_is_of_the_class_that_is_strongest_in_most_of_its_cells(maps: np.ndarray, none: bool):
+def test_a_window_is_of_the_class_that_is_highest_in_most_of_its_cells(maps: np.ndarray, has_background: bool):
     of = {}
     for m in range(6):
-        counts = [0] * (3 - none)
+        counts = [0] * (3 - has_background)
         for i, j in np.ndindex(2, 2):
-            against, classes = (maps[m, 0, i, j], maps[m, 1:, i, j]) if none else (0, maps[m, :, i, j])
+            against, classes = (maps[m, 0, i, j], maps[m, 1:, i, j]) if has_background else (0, maps[m, :, i, j])
             if classes.max() > against:
                 counts[int(classes.argmax())] += 1
         of[m] = counts.index(max(counts)) if any(counts) else 9
     expected = [[m for m in of if of[m] == kind] for kind in sorted(set(of.values()))]
-    assert [pool.tolist() for pool in pools_of(maps, none)] == expected
+    assert [pool.tolist() for pool in window_pools(maps, has_background)] == expected
 
 
 def test_the_few_windows_that_show_a_class_are_seen_as_often_as_all_others():
@@ -97,13 +96,13 @@ def test_the_few_windows_that_show_a_class_are_seen_as_often_as_all_others():
     maps[:, 0] = 100
     rgb[7], maps[7, 1, 0, 0] = 255, 200
     network = Fixed(torch.zeros(2))
-    train_refiner(network, rgb, maps, RefinerTraining(5, 1e-3, batch=8, stain_jitter=0.0), CPU, none=True)
+    train_refiner(network, rgb, maps, RefinerTraining(5, 1e-3, batch=8, stain_jitter=0.0), CPU, has_background=True)
     white = torch.cat(network.seen).mean((1, 2, 3)) > 0
     assert len(white) == 40
     assert int(white.sum()) == 20
 
 
-def test_the_highest_channel_is_told_after_enlargement():
+def test_the_highest_channel_is_found_after_resizing():
     rgb = np.full((1, 3, 8, 8), 200, np.uint8)
     maps = np.zeros((1, 2, 2, 2), np.uint8)
     maps[0, 0, :, 0] = maps[0, 1, :, 1] = 255
@@ -145,18 +144,13 @@ def test_the_network_learns_to_draw_a_map_of_the_image_and_the_same_again():
     rgb = np.where(dark, np.uint8(90), np.uint8(220)).repeat(4, 2).repeat(4, 3).repeat(3, 1)
     maps = np.concatenate([~dark, dark], 1).astype(np.uint8) * 255
 
-    def learnt() -> tuple[nn.Module, list[float]]:
+    def learned() -> tuple[nn.Module, list[float]]:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 2, 1))
         return network, train_refiner(network, rgb, maps, RefinerTraining(60, 2e-2, stain_jitter=0.1), CPU)
 
-    network, losses = learnt()
+    network, losses = learned()
     assert losses[-1] < 0.2 * losses[0]
     assert not network.training
-    again, _ = learnt()
+    again, _ = learned()
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in network.state_dict().items())
-
-
-def test_enlarging_keeps_what_is_uniform():
-    maps = torch.rand(2, 3, 1, 1).expand(2, 3, 4, 4)
-    torch.testing.assert_close(enlarged(maps, 11), maps[:, :, :1, :1].expand(2, 3, 11, 11))

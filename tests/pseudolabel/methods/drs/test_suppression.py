@@ -17,7 +17,7 @@ from torch import nn
 
 from wsipipe.errors import ConfigError
 from wsipipe.nn.encoders import create_encoder, tokens
-from wsipipe.pseudolabel.methods.drs.suppression import FIXED, LEARNABLE, Suppression, Suppressor, suppressed
+from wsipipe.pseudolabel.methods.drs.suppression import FIXED, LEARNABLE, Suppression, Suppressor, suppress
 
 SHAPE = (2, 3, 4, 5)
 maps = arrays(np.float32, SHAPE, elements=st.floats(-8, 8, width=32)).map(torch.from_numpy)
@@ -64,7 +64,7 @@ def test_a_fixed_share_equals_the_formula_written_out(x: torch.Tensor, delta: fl
 
 @examples(40)
 @given(maps)
-def test_a_learnt_share_equals_the_formula_written_out(x: torch.Tensor):
+def test_a_learned_fraction_equals_the_formula_written_out(x: torch.Tensor):
     layer = learnable(std=0.3)
     share = slow_shares(x.numpy(), layer.controllers["3"].weight.detach().numpy())
     with torch.no_grad():
@@ -166,23 +166,23 @@ def test_capped_places_teach_the_controller():
     assert layer.controllers["3"].weight.grad.abs().sum() > 0
 
 
-def test_learnt_shares_begin_near_a_half_and_are_a_half_of_nothing():
+def test_learned_fractions_begin_near_a_half_and_are_a_half_of_nothing():
     layer = learnable(64)
     assert float(layer.controllers["64"].weight.detach().std()) == pytest.approx(0.01, rel=0.05)
     assert layer.controllers["64"].bias is None
     zero = torch.zeros(2, 64, 4, 4)
     with torch.no_grad():
-        assert torch.equal(layer.shares(zero), torch.full((2, 64), 0.5))
+        assert torch.equal(layer.fractions(zero), torch.full((2, 64), 0.5))
         assert not layer(zero).any()
-        assert (layer.shares(torch.rand(2, 64, 4, 4)) - 0.5).abs().max() < 0.05
+        assert (layer.fractions(torch.rand(2, 64, 4, 4)) - 0.5).abs().max() < 0.05
 
 
 @examples(40)
 @given(maps)
-def test_learnt_shares_always_lower_the_maximum(x: torch.Tensor):
+def test_learned_fractions_always_lower_the_maximum(x: torch.Tensor):
     layer = learnable(std=0.3)
     with torch.no_grad():
-        share, highest = layer.shares(F.relu(x)), F.relu(x).amax((2, 3))
+        share, highest = layer.fractions(F.relu(x)), F.relu(x).amax((2, 3))
         assert ((share > 0) & (share < 1)).all()
         falls = highest > 1e-30
         assert (layer(x).amax((2, 3))[falls] < highest[falls]).all()
@@ -192,8 +192,8 @@ def test_learnt_shares_always_lower_the_maximum(x: torch.Tensor):
     ("how", "message"),
     [
         ({"mode": "learned"}, "suppression 'learned' is not one of fixed, learnable"),
-        ({"delta": -0.1}, "a share of -0.1 of the maximum is negative"),
-        ({"delta": float("nan")}, "a share of nan"),
+        ({"delta": -0.1}, "delta -0.1 is negative"),
+        ({"delta": float("nan")}, "delta nan is negative"),
         ({"least_stride": 0}, "a least stride of 0 is below 1"),
     ],
 )
@@ -221,7 +221,7 @@ def test_every_relu_over_a_map_becomes_a_suppressor_and_those_of_squeeze_and_exc
 ):
     network = without_values(name)
     assert count(network, nn.ReLU) == over_maps + over_one_place
-    assert suppressed(network, Suppression()) is network
+    assert suppress(network, Suppression()) is network
     assert (count(network, Suppressor), count(network, nn.ReLU)) == (over_maps, over_one_place)
 
 
@@ -229,7 +229,7 @@ def test_looking_at_a_network_teaches_it_nothing():
     network = create_encoder("resnet18_quarter").train()
     network.layer1.eval()
     state = {k: v.clone() for k, v in network.state_dict().items()}
-    suppressed(network, Suppression())
+    suppress(network, Suppression())
     assert not network.layer1[0].bn1.training
     assert network.layer2[0].bn1.training
     assert count(network, Suppressor) == 19
@@ -243,22 +243,22 @@ def test_a_share_of_one_leaves_a_network_as_it_was():
     x = torch.randn(2, 3, 64, 64)
     network = create_encoder("resnet18_quarter").eval()
     grids = [tokens(network, x, level) for level in (1, 2, -1)]
-    suppressed(network, Suppression(FIXED, 1.0))
+    suppress(network, Suppression(FIXED, 1.0))
     assert all(torch.equal(tokens(network, x, level), g) for level, g in zip((1, 2, -1), grids, strict=True))
-    suppressed(other := create_encoder("resnet18_quarter").eval(), Suppression(FIXED, 0.3))
+    suppress(other := create_encoder("resnet18_quarter").eval(), Suppression(FIXED, 0.3))
     other.load_state_dict(network.state_dict())
     assert not torch.equal(tokens(other, x, 1), grids[0])
 
 
 def test_suppression_may_begin_at_a_stride():
     strides = (2, 4, 8, 32)
-    networks = [suppressed(without_values("resnet18_quarter"), Suppression(least_stride=s)) for s in strides]
+    networks = [suppress(without_values("resnet18_quarter"), Suppression(least_stride=s)) for s in strides]
     assert [count(n, Suppressor) for n in networks] == [19, 16, 12, 4]
 
 
 def test_a_relu_used_for_several_widths_gets_a_controller_for_each():
     with torch.device("meta"):
-        network = suppressed(without_values("res2net50_26w_4s"), Suppression(LEARNABLE))
+        network = suppress(without_values("res2net50_26w_4s"), Suppression(LEARNABLE))
     widths = [[int(c) for c in m.controllers] for m in network.modules() if isinstance(m, Suppressor)]
     assert widths[:2] == [[64], [26, 104, 256]]
     assert network(torch.zeros(1, 3, 64, 64, device="meta")).shape == (1, 2048)
@@ -273,12 +273,12 @@ def test_only_what_the_forward_pass_meets_gets_a_controller():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return tokens(self.encoder, x, 2)
 
-    network = suppressed(Cut(), Suppression(LEARNABLE))
+    network = suppress(Cut(), Suppression(LEARNABLE))
     assert (count(network, Suppressor), count(network, nn.ReLU)) == (11, 8)
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "mobilenetv2_050", "mixer_s32_224"])
 def test_a_network_without_relus_is_refused(name: str):
     network = without_values(name)
-    with pytest.raises(ConfigError, match="has no ReLU over maps of a stride of 1 or more"):
-        suppressed(network, Suppression())
+    with pytest.raises(ConfigError, match="has no ReLU over maps of a stride of at least 1"):
+        suppress(network, Suppression())

@@ -7,13 +7,13 @@ import timm
 import torch
 from torch import nn
 
-from wsipipe.pseudolabel.methods.drs.suppression import LEARNABLE, Suppression, Suppressor, suppressed
+from wsipipe.pseudolabel.methods.drs.suppression import LEARNABLE, Suppression, Suppressor, suppress
 from wsipipe.pseudolabel.methods.drs.vgg import (
     WIDTH,
+    copy_convolutions,
+    init_convolutions,
     map_head,
     pooled,
-    start,
-    take_convolutions,
     vgg16_maps,
     vgg16_trunk,
 )
@@ -41,7 +41,7 @@ def test_the_score_of_a_class_is_the_mean_of_its_map():
 
 def test_sixteen_suppressors_follow_the_hidden_convolutions_and_none_the_last(network: nn.Sequential):
     with torch.device("meta"):
-        layers = list(suppressed(network, Suppression(LEARNABLE)).modules())
+        layers = list(suppress(network, Suppression(LEARNABLE)).modules())
     class_pools = [type(m) for m in layers if isinstance(m, nn.Conv2d | Suppressor)]
     assert class_pools == [nn.Conv2d, Suppressor] * 16 + [nn.Conv2d]
     weights = [p for m in layers if isinstance(m, Suppressor) for p in m.parameters()]
@@ -50,7 +50,7 @@ def test_sixteen_suppressors_follow_the_hidden_convolutions_and_none_the_last(ne
 
 def test_fixed_suppression_adds_no_weight(network: nn.Sequential):
     plain = sum(p.numel() for p in network.parameters())
-    fixed = suppressed(network, Suppression())
+    fixed = suppress(network, Suppression())
     assert sum(p.numel() for p in fixed.parameters()) == plain
     assert sum(isinstance(m, Suppressor) for m in fixed.modules()) == 16
 
@@ -71,7 +71,7 @@ def test_first_weights_keep_the_variance_or_are_as_asked():
     head = map_head(128, 3)
     assert float(head[0].weight.detach().std()) == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.03)
     assert not head[0].bias.any()
-    assert float(start(head, std=0.01)[0].weight.detach().std()) == pytest.approx(0.01, rel=0.03)
+    assert float(init_convolutions(head, std=0.01)[0].weight.detach().std()) == pytest.approx(0.01, rel=0.03)
 
 
 @torch.inference_mode()
@@ -82,7 +82,7 @@ def test_the_convolutions_of_timm_give_the_same_features():
     for p in encoder.features.to_empty(device="cpu").parameters():
         nn.init.normal_(p, std=0.05)
     trunk = vgg16_trunk()
-    assert take_convolutions(trunk, encoder)
+    assert copy_convolutions(trunk, encoder)
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(trunk[:23](x), encoder.features[:23](x))  # up to the fourth pooling they are the same
     assert torch.equal(trunk[-2].weight, encoder.features[28].weight)
@@ -94,5 +94,5 @@ def test_of_another_encoder_nothing_is_taken(name: str):
     before = trunk[0].weight.clone()
     with torch.device("meta"):
         encoder = timm.create_model(name, num_classes=0)
-    assert not take_convolutions(trunk, encoder)
+    assert not copy_convolutions(trunk, encoder)
     assert torch.equal(trunk[0].weight, before)

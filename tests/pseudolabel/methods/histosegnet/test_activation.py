@@ -10,7 +10,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from wsipipe.pseudolabel.methods.histosegnet.activation import RULES, cam, class_maps, grad_cam, layer_cam, watched
+from wsipipe.pseudolabel.methods.histosegnet.activation import (
+    MAP_RULES,
+    cam,
+    class_maps,
+    grad_cam,
+    layer_and_scores,
+    layer_cam,
+)
 
 
 class Net(nn.Module):
@@ -70,11 +77,11 @@ def slow_map(rule: str, a: Tensor, g: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("rule", sorted(MAP_RULES))
 def test_each_rule_is_its_formula_with_gradients_by_differences(rule: str, sign: float):
     model = net()
-    a, z = watched(model, model.first, images())
-    maps = class_maps(RULES[rule], a, z, sign)
+    a, z = layer_and_scores(model, model.first, images())
+    maps = class_maps(MAP_RULES[rule], a, z, sign)
     assert maps.shape == (2, 3, 5, 4)
     for b in range(2):
         for c, g in enumerate(slopes(model, a[b].detach())):
@@ -96,7 +103,7 @@ def test_behind_an_average_and_a_linear_layer_the_gradient_rules_follow_cam(rule
     a = images().abs()
     a = (a / a.mean((2, 3), keepdim=True)).requires_grad_()
     w = torch.tensor([[0.4, 0.4, 0.4], [2.0, 2.0, 2.0]], dtype=torch.float64)
-    maps = class_maps(RULES[rule], a, a.mean((2, 3)) @ w.T)
+    maps = class_maps(MAP_RULES[rule], a, a.mean((2, 3)) @ w.T)
     factor = maps / cam(a.detach(), w)
     torch.testing.assert_close(factor, factor[:, :, :1, :1].expand_as(factor))
     if rule == "gradcam":
@@ -105,7 +112,7 @@ def test_behind_an_average_and_a_linear_layer_the_gradient_rules_follow_cam(rule
 
 def test_a_pass_is_watched_without_changing_its_scores_and_the_gradient_ends_at_the_layer():
     model = net()
-    a, z = watched(model, model.first, images())
+    a, z = layer_and_scores(model, model.first, images())
     torch.testing.assert_close(z, model(images()))
     torch.testing.assert_close(a, model.first(images()))
     z.sum().backward()
@@ -116,28 +123,30 @@ def test_a_pass_is_watched_without_changing_its_scores_and_the_gradient_ends_at_
 
 def test_maps_can_be_had_where_gradients_are_off():
     model = net()
-    expected = class_maps(grad_cam, *watched(model, model.first, images()))
+    expected = class_maps(grad_cam, *layer_and_scores(model, model.first, images()))
     with torch.inference_mode():
-        torch.testing.assert_close(class_maps(grad_cam, *watched(model, model.first, images().clone())), expected)
+        torch.testing.assert_close(
+            class_maps(grad_cam, *layer_and_scores(model, model.first, images().clone())), expected
+        )
 
 
 def test_one_backward_pass_a_class_serves_all_images():
     model = net()
-    together = class_maps(layer_cam, *watched(model, model.first, images(4)))
-    alone = [class_maps(layer_cam, *watched(model, model.first, image[None])) for image in images(4)]
+    together = class_maps(layer_cam, *layer_and_scores(model, model.first, images(4)))
+    alone = [class_maps(layer_cam, *layer_and_scores(model, model.first, image[None])) for image in images(4)]
     torch.testing.assert_close(together, torch.cat(alone))
 
 
-@given(st.integers(0, 10_000), st.floats(0.1, 10), st.sampled_from(sorted(RULES)))
+@given(st.integers(0, 10_000), st.floats(0.1, 10), st.sampled_from(sorted(MAP_RULES)))
 def test_each_rule_is_its_formula_for_activations_and_gradients_of_any_sign_and_size(seed: int, size: float, rule: str):
     g = torch.Generator().manual_seed(seed)
     a, slopes = (size * torch.randn(1, 3, 2, 3, generator=g, dtype=torch.float64) for _ in range(2))
     assume((2 + slopes * a.sum((2, 3), keepdim=True)).abs().min() > 1e-6)  # Grad-CAM++ has a pole at 0
-    torch.testing.assert_close(RULES[rule](a, slopes)[0], slow_map(rule, a[0], slopes[0]))
+    torch.testing.assert_close(MAP_RULES[rule](a, slopes)[0], slow_map(rule, a[0], slopes[0]))
 
 
 def test_where_no_score_depends_on_the_layer_the_maps_are_zero():
     a = torch.zeros(1, 2, 3, 3)
-    for rule in RULES.values():
+    for rule in MAP_RULES.values():
         assert (rule(a + 1, a) == 0).all()
         assert not math.isnan(float(rule(a, a).sum()))

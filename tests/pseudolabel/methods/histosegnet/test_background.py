@@ -90,7 +90,7 @@ def test_a_background_is_a_share_and_falls_with_every_exempt_map(values: np.ndar
     torch.testing.assert_close(without_exempt(background, lower, exempt), before)
 
 
-def test_what_is_exempt_is_taken_from_the_background_by_the_strongest():
+def test_what_is_exempt_is_subtracted_from_the_background_by_the_highest():
     maps = column(0.1, 0.5, 0.9)
     background = torch.full((1, 1, 1), 0.75, dtype=torch.float64)
     assert float(without_exempt(background, maps, [0, 1])) == pytest.approx(0.25)

@@ -21,18 +21,14 @@ from wsipipe.labels import Classes
 from wsipipe.nn.encoders import normalise
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.instance_grid import InstanceGrid
-from wsipipe.pseudolabel.method import FitContext
+from wsipipe.pseudolabel.method import FitContext, ScoreContext, ScoreMap
 from wsipipe.pseudolabel.methods import histosegnet
-from wsipipe.pseudolabel.methods.histosegnet import (
-    Adjustment,
-    HistoSegNet,
-    Params,
-    adjusted,
-    class_evidence,
-    thresholds,
-)
-from wsipipe.pseudolabel.methods.histosegnet.activation import RULES, class_maps
+from wsipipe.pseudolabel.methods.histosegnet import Params
+from wsipipe.pseudolabel.methods.histosegnet.activation import MAP_RULES, class_maps
+from wsipipe.pseudolabel.methods.histosegnet.adjust import Adjustment, adjusted, class_evidence
 from wsipipe.pseudolabel.methods.histosegnet.background import glass_centre
+from wsipipe.pseudolabel.methods.histosegnet.network import HistoSegNet
+from wsipipe.pseudolabel.methods.histosegnet.thresholds import thresholds
 from wsipipe.pseudolabel.methods.histosegnet.x17 import X17
 from wsipipe.pseudolabel.shared.blur import blurred
 from wsipipe.pseudolabel.shared.cam import CamClassifier
@@ -89,7 +85,7 @@ def pictures(count: int = 4, side: int = 32, seed: int = 0) -> tuple[Tensor, Ten
 def test_grad_cam_without_a_backward_pass_is_grad_cam(network: str):
     model = MODELS[network](Params())
     a = model.features(normalise(pictures()[0])).detach().requires_grad_()
-    slow = class_maps(RULES["gradcam"], a, model.scores(a))
+    slow = class_maps(MAP_RULES["gradcam"], a, model.scores(a))
     own, against = model.maps(a.detach())
     torch.testing.assert_close(slow * a.shape[2] * a.shape[3], own.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(against, -own)
@@ -103,7 +99,7 @@ def test_other_maps_are_made_with_gradients_for_and_against(network: str, activa
     with torch.no_grad():
         maps = model.maps(a)
     for sign, got in zip((1.0, -1.0), maps, strict=True):
-        torch.testing.assert_close(got, class_maps(RULES[activation], a, model.scores(a), sign))
+        torch.testing.assert_close(got, class_maps(MAP_RULES[activation], a, model.scores(a), sign))
     assert not torch.allclose(maps[0], -maps[1])
 
 
@@ -119,7 +115,7 @@ def test_a_present_class_reaches_its_score_and_an_absent_one_is_nowhere(seed: in
     model = colour_model(bias=bias)
     with torch.no_grad():
         a = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
-        g, none = class_evidence(model, a, 8)
+        g, absence = class_evidence(model, a, 8)
         s = model.scores(a).sigmoid()
         highest = F.interpolate(model.maps(a)[0], scale_factor=2, mode="bilinear", align_corners=False).amax((2, 3))
     for b, c in itertools.product(range(3), range(3)):
@@ -130,8 +126,8 @@ def test_a_present_class_reaches_its_score_and_an_absent_one_is_nowhere(seed: in
             if highest[b, c] > 1e-6:  # else the class is there by its bias alone, and nowhere in particular
                 assert float(g[b, c].max()) == pytest.approx(float(s[b, c]), rel=1e-5)
             assert g[b, c].max() <= s[b, c] * (1 + 1e-5)
-    assert none.min() >= 0
-    assert none.max() <= 1
+    assert absence.min() >= 0
+    assert absence.max() <= 1
 
 
 def slow_adjusted(model: HistoSegNet, rgb: Tensor, known: Tensor, adjust: Adjustment, params: Params) -> np.ndarray:
@@ -155,13 +151,17 @@ def slow_adjusted(model: HistoSegNet, rgb: Tensor, known: Tensor, adjust: Adjust
         bg = np.clip(bg - np.max([np.zeros((8, 8)), *g[exempt]], axis=0), 0, 1)
         also = g[unpainted].copy()
         g[unpainted] = 0
-        other = params.other_share * (1 - np.max([bg, *g], axis=0)) if params.none == "other" else absence.min(0)
+        other = (
+            params.other_share * (1 - np.max([bg, *g], axis=0))
+            if params.other_evidence == "remainder"
+            else absence.min(0)
+        )
         other = np.max([other, *also], axis=0)
         maps = np.stack([bg, other, *g])
         left = maps.copy()
         for c in range(5):
             source = left if params.legacy_inplace else maps
-            if c != 1 or params.none == "absence":
+            if c != 1 or params.other_evidence == "absence":
                 left[c] = source[c] - np.delete(source, c, 0).max(0)
         out.append(np.clip(left, 0, 1))
     return np.stack(out)
@@ -171,8 +171,8 @@ def slow_adjusted(model: HistoSegNet, rgb: Tensor, known: Tensor, adjust: Adjust
     "values",
     [
         *({"other_share": u} for u in (0.0, 0.05, 0.2)),
-        {"none": "absence", "exempt": ("red", "blue")},
-        *({"other": ("green",), "none": none} for none in ("other", "absence")),
+        {"other_evidence": "absence", "exempt": ("red", "blue")},
+        *({"other": ("green",), "other_evidence": e} for e in ("remainder", "absence")),
         {"legacy_inplace": True, "other_share": 0.05},
         {"background": "brightness", "exempt": ("blue",)},
     ],
@@ -221,7 +221,11 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> SlideStore:
     return SlideStore(tiled_pictures(tmp_path_factory.mktemp("slide"), {"slide": rgb}, patch_px=64)["slide"])
 
 
-LATTICE = InstanceGrid(8, 64, 2)
+GRID = InstanceGrid(8, 64, 2)
+
+
+def score(model: torch.nn.Module, slide: SlideStore, params: Params) -> ScoreMap:
+    return histosegnet.score(model, ScoreContext(slide, GRID, CPU), params)
 
 
 @pytest.mark.parametrize("bias", [0.0, -9.0])
@@ -235,7 +239,7 @@ def test_scores_are_weighted_means_of_the_adjusted_maps_over_all_windows_that_co
 ):
     params = Params(**values)
     model = colour_model(params, bias)
-    scores = histosegnet.score(model, slide, LATTICE, params, CPU)
+    scores = score(model, slide, params)
     assert scores.stride_px == 8
     centre = params.glass or glass_centre(slide)
     adjust = Adjustment(8, 2.4, centre if params.background == "brightness" else None)
@@ -252,40 +256,40 @@ def test_scores_are_weighted_means_of_the_adjusted_maps_over_all_windows_that_co
     tissue_cells = scores.known
     assert 100 < tissue_cells.sum() < 240
     np.testing.assert_allclose(scores.values[:, tissue_cells], (total / count)[2:, tissue_cells], atol=1e-5)
-    np.testing.assert_allclose(scores.none[tissue_cells], (total / count)[:2, tissue_cells].max(0), atol=1e-5)
+    np.testing.assert_allclose(scores.background[tissue_cells], (total / count)[:2, tissue_cells].max(0), atol=1e-5)
     assert np.isnan(scores.values[:, ~tissue_cells]).all()
 
 
 def test_a_class_that_counts_as_other_is_never_painted(slide: SlideStore):
     params = Params(other=("red",))
-    scores = histosegnet.score(colour_model(params), slide, LATTICE, params, CPU)
+    scores = score(colour_model(params), slide, params)
     assert (scores.values[0][scores.known] == 0).all()
     assert not (histosegnet.mask(scores, params) == 1).any()
-    plainly = histosegnet.score(colour_model(), slide, LATTICE, Params(), CPU)
+    plainly = score(colour_model(), slide, Params())
     assert (histosegnet.mask(plainly, Params()) == 1).any()
-    assert np.nanmax(scores.none) > 0.5
+    assert np.nanmax(scores.background) > 0.5
 
 
-def test_the_lattice_scores_cells_and_sees_whole_patches():
-    assert histosegnet.lattice(256, Params()) == InstanceGrid(16, 256, 2)
-    assert histosegnet.lattice(448, Params(cells=56, network="x1.7")).input_px == 224
-    with pytest.raises(ConfigError, match=r"histosegnet.cells: a patch of 250 px does not split into 16"):
-        histosegnet.lattice(250, Params())
-    with pytest.raises(ConfigError, match=r"histosegnet.shrink: x1.7 wants windows of a multiple of 4 px, not of 90"):
-        histosegnet.lattice(180, Params(cells=15, network="x1.7"))
+def test_the_instance_grid_scores_cells_and_sees_whole_patches():
+    assert histosegnet.instance_grid(256, Params()) == InstanceGrid(16, 256, 2)
+    assert histosegnet.instance_grid(448, Params(map_size=56, network="x1.7")).input_px == 224
+    with pytest.raises(ConfigError, match=r"histosegnet.map_size: 16 does not divide a patch of 250 px"):
+        histosegnet.instance_grid(250, Params())
+    with pytest.raises(ConfigError, match=r"histosegnet.shrink: 2 gives windows of 90 px; x1.7 needs a multiple of 4"):
+        histosegnet.instance_grid(180, Params(map_size=15, network="x1.7"))
 
 
 def test_classes_that_there_are_not_are_refused_before_training():
     with pytest.raises(ConfigError, match=r"histosegnet.exempt: fat is no class; there are red, green, blue"):
         colour_model(Params(exempt=("red", "fat")))
-    with pytest.raises(ConfigError, match=r"histosegnet.other: all classes are named"):
+    with pytest.raises(ConfigError, match=r"histosegnet.other: names all classes"):
         colour_model(Params(other=CLASSES.names))
 
 
 @pytest.mark.parametrize(
     ("field", "values"),
     [
-        *((name, ["'nothing'"]) for name in ("network", "activation", "background", "none")),
+        *((name, ["'nothing'"]) for name in ("network", "activation", "background", "other_evidence")),
         ("width", [0]),
         ("other_share", [-0.1, 1.1, NAN]),
         ("glass", [-1.0, 256.0, NAN]),
@@ -299,12 +303,12 @@ def test_parameters_out_of_range_are_refused_by_their_dotted_name(field: str, va
 
 
 def whole(store: SlideStore, label: tuple[int, ...]) -> Bag:
-    cells = LATTICE.cells(store, 0.5)
+    cells = GRID.cells(store, 0.5)
     return Bag(store.slide_id, store, np.ascontiguousarray(cells[:, ::-1] * 8), label, False, store.grid.frame)
 
 
 def fitting(classes: Classes, encoder: Callable[[], torch.nn.Module] = Colours) -> FitContext:
-    return FitContext(classes, encoder, False, ComputeContext(CPU, 0), lambda bags, lattice: [])
+    return FitContext(classes, encoder, False, ComputeContext(CPU, 0), lambda bags, instance_grid: [])
 
 
 @pytest.mark.parametrize("network", ["x1.7", "encoder"])
@@ -312,17 +316,17 @@ def test_a_fit_carries_its_thresholds_and_loads_again(slide: SlideStore, network
     params = Params(network=network, width=2, steps=2, batch=4, windows=6, activation="layercam")
     bags = [whole(slide, (1, 0)), whole(slide, (0, 1)), whole(slide, (0, 0))]
     run = fitting(Classes(("a", "b")))
-    model = histosegnet.fit(bags, LATTICE, params, run)
+    model = histosegnet.fit(bags, GRID, params, run)
     assert isinstance(model.network, X17) == (network == "x1.7")
     assert "theta" in model.state_dict()
-    again = histosegnet.build(run.classes, Colours(), LATTICE, params)
+    again = histosegnet.build(run.classes, Colours(), GRID, params)
     again.load_state_dict(model.state_dict())
-    a, b = (histosegnet.score(m, slide, LATTICE, params, CPU) for m in (model, again))
+    a, b = (score(m, slide, params) for m in (model, again))
     np.testing.assert_array_equal(a.values, b.values)
-    np.testing.assert_array_equal(a.none, b.none)
+    np.testing.assert_array_equal(a.background, b.background)
 
 
-def test_thresholds_are_of_the_windows_whose_label_is_believed(slide: SlideStore, monkeypatch: pytest.MonkeyPatch):
+def test_thresholds_are_of_the_windows_that_keep_their_label(slide: SlideStore, monkeypatch: pytest.MonkeyPatch):
     logits = torch.linspace(-3, 3, 20)[:, None]
     seen: list[tuple[Tensor, Tensor]] = []
     monkeypatch.setattr(histosegnet, "train_windows", lambda *a: None)
@@ -330,7 +334,7 @@ def test_thresholds_are_of_the_windows_whose_label_is_believed(slide: SlideStore
     monkeypatch.setattr(histosegnet, "thresholds", lambda *given: seen.append(given) or torch.tensor([0.7]))
     bags = [whole(slide, (0,)), whole(slide, (1,))]
     for prevalence, positive in ((0.5, 4), (0.0, 10)):
-        model = histosegnet.fit(bags, LATTICE, Params(windows=10, prevalence=prevalence), fitting(Classes(("a",))))
+        model = histosegnet.fit(bags, GRID, Params(windows=10, prevalence=prevalence), fitting(Classes(("a",))))
         assert float(model.theta) == pytest.approx(0.7)
         scores, labels = seen[-1]
         torch.testing.assert_close(
@@ -351,9 +355,9 @@ def test_a_fit_gives_the_batch_norms_of_x17_the_statistics_of_all_training_windo
 
     monkeypatch.setattr(histosegnet, "draw_windows", draw)
     monkeypatch.setattr(histosegnet, "train_windows", lambda *a: None)
-    monkeypatch.setattr(histosegnet, "TOGETHER", 4)  # three calls of the network, of as many windows each
+    monkeypatch.setattr(histosegnet, "WINDOWS_PER_CALL", 4)  # three calls of the network, of as many windows each
     params = Params(network="x1.7", width=2, windows=12, prevalence=0.0)
-    net = histosegnet.fit([whole(slide, (1,))], LATTICE, params, fitting(Classes(("a",)))).network
+    net = histosegnet.fit([whole(slide, (1,))], GRID, params, fitting(Classes(("a",)))).network
     assert isinstance(net, X17)
     assert not net.training
     x = normalise(torch.from_numpy(drawn[0].rgb))

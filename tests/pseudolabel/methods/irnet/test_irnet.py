@@ -18,14 +18,17 @@ from wsipipe.geometry import Window
 from wsipipe.labels import IGNORE, Classes
 from wsipipe.nn.encoders import create_encoder, normalise
 from wsipipe.pseudolabel.instance_grid import InstanceGrid
-from wsipipe.pseudolabel.method import ScoreMap
+from wsipipe.pseudolabel.method import ScoreContext, ScoreMap
 from wsipipe.pseudolabel.methods import irnet
-from wsipipe.pseudolabel.methods.irnet import IrNet, Params, granted, highest, seed_pools, train_boundary, window_seeds
+from wsipipe.pseudolabel.methods.irnet import Params, boundary_training
 from wsipipe.pseudolabel.methods.irnet.boundary import BoundaryNet
+from wsipipe.pseudolabel.methods.irnet.boundary_training import seed_pools, train_boundary
+from wsipipe.pseudolabel.methods.irnet.losses import Pairs, boundary_loss
+from wsipipe.pseudolabel.methods.irnet.network import IrNet, tissue_cells
 from wsipipe.pseudolabel.methods.irnet.seeds import published_seeds
-from wsipipe.pseudolabel.shared.affinity import Pairs, boundary_loss
+from wsipipe.pseudolabel.methods.irnet.window_seeds import may_hold, mean_maxima, window_seeds
 from wsipipe.pseudolabel.shared.cam import CamClassifier
-from wsipipe.pseudolabel.shared.mil import balanced_sample
+from wsipipe.pseudolabel.shared.sampling import balanced_sample
 from wsipipe.pseudolabel.shared.walk import Walk, random_walk
 from wsipipe.pseudolabel.shared.windows import Windows
 from wsipipe.runtime.device import ComputeContext
@@ -33,7 +36,7 @@ from wsipipe.store import SlideStore
 
 NAN = float("nan")
 CPU = torch.device("cpu")
-LATTICE = InstanceGrid(8, 64, 2)
+GRID = InstanceGrid(8, 64, 2)
 
 
 def encoder() -> torch.nn.Module:
@@ -44,7 +47,7 @@ def encoder() -> torch.nn.Module:
 def network(classes: int = 2, bias: float | None = None, **params: Any) -> IrNet:
     names = Classes(tuple("abc"[:classes]))
     torch.manual_seed(1)
-    model = irnet.build(names, encoder(), LATTICE, Params(**params))
+    model = irnet.build(names, encoder(), GRID, Params(**params))
     assert isinstance(model, IrNet)
     # untrained, it says about 0.5 everywhere, and nothing walks
     torch.nn.init.constant_(model.boundary.boundary_branch.last.bias, -3.0)
@@ -90,13 +93,13 @@ def test_class_maps_are_summed_over_scales_and_mirror_images(scales: tuple[float
         )
 
 
-def test_a_class_is_granted_by_its_label_and_in_windows_of_slides_by_the_classifier_too():
+def test_a_window_may_hold_a_class_by_its_label_and_in_windows_of_slides_by_the_classifier_too():
     logits = torch.tensor([[1.0, 1.0], [-1.0, 1.0]])
     of_slide, of_patch = (windows(2, [[1, 0], [1, NAN]], patch) for patch in (False, True))
     both = np.arange(2)
-    assert granted(of_slide, both, logits, Params()).tolist() == [[True, False], [False, False]]
-    assert granted(of_patch, both, logits, Params()).tolist() == [[True, False], [True, False]]
-    assert granted(of_slide, both, logits, Params(as_published=True)).tolist() == [[True, False], [True, False]]
+    assert may_hold(of_slide, both, logits, Params()).tolist() == [[True, False], [False, False]]
+    assert may_hold(of_patch, both, logits, Params()).tolist() == [[True, False], [True, False]]
+    assert may_hold(of_slide, both, logits, Params(as_published=True)).tolist() == [[True, False], [True, False]]
 
 
 def test_seeds_are_of_the_labelled_classes_of_other_tissue_and_of_glass():
@@ -106,8 +109,8 @@ def test_seeds_are_of_the_labelled_classes_of_other_tissue_and_of_glass():
     assert seeds.shape == (3, 8, 8)
     assert (seeds[:, :, 6:] == 0).all()
     allowed = [{1, 3, IGNORE}, {2, 3, IGNORE}, {3}]
-    for found, class_pools in zip(seeds[:, :, :6], allowed, strict=True):
-        assert set(found.unique().tolist()) <= class_pools
+    for found, kinds in zip(seeds[:, :, :6], allowed, strict=True):
+        assert set(found.unique().tolist()) <= kinds
     with torch.inference_mode():
         maps = model.class_maps(normalise(torch.from_numpy(w.rgb)))[0][0, 0]
     share = (maps / maps.max())[:, :6]
@@ -150,7 +153,7 @@ def test_half_of_what_is_drawn_holds_two_kinds_of_seeds(caplog: pytest.LogCaptur
 
 
 def two_sided(count: int) -> tuple[np.ndarray, Tensor]:
-    """Windows of 32 px, dark left of a line and light right of it, and their seeds: two classes, unsure at the line."""
+    """Windows of 32 px, dark left of a line and light right of it, and their seeds: two classes, 255 at the line."""
     rng = np.random.default_rng(0)
     rgb, seeds = np.empty((count, 3, 32, 32), np.uint8), torch.full((count, 8, 8), IGNORE, dtype=torch.uint8)
     for i in range(count):
@@ -161,7 +164,7 @@ def two_sided(count: int) -> tuple[np.ndarray, Tensor]:
     return rgb, seeds
 
 
-def test_the_boundary_is_learnt_between_seeds_that_differ_and_the_loss_falls():
+def test_the_boundary_is_learned_between_seeds_that_differ_and_the_loss_falls():
     rgb, seeds = two_sided(8)
     net = BoundaryNet(encoder(), displacement=True)
     frozen = {k: v.clone() for k, v in net.backbone.state_dict().items()}
@@ -187,7 +190,7 @@ def test_half_of_every_step_shows_two_kinds_of_seeds(monkeypatch: pytest.MonkeyP
         drawn.append(balanced_sample(*how))
         return drawn[-1]
 
-    monkeypatch.setattr(irnet, "balanced_sample", draw)
+    monkeypatch.setattr(boundary_training, "balanced_sample", draw)
     params = Params(boundary_steps=3, boundary_batch=8, pair_radius=2)
     train_boundary(BoundaryNet(encoder()), rgb, seeds, params, ComputeContext(CPU, 0))
     assert [len(d) for d in drawn] == [8, 8, 8]
@@ -203,7 +206,7 @@ def test_pairs_of_seeds_count_by_class_except_as_published(as_published: bool, m
         asked.append(by_class)
         return boundary_loss(a, pairs, by_class)
 
-    monkeypatch.setattr(irnet, "boundary_loss", loss)
+    monkeypatch.setattr(boundary_training, "boundary_loss", loss)
     params = Params(boundary_steps=2, boundary_batch=2, pair_radius=2, as_published=as_published)
     train_boundary(BoundaryNet(encoder()), *two_sided(2), params, ComputeContext(CPU, 0))
     assert asked == [not as_published] * 2
@@ -212,18 +215,18 @@ def test_pairs_of_seeds_count_by_class_except_as_published(as_published: bool, m
 def test_maps_are_scaled_by_the_mean_of_their_maxima_in_windows_of_their_class():
     model, params = network(bias=5.0), Params()
     w = windows(4, [[1, 0], [1, NAN], [0, 1], [0, 0]])
-    x, cells = normalise(torch.from_numpy(w.rgb)), irnet.tissue_cells(torch.from_numpy(w.tissue))
+    x, cells = normalise(torch.from_numpy(w.rgb)), tissue_cells(torch.from_numpy(w.tissue))
     with torch.inference_mode():
         boundary = torch.where(cells, model.boundary.boundary(x), 1)
         walked = random_walk(model.class_maps(x)[0], boundary, Walk(4, 10.0, 5))
     tops = walked.flatten(2).max(2).values
     expected = torch.stack([tops[:2, 0].mean(), tops[2, 1]])
-    torch.testing.assert_close(highest(model, w, params), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(mean_maxima(model, w, params), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_class_that_is_denied_of_all_its_windows_is_never_painted(caplog: pytest.LogCaptureFixture):
+def test_a_class_that_is_found_in_none_of_its_windows_is_never_painted(caplog: pytest.LogCaptureFixture):
     model = network(bias=-50.0)
-    assert torch.isinf(highest(model, windows(2, [[1, 0], [0, 1]]), Params())).all()
+    assert torch.isinf(mean_maxima(model, windows(2, [[1, 0], [0, 1]]), Params())).all()
     assert "finds class 2 in none of its training windows" in caplog.text
 
 
@@ -253,24 +256,24 @@ def by_hand(model: IrNet, store: SlideStore, walk: Walk, glass: bool) -> Tensor:
 
 @pytest.mark.parametrize(("exp_times", "beta", "radius"), [(0, 10.0, 5), (2, 10.0, 5), (3, 2.0, 3)])
 def test_scores_are_walked_maps_over_the_scale_of_the_fit(slide: SlideStore, exp_times: int, beta: float, radius: int):
-    params = Params(cells=8, exp_times=exp_times, beta=beta, radius=radius, background=0.3)
+    params = Params(map_size=8, exp_times=exp_times, beta=beta, radius=radius, background=0.3)
     model, walk = network(bias=5.0), Walk(2**exp_times, beta, radius)
     expected = by_hand(model, slide, walk, glass=True)
     model.top.copy_(expected.amax((1, 2)) * torch.tensor([0.8, 2.0]))
-    scores = irnet.score(model, slide, LATTICE, params, CPU)
+    scores = irnet.score(model, ScoreContext(slide, GRID, CPU), params)
     assert scores.stride_px == 8
     assert 40 <= scores.known.sum() < 64
     found, unmasked = scores.values[:, scores.known], by_hand(model, slide, walk, glass=False)
     scaled, wrong = ((m / model.top.view(2, 1, 1)).clamp(max=1).numpy()[:, scores.known] for m in (expected, unmasked))
     np.testing.assert_allclose(found, scaled, atol=1e-3)
     assert np.abs(found - wrong).max() > 0.02, "the glass makes a difference"
-    assert (scores.none[scores.known] == np.float32(0.3)).all()
+    assert (scores.background[scores.known] == np.float32(0.3)).all()
 
 
 def test_published_scores_are_divided_by_the_highest_of_all_classes_and_know_no_tissue(slide: SlideStore):
-    model, params = network(bias=5.0), Params(cells=8, exp_times=1, as_published=True)
+    model, params = network(bias=5.0), Params(map_size=8, exp_times=1, as_published=True)
     expected, masked = (by_hand(model, slide, Walk(2, 10.0, 5), glass) for glass in (False, True))
-    scores = irnet.score(model, slide, LATTICE, params, CPU)
+    scores = irnet.score(model, ScoreContext(slide, GRID, CPU), params)
     found = scores.values[:, scores.known]
     np.testing.assert_allclose(found, (expected / expected.max()).numpy()[:, scores.known], atol=1e-3)
     assert np.abs(found - (masked / masked.max()).numpy()[:, scores.known]).max() > 0.01, "the glass makes a difference"
@@ -281,12 +284,12 @@ def test_the_walk_has_the_steps_exponent_and_radius_of_the_parameters():
     assert Params().walk == Walk(4, 10.0, 5)
 
 
-def test_a_class_that_is_denied_of_a_window_has_no_map(slide: SlideStore):
-    scores = irnet.score(network(bias=-50.0), slide, LATTICE, Params(cells=8), CPU)
+def test_a_class_that_is_not_found_in_a_window_has_no_map(slide: SlideStore):
+    scores = irnet.score(network(bias=-50.0), ScoreContext(slide, GRID, CPU), Params(map_size=8))
     assert (scores.values[:, scores.known] == 0).all()
 
 
-def test_the_strongest_class_is_painted_where_it_exceeds_the_background():
+def test_the_highest_class_is_painted_where_it_exceeds_the_background():
     values = np.array([[0.2, 0.3, 0.6, NAN], [0.1, 0.1, 0.7, NAN]], np.float32).reshape(2, 1, 4)
     none = np.array([[0.25, 0.25, 0.25, NAN]], np.float32)
     assert irnet.mask(ScoreMap(values, none, 16), Params()).tolist() == [[0, 1, 2, IGNORE]]
@@ -304,7 +307,7 @@ def test_the_frozen_backbone_is_the_trained_classifiers_or_as_it_came(backbone: 
     monkeypatch.setattr(irnet, "train_windows", trained)
     monkeypatch.setattr(irnet, "train_boundary", lambda *a: [])
     run = SimpleNamespace(classes=Classes(("a", "b")), encoder=encoder, compute=ComputeContext(CPU, 0))
-    model = irnet.fit([], LATTICE, Params(backbone=backbone), run)
+    model = irnet.fit([], GRID, Params(backbone=backbone), run)
     wanted = model.classifier.encoder if backbone == "classifier" else encoder()
     own = model.boundary.backbone.encoder.state_dict()
     assert all(torch.equal(v, own[k]) for k, v in wanted.state_dict().items())
@@ -319,7 +322,7 @@ def test_a_fit_learns_boundaries_from_the_seeds_of_its_windows_and_then_measures
     def trained(model: CamClassifier, *rest: object) -> None:
         torch.nn.init.constant_(model.linear.bias, 5.0)
 
-    def learnt(net: BoundaryNet, rgb: np.ndarray, seeds: Tensor, *rest: object) -> list[float]:
+    def learned(net: BoundaryNet, rgb: np.ndarray, seeds: Tensor, *rest: object) -> list[float]:
         given.append((net, rgb, seeds))
         with torch.no_grad():
             for p in net.boundary_branch.parameters():
@@ -328,25 +331,25 @@ def test_a_fit_learns_boundaries_from_the_seeds_of_its_windows_and_then_measures
 
     monkeypatch.setattr(irnet, "draw_windows", lambda *a: w)
     monkeypatch.setattr(irnet, "train_windows", trained)
-    monkeypatch.setattr(irnet, "train_boundary", learnt)
+    monkeypatch.setattr(irnet, "train_boundary", learned)
     run = SimpleNamespace(classes=Classes(("a", "b")), encoder=encoder, compute=ComputeContext(CPU, 0))
-    model = irnet.fit([], LATTICE, params, run)
+    model = irnet.fit([], GRID, params, run)
     ((net, rgb, seeds),) = given
     assert net is model.boundary
     assert rgb is w.rgb
     assert torch.equal(seeds, window_seeds(model, w, params))
-    torch.testing.assert_close(model.top, highest(model, w, params))
+    torch.testing.assert_close(model.top, mean_maxima(model, w, params))
     assert (model.top != 1).all()
-    learnt(model.boundary, rgb, seeds)
-    assert not torch.allclose(model.top, highest(model, w, params)), "the boundaries are in the scale"
+    learned(model.boundary, rgb, seeds)
+    assert not torch.allclose(model.top, mean_maxima(model, w, params)), "the boundaries are in the scale"
 
 
-def test_the_lattice_scores_cells_and_needs_whole_cells_of_four_input_px():
-    assert irnet.lattice(256, Params()) == InstanceGrid(16, 256, 2)
-    with pytest.raises(ConfigError, match=r"irnet.cells: a patch of 250 px does not split into 16"):
-        irnet.lattice(250, Params())
-    with pytest.raises(ConfigError, match=r"irnet.shrink: a patch is 54 px at 1/2, which 4 does not divide"):
-        irnet.lattice(108, Params(cells=9))
+def test_the_instance_grid_scores_cells_and_needs_whole_cells_of_four_input_px():
+    assert irnet.instance_grid(256, Params()) == InstanceGrid(16, 256, 2)
+    with pytest.raises(ConfigError, match=r"irnet.map_size: 16 does not divide a patch of 250 px"):
+        irnet.instance_grid(250, Params())
+    with pytest.raises(ConfigError, match=r"irnet.shrink: 2 gives windows of 54 px, which 4 does not divide"):
+        irnet.instance_grid(108, Params(map_size=9))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""IRNet: boundaries of planted textures are learnt, and short walks better the class maps."""
+"""IRNet: boundaries of planted textures are learned, and short walks improve the class maps."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from wsipipe.labels import Classes
 from wsipipe.nn.encoders import create_encoder
 from wsipipe.pseudolabel.bags import Bag
 from wsipipe.pseudolabel.instance_grid import InstanceGrid
+from wsipipe.pseudolabel.method import ScoreContext
 from wsipipe.pseudolabel.methods import irnet
-from wsipipe.pseudolabel.methods.irnet import IrNet, Params, highest
+from wsipipe.pseudolabel.methods.irnet import Params
+from wsipipe.pseudolabel.methods.irnet.network import IrNet
+from wsipipe.pseudolabel.methods.irnet.window_seeds import mean_maxima
 from wsipipe.runtime.device import ComputeContext
 from wsipipe.store import SlideStore
 
@@ -40,11 +43,11 @@ def encoder() -> torch.nn.Module:
     return create_encoder("resnet18_quarter").eval()
 
 
-def patch_bags(stores: list[SlideStore], truths: list[np.ndarray], lattice: InstanceGrid) -> list[Bag]:
+def patch_bags(stores: list[SlideStore], truths: list[np.ndarray], instance_grid: InstanceGrid) -> list[Bag]:
     """Every patch without the class, and with more than a twentieth of it, as a bag with that label."""
     bags = []
     for store, truth in zip(stores, truths, strict=True):
-        xy = lattice.cells(store, 0.5)[:, ::-1] * lattice.instance_px
+        xy = instance_grid.cells(store, 0.5)[:, ::-1] * instance_grid.instance_px
         for x, y in itertools.product((0, 256), repeat=2):
             share = (truth[y // 8 : y // 8 + 32, x // 8 : x // 8 + 32] == 2).mean()
             own = xy[(xy // 256 == [x // 256, y // 256]).all(1)]
@@ -65,24 +68,25 @@ def mean_iou(masks: list[np.ndarray], truths: list[np.ndarray]) -> float:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_on_planted_textures_the_loss_falls_and_short_walks_better_the_class_maps(
+def test_on_planted_textures_the_loss_falls_and_short_walks_improve_the_class_maps(
     textured: tuple[list[SlideStore], list[np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ):
     stores, truths = textured
     short = {"steps": 80, "batch": 12, "lr": 2e-3, "boundary_steps": 150, "boundary_batch": 8}
-    params = Params(cells=32, **short)
-    lattice = irnet.lattice(256, params)
-    bags, losses = patch_bags(stores, truths, lattice), []
+    params = Params(map_size=32, **short)
+    instance_grid = irnet.instance_grid(256, params)
+    bags, losses = patch_bags(stores, truths, instance_grid), []
     learn = irnet.train_boundary
     monkeypatch.setattr(irnet, "train_boundary", lambda *a: losses.extend(learn(*a)))
     run = SimpleNamespace(classes=Classes(("a",)), encoder=encoder, compute=ComputeContext(CPU, 0))
-    model = irnet.fit(bags, lattice, params, run)
+    model = irnet.fit(bags, instance_grid, params, run)
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10])
-    drawn = irnet.draw_windows(bags, lattice, 1, 1000, 0)
+    drawn = irnet.draw_windows(bags, instance_grid, 1, 1000, 0)
 
     def judged(params: Params) -> float:
-        model.top.copy_(highest(model, drawn, params))
-        return mean_iou([irnet.mask(irnet.score(model, s, lattice, params, CPU), params) for s in stores], truths)
+        model.top.copy_(mean_maxima(model, drawn, params))
+        scores = [irnet.score(model, ScoreContext(s, instance_grid, CPU), params) for s in stores]
+        return mean_iou([irnet.mask(s, params) for s in scores], truths)
 
     walked = {t: judged(replace(params, exp_times=t)) for t in (1, 2, 3)}
     monkeypatch.setattr(IrNet, "walked", lambda self, maps, x, tissue, how: maps * tissue.unsqueeze(1))

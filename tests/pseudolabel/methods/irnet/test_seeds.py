@@ -19,7 +19,7 @@ def test_the_strict_answer_holds_and_background_needs_both(fg: int, bg: int, see
 
 
 @given(st.integers(0, 999))
-def test_a_cell_is_glass_its_strongest_class_other_tissue_or_unsure(seed: int):
+def test_a_cell_is_glass_its_highest_class_other_tissue_or_unknown(seed: int):
     g = torch.Generator().manual_seed(seed)
     maps, tissue = torch.rand(2, 3, 4, 5, generator=g) ** 2, torch.rand(2, 4, 5, generator=g) < 0.7
     got = tissue_seeds(maps, tissue, 0.5, 0.2)
@@ -36,7 +36,7 @@ def test_a_cell_is_glass_its_strongest_class_other_tissue_or_unsure(seed: int):
         assert int(got[b, y, x]) == expected
 
 
-def test_published_seeds_are_classes_background_and_unsure_between_the_thresholds():
+def test_published_seeds_are_classes_background_and_unknown_between_the_thresholds():
     maps = torch.zeros(2, 12, 36)
     maps[1, :, :12], maps[1, :, 12:24] = 0.9, 0.15
     rgb = torch.full((3, 12, 36), 60, dtype=torch.uint8)

@@ -1,8 +1,8 @@
-"""Where the border between a class and the rest lies, told from weak labels alone.
+"""Thresholds of classes, estimated from weak labels alone.
 
-What holds of the scores of a class: those of negative bags show how its absence looks, and those of positive bags
-are a mixture, P = (1 - share) N + share T, of that and of the class itself. Scores must come from a network that was
-not trained on the bags scored, or negative bags look better than they are: see `halves`.
+The scores of negative bags show what the absence of a class looks like. Those of positive bags are a mixture of that
+and of the class itself, P = (1 - share) N + share T. The scores must come from a network that was not trained on the
+scored bags, or negative bags look better than they are: see `two_folds`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor
 from wsipipe.pseudolabel.bags import Bag
 
 MIN_MASS = 0.3
-"""Least share of negative instances below a score before the ratio that the mixture is told by is believed."""
+"""Least fraction of negative instances below a score for its ratio to count in the estimate of the mixture."""
 
 
-def halves(bags: Sequence[Bag], labels: Tensor, seed: int) -> list[list[int]]:
-    """Two halves of the bags such that each holds every class both present and absent; [] if there are none.
+def two_folds(bags: Sequence[Bag], labels: Tensor, seed: int) -> list[list[int]]:
+    """Two halves of the bags, indices, each with bags with and without every class; [] if there are none.
 
-    Bags of one patient stay together where that is possible, else those of one slide, for they share its stain; else
-    bags are parted one by one. labels: [B, K].
+    Bags of one patient stay together if possible, else those of one slide, which share its stain; else bags are split
+    one by one. labels: [B, K].
     """
     rng = np.random.default_rng(seed)
     slides = [b.store.slide_id for b in bags]
@@ -33,11 +33,11 @@ def halves(bags: Sequence[Bag], labels: Tensor, seed: int) -> list[list[int]]:
         groups: dict[str, list[int]] = {}
         for i, k in enumerate(key):
             groups.setdefault(k, []).append(i)
-        class_pools: dict[tuple[float, ...], list[list[int]]] = {}
+        by_label: dict[tuple[float, ...], list[list[int]]] = {}
         for group in groups.values():
-            class_pools.setdefault(tuple(labels[group].float().mean(0).tolist()), []).append(group)
+            by_label.setdefault(tuple(labels[group].float().mean(0).tolist()), []).append(group)
         parts: list[list[int]] = [[], []]
-        for alike in class_pools.values():
+        for alike in by_label.values():
             for j in rng.permutation(len(alike)):
                 min(parts, key=len).extend(alike[j])
         if all(set(labels[p, k].tolist()) >= {0, 1} for p in parts for k in range(labels.shape[1]) if p) and all(parts):
@@ -45,11 +45,11 @@ def halves(bags: Sequence[Bag], labels: Tensor, seed: int) -> list[list[int]]:
     return []
 
 
-def class_share(negative: NDArray[np.float64], positive: NDArray[np.float64], least: float) -> float:
-    """Share of the class among instances of positive bags, from scores [N] of negative and [P] of positive bags.
+def mixture_share(negative: NDArray[np.float64], positive: NDArray[np.float64], least: float) -> float:
+    """Fraction of the class among instances of positive bags, from scores [N] of negative and [P] of positive bags.
 
-    1 - the least ratio of P(score <= t) to N(score <= t): below the scores of the class, positive bags hold what
-    negative bags hold, thinned by the class (mixture proportion estimation, Blanchard et al. 2010). At least `least`.
+    1 - the least ratio of P(score <= t) to N(score <= t), at least `least`: below the scores of the class, positive
+    bags look like negative bags, thinned by the class (mixture proportion estimation, Blanchard et al. 2010).
     """
     t = np.quantile(negative, np.linspace(MIN_MASS, 1, 200))
     below_n = np.searchsorted(np.sort(negative), t, "right") / len(negative)
@@ -60,10 +60,10 @@ def class_share(negative: NDArray[np.float64], positive: NDArray[np.float64], le
 def expected_dice(
     negative: NDArray[np.float64], positive: NDArray[np.float64], share: float, t: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Dice that thresholds `t` are expected to give over all bags, if `share` of positive bags' instances are positive.
+    """Expected Dice of thresholds `t` over all bags, if the fraction `share` of positive bags' instances is positive.
 
-    With P and N the shares of instances above t: hits = P - (1 - share) N; Dice = 2 hits / (P + r N + share), where r
-    is the number of instances in negative bags over that in positive ones.
+    With P and N the fractions of instances above t: hits = P - (1 - share) N; Dice = 2 hits / (P + r N + share), where
+    r is the number of instances in negative bags divided by that in positive bags.
     """
     over_n = 1 - np.searchsorted(np.sort(negative), t, "left") / len(negative)
     over_p = 1 - np.searchsorted(np.sort(positive), t, "left") / len(positive)
@@ -71,22 +71,22 @@ def expected_dice(
     return np.asarray(2 * hits / (over_p + len(negative) / len(positive) * over_n + share))
 
 
-def border(negative: Tensor, positive: Tensor, least: float) -> float:
-    """The score from which on a class is worth painting: where the expected Dice is largest; float64 [N], [P]."""
+def best_threshold(negative: Tensor, positive: Tensor, least: float) -> float:
+    """The threshold with the highest expected Dice, from scores float64 [N] and [P] of negative and positive bags."""
     n, p = negative.numpy(), positive.numpy()
     t = np.unique(np.quantile(p, np.linspace(0, 1, 501)))
-    dice = expected_dice(n, p, class_share(n, p, least), t)
+    dice = expected_dice(n, p, mixture_share(n, p, least), t)
     return float(t[int(dice.argmax())])
 
 
-def shifts(logits: Sequence[Tensor], labels: Tensor, least: float) -> Tensor:
-    """What to add to the logits of each class, so that its border lies at 0: logits [M, K] of each bag -> float [K]."""
+def threshold_shifts(logits: Sequence[Tensor], labels: Tensor, least: float) -> Tensor:
+    """What to add to the logits of each class to move its threshold to 0: logits [M, K] per bag -> float [K]."""
     pairs = [[_of_bags(logits, labels, k, value) for value in (0, 1)] for k in range(labels.shape[1])]
-    return torch.tensor([-border(negative, positive, least) for negative, positive in pairs])
+    return torch.tensor([-best_threshold(negative, positive, least) for negative, positive in pairs])
 
 
-def same_share(logits: Sequence[Tensor], teacher: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """What to add to `logits`, so that in positive bags as many instances lie above 0 as by `teacher`: float [K]."""
+def matching_shifts(logits: Sequence[Tensor], teacher: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """What to add to `logits` so that as many instances of positive bags exceed 0 as those of `teacher`: float [K]."""
     out = []
     for k in range(labels.shape[1]):
         own, wanted = (_of_bags(values, labels, k, 1) for values in (logits, teacher))

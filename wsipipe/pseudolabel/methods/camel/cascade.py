@@ -1,4 +1,4 @@
-"""CAMEL's cascade, N = N1 x N2: what cMIL labels of a coarse lattice become the bags of a second cMIL."""
+"""CAMEL's cascade, N = N1 x N2: the crops that cMIL labels on a coarse lattice become the bags of a second cMIL."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from wsipipe.pseudolabel.methods.camel.selectors import Pick
 
 @dataclass(frozen=True)
 class Crops:
-    """The intermediate crops of a patch bag: the bag made of them, and the instances of the patch inside each."""
+    """The intermediate crops of a patch bag: a bag of crops, and the indices of the instances inside each crop."""
 
     bag: Bag
     inside: tuple[NDArray[np.int64], ...]
 
 
-def coarse_lattice(lattice: InstanceGrid, n2: int) -> InstanceGrid:
-    """Intermediate crops of N2 x N2 instances, seen without context: four crops with context would see one patch."""
-    side = lattice.instance_px * n2
-    return InstanceGrid(side, side, lattice.shrink)
+def coarse_grid(instance_grid: InstanceGrid, n2: int) -> InstanceGrid:
+    """Crops of N2 x N2 instances, seen without context: with it, the four crops of a patch would see the same."""
+    side = instance_grid.instance_px * n2
+    return InstanceGrid(side, side, instance_grid.shrink)
 
 
-def intermediate(bag: Bag, lattice: InstanceGrid, n2: int) -> Crops:
-    """The crops of N2 x N2 instances of a patch, row-major; those without any instance (glass) are left out."""
-    side = lattice.instance_px * n2
+def intermediate_crops(bag: Bag, instance_grid: InstanceGrid, n2: int) -> Crops:
+    """The crops of N2 x N2 instances of a patch, row by row, without those that hold no instance (glass)."""
+    side = instance_grid.instance_px * n2
     origin = np.array([bag.bounds.x_px, bag.bounds.y_px])
     crop = (bag.xy_px - origin) // side  # (column, row) of the crop that each instance lies in
     found, which = np.unique(crop[:, ::-1], axis=0, return_inverse=True)
@@ -42,24 +42,24 @@ def intermediate(bag: Bag, lattice: InstanceGrid, n2: int) -> Crops:
 
 @dataclass(frozen=True)
 class SubBags:
-    """Labelled crops as bags of instances: labels float [S, K] (nan: not known); where: (bag, its instances)."""
+    """Labelled crops as bags: labels float [S, K] (nan: unknown); where: bag and indices of its instances."""
 
     labels: Tensor
     where: list[tuple[int, NDArray[np.int64]]]
 
     def of(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Rows of each sub-bag, of values [M, ..] of each bag."""
+        """The values of each sub-bag, from values [M, ..] of each bag."""
         return [values[b][torch.from_numpy(rows)] for b, rows in self.where]
 
     def back(self, picks: Sequence[Pick]) -> list[Pick]:
-        """Picks of sub-bags as picks of the bags that they lie in."""
+        """Picks from sub-bags as picks from the bags that contain them."""
         return [p._replace(bag=self.where[p.bag][0], instance=int(self.where[p.bag][1][p.instance])) for p in picks]
 
 
 def sub_bags(crops: Sequence[Crops], parents: Sequence[int], picks: Sequence[Pick], labels: Tensor) -> SubBags:
-    """The picked crops as bags. crops[j] belongs to bag parents[j]; a pick speaks of bag j and its crop.
+    """The picked crops as bags; crops[j] belongs to bag parents[j], and a pick names j and a crop.
 
-    A class that the patch does not hold is 0 in each of its crops; one that it holds is known only where picked.
+    A class that the patch does not hold is 0 in all of its crops; one that it holds is known only where picked.
     """
     known: dict[tuple[int, int], Tensor] = {}
     for p in picks:

@@ -1,4 +1,4 @@
-"""cMIL: selectors trained each on what its own rule picks, and the instances that they pick and agree with."""
+"""cMIL, steps 2 and 3: selectors, each trained on what its own rule selects, and the instances that they pick."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import Tensor
 
 from wsipipe.nn.train import Schedule, generator, seeded_init
 from wsipipe.nn.train import fit as train
-from wsipipe.pseudolabel.shared.classifier import Head
-from wsipipe.pseudolabel.shared.mil import Rule, bag_loss, balanced_sample, class_pools, select
+from wsipipe.pseudolabel.methods.camel.network import Head
+from wsipipe.pseudolabel.methods.camel.rules import SelectionRule, bag_loss, select
+from wsipipe.pseudolabel.shared.sampling import balanced_sample, class_pools
 from wsipipe.runtime.device import ComputeContext
 
 
 class Pick(NamedTuple):
-    """An instance of a bag with the 0 or 1 that is believed of one class."""
+    """An instance of a bag with its target, 0 or 1, for one class."""
 
     bag: int
     instance: int
@@ -26,19 +27,23 @@ class Pick(NamedTuple):
 
 
 def train_selector(
-    features: Sequence[Tensor], labels: Tensor, rules: Sequence[Rule], schedule: Schedule, compute: ComputeContext
+    features: Sequence[Tensor],
+    labels: Tensor,
+    rules: Sequence[SelectionRule],
+    schedule: Schedule,
+    compute: ComputeContext,
 ) -> Head:
-    """A head trained on what its own rule selects; positive and negative bags of each class in equal numbers.
+    """A head trained on what its own rule selects; each step sees as many positive as negative bags per class.
 
-    features: float [M, D] of each bag; labels: [B, K] with 0, 1 or nan (not known); rules: that of each bag.
+    features: float [M, D] per bag. labels: [B, K] of 0, 1 or nan (unknown). rules: one per bag.
     """
     head = seeded_init(lambda: Head(features[0].shape[1], labels.shape[1]), compute.seed)
     head.standardise(torch.cat(list(features)))
     pools = class_pools(labels)
-    share = 16 if len(features) > 64 else 4
+    per_pool = 16 if len(features) > 64 else 4
 
     def draw(step: int) -> list[int]:
-        return [int(b) for b in balanced_sample(pools, share, generator(compute.seed, 3, step))]
+        return [int(b) for b in balanced_sample(pools, per_pool, generator(compute.seed, 3, step))]
 
     def loss(bag_ids: list[int]) -> Tensor:
         return torch.stack([bag_loss(head(features[b]), labels[b], rules[b]) for b in bag_ids]).mean()
@@ -48,29 +53,29 @@ def train_selector(
 
 
 def score_features(head: Head, features: Sequence[Tensor]) -> list[Tensor]:
-    """Logits float [M, K] of each bag."""
+    """Logits float [M, K] per bag."""
     with torch.inference_mode():
         return [head(f) for f in features]
 
 
-def collect(scores: Sequence[Tensor], labels: Tensor, rules: Sequence[Rule]) -> list[Pick]:
-    """The instances that a selector picks by its own rule and whose predicted class is the bag's label.
+def collect_picks(logits: Sequence[Tensor], labels: Tensor, rules: Sequence[SelectionRule]) -> list[Pick]:
+    """The instances that a selector selects by its own rule and whose predicted class is the bag's label.
 
-    scores: the selector's logits float [M, K] of each bag.
+    logits: those of the selector, float [M, K] per bag.
     """
     return [
         Pick(b, i, k, y)
-        for b, z in enumerate(scores)
-        for k, y, picked in select(z, labels[b], rules[b])
-        for i in picked.tolist()
+        for b, z in enumerate(logits)
+        for k, y, selected in select(z, labels[b], rules[b])
+        for i in selected.tolist()
         if (z[i, k] > 0) == bool(y)
     ]
 
 
-def vetoed(picks: Sequence[Pick], scores: Sequence[Tensor]) -> list[Pick]:
-    """The picks without those positives that another selector, of logits `scores` [M, K], takes for negative.
+def drop_vetoed(picks: Sequence[Pick], logits: Sequence[Tensor]) -> list[Pick]:
+    """The picks without positives that another selector, with `logits` float [M, K] per bag, calls negative.
 
-    Max-Min is satisfied by anything that varies, for the most of a bag always exceeds the least: what it picks of a
-    positive bag may be any instance, with which it then agrees.
+    Anything that varies satisfies Max-Min, since the highest score of a bag always exceeds the lowest. Its pick of a
+    positive bag may be any instance, and it agrees with itself.
     """
-    return [p for p in picks if not p.target or scores[p.bag][p.instance, p.of_class] > 0]
+    return [p for p in picks if not p.target or logits[p.bag][p.instance, p.of_class] > 0]

@@ -2,10 +2,10 @@
 
 Simonyan, Zisserman, ICLR 2015 (configuration D), as Kim, Han, Kim, AAAI 2021 use it: the first three poolings halve
 the map, the fourth (3x3) keeps its size, the fifth is left out, and the last three convolutions are dilated by 2; then
-three 3x3 convolutions of 512 channels, and one of 1x1 to the classes, whose score is the mean of their map. Of the
-sixteen ReLUs `suppressed` makes what the paper calls the classification network with suppression.
+three 3x3 convolutions of 512 channels, and one of 1x1 to the classes, whose score is the mean of their map. `suppress`
+turns its sixteen ReLUs into the paper's classification network with suppression.
 
-Deviation: an odd map is pooled to the larger half, so that it has ceil(H / 8) rows.
+Deviation: maps of odd size are pooled with rounding up, so that there are ceil(H / 8) rows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WIDTHS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and convolutions of the five blocks."""
 
 WIDTH = WIDTHS[-1][0]
-"""Channels of what the trunk gives."""
+"""Channels of the trunk's output."""
 
 
 def vgg16_trunk() -> nn.Sequential:
@@ -37,7 +37,7 @@ def vgg16_trunk() -> nn.Sequential:
             layers.append(nn.MaxPool2d(2, 2, ceil_mode=True))
         elif block == 3:
             layers.append(nn.MaxPool2d(3, 1, padding=1))
-    return start(nn.Sequential(*layers))
+    return init_convolutions(nn.Sequential(*layers))
 
 
 def map_head(width: int, classes: int) -> nn.Sequential:
@@ -45,7 +45,7 @@ def map_head(width: int, classes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for _ in range(3):
         layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
-    return start(nn.Sequential(*layers, nn.Conv2d(width, classes, 1)))
+    return init_convolutions(nn.Sequential(*layers, nn.Conv2d(width, classes, 1)))
 
 
 def vgg16_maps(classes: int) -> nn.Sequential:
@@ -53,8 +53,8 @@ def vgg16_maps(classes: int) -> nn.Sequential:
     return nn.Sequential(vgg16_trunk(), map_head(WIDTH, classes))
 
 
-def start(layers: M, std: float = 0.0) -> M:
-    """First weights of the convolutions: by He et al. 2015, or N(0, std^2) where `std` is given; biases are 0."""
+def init_convolutions(layers: M, std: float = 0.0) -> M:
+    """Initialise convolutions by He et al. 2015, or by N(0, std^2) if `std` is above 0; biases with 0. Returns them."""
     for m in layers.modules():
         if isinstance(m, nn.Conv2d):
             if std:
@@ -66,8 +66,8 @@ def start(layers: M, std: float = 0.0) -> M:
     return layers
 
 
-def take_convolutions(trunk: nn.Sequential, encoder: nn.Module) -> bool:
-    """Copy the convolutions of timm's `vgg16` into a trunk; False, and nothing is copied, from any other encoder."""
+def copy_convolutions(trunk: nn.Sequential, encoder: nn.Module) -> bool:
+    """Copy the convolutions of timm's `vgg16` into a trunk; any other encoder: False, and nothing is copied."""
     features = getattr(encoder, "features", None)
     if not isinstance(features, nn.Sequential):
         return False

@@ -1,6 +1,6 @@
-"""What HistoSegNet adds to class maps by rule: background, other tissue, and the margin of the strongest class.
+"""Steps 4 to 6: background, other tissue, and the margin of the highest class (Chan et al., ICCV 2019).
 
-Chan et al., ICCV 2019, steps 4 to 6. All maps are float 0..1 and belong to windows of one size.
+All maps are float 0..1.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from wsipipe.geometry import Window
+from wsipipe.labels import Tissue
 from wsipipe.pseudolabel.shared.blur import blurred
 from wsipipe.store import SlideStore
 
-MOST = 0.75
-"""Background where nothing but glass is seen."""
+GLASS_LEVEL = 0.75
+"""Value of the background on pure glass."""
 
 SLOPE = 4.0
-"""Of the sigmoid, per grey level: the background is practically a threshold."""
+"""Slope of the sigmoid per grey level: practically a threshold."""
 
 GLASS = 240.0
-"""Brightness (0..255) that tells glass from tissue in the published method."""
+"""Brightness (0..255) from which pixels are glass in the published method."""
 
 BELOW_GLASS = 5.0
 """Grey levels between the glass of a slide and its threshold."""
@@ -33,25 +34,25 @@ def brightness_background(rgb: Tensor, centre: float, sigma_px: float) -> Tensor
 
     rgb: uint8 or float 0..255 [B, 3, h, w] -> float32 [B, h, w].
     """
-    return blurred(MOST * torch.sigmoid(SLOPE * (rgb.float().mean(1) - centre)), sigma_px)
+    return blurred(GLASS_LEVEL * torch.sigmoid(SLOPE * (rgb.float().mean(1) - centre)), sigma_px)
 
 
 def tissue_background(tissue: Tensor, sigma_px: float) -> Tensor:
-    """The background where a tissue mask is at hand: 0.75 (1 - tissue), blurred; bool [B, h, w] -> float32 alike."""
-    return blurred(MOST * (~tissue).float(), sigma_px)
+    """The background by the tissue mask: 0.75 (1 - tissue), blurred; bool [B, h, w] -> float32 [B, h, w]."""
+    return blurred(GLASS_LEVEL * (~tissue).float(), sigma_px)
 
 
 def glass_centre(store: SlideStore) -> float:
-    """Threshold of brightness between the glass of a slide and its tissue: `BELOW_GLASS` below its glass.
+    """Brightness from which pixels of a slide are glass: `BELOW_GLASS` below the brightness of its glass.
 
-    The glass is the third quartile over what is no tissue on the coarsest level: ink, dirt and faint tissue are darker,
-    and a higher quantile would be that of the noise. Pixels of 255 are taken only where there are no others, since
-    what is not stored reads as such. A slide that is tissue all over has the published threshold.
+    That is the third quartile outside tissue on the coarsest level: ink, dirt and faint tissue are darker, and a higher
+    quantile would be that of noise. Pixels of 255 count only if there are no others, since pixels that are not stored
+    read as 255. A slide without glass gets the published threshold.
     """
     level = store.grid.levels - 1
     height, width = store.grid.level_shape(level)
     whole = Window(0, 0, width, height)
-    glass = store.read(whole, level)[store.labels("tissue", level).read(whole) == 0].mean(-1)
+    glass = store.read(whole, level)[store.labels("tissue", level).read(whole) == Tissue.GLASS].mean(-1)
     if not len(glass):
         return GLASS
     stored = glass[glass < 255]
@@ -59,7 +60,7 @@ def glass_centre(store: SlideStore) -> float:
 
 
 def without_exempt(background: Tensor, maps: Tensor, exempt: Sequence[int]) -> Tensor:
-    """Step 4, last part: clip(background - max over the `exempt` classes, 0, 1), for fat and lumina are bright too.
+    """Step 4, last part: clip(background - max over the `exempt` classes, 0, 1), since fat and lumina are bright too.
 
     background: float [B, h, w], maps: float [B, K, h, w] -> float [B, h, w].
     """
@@ -71,8 +72,8 @@ def without_exempt(background: Tensor, maps: Tensor, exempt: Sequence[int]) -> T
 def other_map(maps: Tensor, share: float, also: Tensor | None = None) -> Tensor:
     """Step 5: clip(max(share (1 - max_c G_c), also), 0, 1); the share is 0.05 as published.
 
-    maps: float [B, C, h, w], the classes and the background. also: float [B, A, h, w], maps of tissue that counts as
-    other (fat in the published method). Returns float [B, h, w].
+    maps: float [B, C, h, w], the classes and the background. also: float [B, A, h, w], maps of classes that count as
+    other tissue (fat in the published method). Returns float [B, h, w].
     """
     other = share * (1 - maps.amax(1))
     if also is not None and also.shape[1]:
@@ -83,9 +84,9 @@ def other_map(maps: Tensor, share: float, also: Tensor | None = None) -> Tensor:
 def subtracted(maps: Tensor, kept: Sequence[int] = (), legacy_inplace: bool = False) -> Tensor:
     """Step 6: S_c = max(G_c - max over d != c of G_d, 0), but S_c = G_c for the channels `kept` (Other).
 
-    At each place only the strongest keeps something: its margin. legacy_inplace: as the released code has it, where
-    every channel in turn is replaced by its margin, not rectified yet, over channels of which some are replaced
-    already. maps: float [B, C, h, w] -> the same.
+    At each position only the highest channel keeps something: its margin. legacy_inplace: as in the released code,
+    which replaces one channel after the other by its margin over channels that are partly replaced already, and
+    rectifies last. maps: float [B, C, h, w] -> the same shape.
     """
     changed = [c for c in range(maps.shape[1]) if c not in kept]
     if maps.shape[1] == 1:
@@ -97,6 +98,6 @@ def subtracted(maps: Tensor, kept: Sequence[int] = (), legacy_inplace: bool = Fa
         return out.clamp(0, 1)
     first, second = maps.topk(2, dim=1).values.unbind(1)
     out = maps.clone()
-    strongest = maps == first.unsqueeze(1)
-    out[:, changed] = torch.where(strongest, (first - second).unsqueeze(1), 0)[:, changed]
+    highest = maps == first.unsqueeze(1)
+    out[:, changed] = torch.where(highest, (first - second).unsqueeze(1), 0)[:, changed]
     return out

@@ -4,15 +4,15 @@ Chan et al., ICCV 2019, by the description of the released network: every layer 
 norm, in this order, with dropout between the layers of a block. With 51 classes and width 64 it has 1,753,203
 parameters (running statistics counted, as Keras does), of which 1,750,899 are trained.
 
-Grad-CAM is taken at A, the output of the last ReLU before its batch norm: 256 maps of 56 x 56 for 224 x 224 px. Behind
+Grad-CAM is taken at A, the output of the last ReLU before its batch norm: 256 maps of 56 x 56 for 224 x 224 px. After
 it, with BN(A)_k = gamma_k (A_k - mean_k) / sqrt(var_k + eps) + beta_k,
 
     z_c = b_c + sum_k W_ck max_xy BN(A)_k(x, y),
 
-every A_k has a gradient at one place, and it is W_ck gamma_k / sqrt(var_k + eps) for all images: see `cam_weights`.
+every A_k has a gradient at one position, which is W_ck gamma_k / sqrt(var_k + eps) for all images: see `cam_weights`.
 
-Deviations: images come as `normalise` makes them and are converted to the published statistics here; the pool of the
-last block is left out, as the global maximum behind it takes the same values; weight decay is the optimiser's.
+Deviations: images come normalised by `normalise` and are converted to the published statistics here; the pooling of the
+last block is left out, since the global maximum after it takes the same values; weight decay is the optimiser's.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from torch import Tensor, nn
 from wsipipe.nn.encoders import MEAN, STD
 
 GREY_MEAN, GREY_STD = 193.09203, 56.450138
-"""Of the grey levels 0..255 of the published training set, taken out of every channel."""
+"""Grey levels 0..255 of the published training set, used to normalise every channel."""
 
 BLOCKS = ((1, (0.3,)), (2, (0.4,)), (4, (0.4, 0.4)))
-"""Of every block: channels in widths of the network, and the dropout between its layers."""
+"""Per block: channels in multiples of the width, and the dropout between its layers."""
 
 MOMENTUM = 0.01
-"""Of the running statistics; Keras writes 0.99."""
+"""Momentum of the running statistics; 0.99 in Keras."""
 
 
 class X17(nn.Module):
-    """Images float [B, 3, H, W] of `normalise` -> logits float [B, K]; several, one or none may hold.
+    """Images (normalised) float [B, 3, H, W] -> logits float [B, K] of independent classes.
 
     width: channels of the first block, 64 as published; the second has twice, the third four times as many. H and W
-    are multiples of 4.
+    must be multiples of 4.
     """
 
     scale: Tensor
@@ -76,10 +76,10 @@ class X17(nn.Module):
 
     @torch.no_grad()
     def settle(self, batches: Iterable[Tensor]) -> None:
-        """Give the batch norms the statistics of batches float [B, 3, H, W], averaged, and go into evaluation mode.
+        """Set the batch norms to the mean statistics of batches float [B, 3, H, W], and go into evaluation mode.
 
-        Running statistics with the momentum of Keras follow over hundreds of steps: after a short training they are
-        still half those of the untrained network.
+        Running statistics with the momentum of Keras take hundreds of steps: after a short training they are still half
+        those of the untrained network.
         """
         norms = [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
         self.eval()  # without dropout

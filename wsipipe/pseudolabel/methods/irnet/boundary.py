@@ -1,14 +1,14 @@
-"""The network of IRNet (Ahn, Cho & Kwak, CVPR 2019): a frozen backbone with a boundary and a displacement branch.
+"""The boundary network (Ahn, Cho & Kwak, CVPR 2019): a frozen backbone with a boundary and a displacement branch.
 
 Both branches read maps of several depths of the backbone (taps) and give one map at a stride of 4 input px:
 
-    boundary      each tap -> 1x1 conv to 32 -> group norm (4) -> enlarged -> ReLU; all together -> 1x1 conv to 1
-    displacement  each tap -> 1x1 conv -> group norm -> ReLU; the coarse ones together -> 256, enlarged;
-                  with the fine ones -> 256 -> 1x1 conv to 2, less a stored mean in evaluation mode
+    boundary      each tap -> 1x1 conv to 32 -> group norm (4) -> resized -> ReLU; all together -> 1x1 conv to 1
+    displacement  each tap -> 1x1 conv -> group norm -> ReLU; coarse ones together -> 256, resized;
+                  with the fine ones -> 256 -> 1x1 conv to 2, minus a stored mean in evaluation mode
 
-Deviations, with their reason: any encoder of timm may be the backbone, so taps are its feature maps, at most five,
-spread evenly over its depth, each at the stride that it has (the paper's last stage has stride 16 instead of 32); maps
-finer than a stride of 4 are max-pooled to it, as the stem of a ResNet is. Inputs are padded at the right and below by
+Deviations, with their reason: any encoder of timm may be the backbone, so taps are up to five of its feature maps,
+spread evenly over its depth, each at its own stride (the paper's last stage has stride 16 instead of 32); maps finer
+than a stride of 4 are max-pooled to it, as the stem of a ResNet is. Inputs are padded at the right and bottom with
 their last pixels to a multiple of all strides, so that no map loses a cell, and the result is cropped.
 """
 
@@ -22,13 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsipipe.errors import ConfigError
+from wsipipe.pseudolabel.shared.feature_maps import feature_strides
+from wsipipe.pseudolabel.shared.resize import resize
 
 STRIDE = 4
-"""Input px that one cell of the result stands for."""
+"""Stride of the result: input px per cell."""
 
-MOST_TAPS = 5
-"""Maps of the backbone that are read."""
+MAX_TAPS = 5
+"""Most feature maps of the backbone that are used."""
 
 FINE_WIDTHS, WIDTH = (64, 128), 256
 """Channels of the displacement branch: of the first taps at a stride of up to 4, and of all others."""
@@ -62,8 +63,8 @@ class BoundaryNet(nn.Module):
 def mirrored(predict: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Mean of predict(x) and of predict(mirror image of x) mirrored back, along the last axis.
 
-    `predict` gives a map with cells of `STRIDE` px; images are filled up to whole cells on their right, so that the
-    cells of both maps are the same.
+    `predict` gives a map with cells of `STRIDE` px; images are padded to whole cells on the right, so that the cells of
+    both maps coincide.
     """
     spare = -x.shape[-1] % STRIDE
     whole = F.pad(x, (0, spare, 0, 0), mode="replicate") if spare else x
@@ -72,16 +73,14 @@ def mirrored(predict: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 class Backbone(nn.Module):
-    """An encoder of timm that is never trained: no gradients, and normalisation by its stored statistics."""
+    """A frozen encoder of timm: no gradients, and fixed normalisation statistics."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        info = list(cast(Any, getattr(encoder, "feature_info", None) or ()))
-        if not info or not hasattr(encoder, "forward_intermediates"):
-            raise ConfigError(f"boundary: {type(encoder).__name__} gives no feature maps; choose another --encoder")
-        count = min(MOST_TAPS, len(info))
-        self.levels = [round((i + 1) * len(info) / count) - 1 for i in range(count)]
-        self.strides = [int(info[i]["reduction"]) for i in self.levels]
+        strides = feature_strides(encoder)
+        count = min(MAX_TAPS, len(strides))
+        self.levels = [round((i + 1) * len(strides) / count) - 1 for i in range(count)]
+        self.strides = [strides[i] for i in self.levels]
         self.multiple = math.lcm(2 * STRIDE, *self.strides)
         self.encoder = encoder.eval().requires_grad_(False)
         with torch.inference_mode():
@@ -96,7 +95,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The taps of images float [B, 3, H, W], finest first, float [B, D, h, w] each, h * stride being alike."""
+        """The taps of images float [B, 3, H, W], finest first: float [B, D, h, w] each, with the same h * stride."""
         below, right = (-n % self.multiple for n in x.shape[-2:])
         x = F.pad(x, (0, right, 0, below), mode="replicate")
         for hook in self.encoder._forward_pre_hooks.values():  # forward_intermediates calls none: see nn.encoders
@@ -107,13 +106,13 @@ class Backbone(nn.Module):
 
 
 def _to_stride(x: Tensor, own: int, wanted: int) -> Tensor:
-    """A map [B, D, h, w] at a stride of `own` px brought to `wanted`: enlarged bilinearly, or max-pooled."""
+    """A map [B, D, h, w] with a stride of `own` px at a stride of `wanted`: interpolated bilinearly, or max-pooled."""
     if own == wanted:
         return x
     if own < wanted:
         return F.max_pool2d(x, wanted // own)
     size = [n * own // wanted for n in x.shape[-2:]]
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    return resize(x, size)
 
 
 def _block(before: int, after: int, groups: int) -> nn.Sequential:
@@ -131,7 +130,7 @@ class BoundaryBranch(nn.Module):
         self.last = nn.Conv2d(32 * len(widths), 1, 1)
 
     def forward(self, taps: list[Tensor]) -> Tensor:
-        """Taps float [B, D, h, w] of growing stride -> logits float [B, 1, h, w]."""
+        """Taps float [B, D, h, w], finest first -> logits float [B, 1, h, w]."""
         parts = [
             F.relu(_to_stride(reduce(tap), stride, STRIDE))
             for reduce, tap, stride in zip(self.reduce, taps, self.strides, strict=True)
@@ -143,7 +142,8 @@ class BoundaryBranch(nn.Module):
 class DisplacementBranch(nn.Module):
     """Taps of the given widths and strides -> displacements [B, 2, h, w] (y, x), in cells, at a stride of 4.
 
-    Training cannot tell a common shift; `mean`, float [2], measured afterwards, is taken out in evaluation mode only.
+    Training leaves a common shift undetermined; `mean`, float [2], measured afterwards, is subtracted in evaluation
+    mode.
     """
 
     mean: Tensor
@@ -164,7 +164,7 @@ class DisplacementBranch(nn.Module):
         self.register_buffer("mean", torch.zeros(2))
 
     def forward(self, taps: list[Tensor]) -> Tensor:
-        """Taps float [B, D, h, w] of growing stride -> displacements float [B, 2, h, w]."""
+        """Taps float [B, D, h, w], finest first -> displacements float [B, 2, h, w]."""
         parts = [F.relu(reduce(tap)) for reduce, tap in zip(self.reduce, taps, strict=True)]
         fine = [_to_stride(p, s, STRIDE) for p, s in zip(parts, self.strides, strict=True) if s <= STRIDE]
         coarse = [_to_stride(p, s, 2 * STRIDE) for p, s in zip(parts, self.strides, strict=True) if s > STRIDE]

@@ -1,6 +1,6 @@
-"""Seeds of IRNet: the cells of a class map that are sure of what they are, as labels to learn boundaries from.
+"""Step 2, seeds: confident cells of class maps, as labels to learn boundaries from.
 
-A seed map is uint8: 0 background, k + 1 class k, 255 unsure.
+A seed map is uint8: 0 background, k + 1 class k, 255 unknown.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ CONFIDENCE, ITERATIONS = 0.7, 10
 
 
 def tissue_seeds(maps: Tensor, tissue: Tensor, fg: float, bg: float) -> Tensor:
-    """Seeds where glass is told by its own evidence: maps float 0..1 [B, K, h, w], tissue bool [B, h, w].
+    """Seeds by the tissue mask: maps float 0..1 [B, K, h, w], tissue bool [B, h, w] -> uint8 [B, h, w].
 
-    Glass is 0. Tissue is its strongest class from `fg` on, and K + 1 (other tissue) where every class is below `bg`.
+    Glass is 0. Tissue is its highest class where that is at least `fg`, and K + 1 (other tissue) where every class is
+    below `bg`.
     """
     top, kind = maps.max(1)
     seeds = torch.full_like(kind, IGNORE)
@@ -34,13 +35,13 @@ def published_seeds(maps: Tensor, rgb: Tensor, fg: float, bg: float) -> Tensor:
 
 
 def seed_rule(fg: Tensor, bg: Tensor) -> Tensor:
-    """The strict answer where it is a class, 0 where both are 0, else 255; integers of one shape -> uint8."""
-    unsure = torch.where(bg == 0, 0, IGNORE)
-    return torch.where(fg != 0, fg, unsure).to(torch.uint8)
+    """The labels by the strict threshold where they are a class, 0 where both are 0, else 255; integers -> uint8."""
+    other = torch.where(bg == 0, 0, IGNORE)
+    return torch.where(fg != 0, fg, other).to(torch.uint8)
 
 
 def _at_threshold(maps: Tensor, rgb: Tensor, threshold: float) -> Tensor:
-    """Argmax over the constant and the maps, refined among the background and the classes there are."""
+    """Argmax over a constant background and the maps, refined by a CRF among the background and the present classes."""
     present = [k for k in range(len(maps)) if maps[k].max() > 0]
     if not present:
         return torch.zeros(maps.shape[1:], dtype=torch.int64, device=maps.device)

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsipipe.pseudolabel.shared.mil import Rule, bag_loss, max_max, max_min, prevalence, prevalence_k, select
+from wsipipe.pseudolabel.methods.camel.rules import SelectionRule, bag_loss, max_max, max_min, prevalence, select
+from wsipipe.pseudolabel.shared.sampling import prevalence_k
 
 tenth = partial(prevalence, ratio=0.1)
 bags = st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=30)
@@ -19,20 +20,20 @@ RULES = [max_max, max_min, tenth]
 NAMES = ["max_max", "max_min", "prevalence"]
 
 
-def chosen(rule: Rule, scores: list[float], label: int) -> list[int]:
+def chosen(rule: SelectionRule, scores: list[float], label: int) -> list[int]:
     return rule(torch.tensor(scores), label).tolist()
 
 
 @pytest.mark.parametrize(
     ("rule", "label", "index"), [(max_max, 1, 1), (max_min, 1, 1), (max_max, 0, 1), (max_min, 0, 3)]
 )
-def test_the_two_rules_differ_only_on_negative_bags(rule: Rule, label: int, index: int):
+def test_the_two_rules_differ_only_on_negative_bags(rule: SelectionRule, label: int, index: int):
     assert chosen(rule, [0.1, 0.9, 0.4, 0.05], label) == [index]
 
 
 @pytest.mark.parametrize("rule", [max_max, max_min])
 @pytest.mark.parametrize("label", [0, 1])
-def test_ties_go_to_the_first_index(rule: Rule, label: int):
+def test_ties_go_to_the_first_index(rule: SelectionRule, label: int):
     assert chosen(rule, [0.5] * 7, label) == [0]
     assert chosen(rule, [0.3, 0.7, 0.7, 0.3], 1) == [1]
     assert chosen(max_min, [0.7, 0.3, 0.3], 0) == [1]
@@ -45,7 +46,9 @@ def test_ties_of_the_prevalence_rule_go_to_the_first_indices_in_order():
 
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=30, unique=True), labels, st.randoms())
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
-def test_permuting_the_instances_permutes_what_is_selected(rule: Rule, scores: list[float], label: int, random):
+def test_permuting_the_instances_permutes_what_is_selected(
+    rule: SelectionRule, scores: list[float], label: int, random
+):
     order = list(range(len(scores)))
     random.shuffle(order)
     before = chosen(rule, scores, label)
@@ -56,7 +59,7 @@ def test_permuting_the_instances_permutes_what_is_selected(rule: Rule, scores: l
 @given(bags, labels, st.randoms())
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
 def test_permuting_the_instances_leaves_the_selected_scores_even_with_ties(
-    rule: Rule, scores: list[float], label: int, random
+    rule: SelectionRule, scores: list[float], label: int, random
 ):
     shuffled = scores.copy()
     random.shuffle(shuffled)
@@ -66,7 +69,7 @@ def test_permuting_the_instances_leaves_the_selected_scores_even_with_ties(
 
 @given(bags, labels)
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
-def test_a_rule_never_picks_an_instance_twice_nor_none(rule: Rule, scores: list[float], label: int):
+def test_a_rule_never_picks_an_instance_twice_nor_none(rule: SelectionRule, scores: list[float], label: int):
     picked = chosen(rule, scores, label)
     assert picked
     assert len(set(picked)) == len(picked)
@@ -76,41 +79,19 @@ def test_a_rule_never_picks_an_instance_twice_nor_none(rule: Rule, scores: list[
 @pytest.mark.parametrize("rule", RULES, ids=NAMES)
 @pytest.mark.parametrize("label", [0, 1])
 @pytest.mark.parametrize("score", [-4.0, 0.0, 4.0])
-def test_a_bag_of_one_instance_yields_that_instance_whatever_its_score(rule: Rule, label: int, score: float):
+def test_a_bag_of_one_instance_yields_that_instance_whatever_its_score(rule: SelectionRule, label: int, score: float):
     assert chosen(rule, [score], label) == [0]
 
 
-@pytest.mark.parametrize(
-    ("count", "ratio", "trust"),
-    [
-        (5000, 0.1, 499),
-        (16, 0.1, 1),
-        (10, 0.1, 1),
-        (30, 0.1, 2),
-        (31, 0.1, 3),
-        (16, 1.0, 15),
-        (1, 1.0, 1),
-        (16, 1e-9, 1),
-    ],
-)
-def test_the_number_of_trusted_instances(count: int, ratio: float, trust: int):
-    assert prevalence_k(count, ratio) == trust
-
-
-@given(st.integers(1, 10_000), st.integers(1, 1000))
-def test_the_number_of_trusted_instances_is_the_formula_in_whole_numbers(count: int, thousandths: int):
-    assert prevalence_k(count, thousandths / 1000) == max(1, math.ceil(-(-count * thousandths // 1000)) - 1)
-
-
 @given(bags, st.floats(0.01, 1))
-def test_of_a_positive_bag_the_highest_scores_are_trusted(scores: list[float], ratio: float):
+def test_of_a_positive_bag_the_highest_scores_are_selected(scores: list[float], ratio: float):
     picked = chosen(partial(prevalence, ratio=ratio), scores, 1)
     assert len(picked) == prevalence_k(len(scores), ratio)
     assert [scores[i] for i in picked] == sorted(scores, reverse=True)[: len(picked)]
 
 
 @given(bags, st.floats(0.01, 1))
-def test_of_a_negative_bag_every_instance_is_taken(scores: list[float], ratio: float):
+def test_of_a_negative_bag_every_instance_is_selected(scores: list[float], ratio: float):
     assert chosen(partial(prevalence, ratio=ratio), scores, 0) == list(range(len(scores)))
 
 
@@ -119,7 +100,7 @@ def test_a_vanishing_prevalence_equals_max_max_on_positive_bags(scores: list[flo
     assert chosen(partial(prevalence, ratio=1e-6), scores, 1) == chosen(max_max, scores, 1)
 
 
-def loss_of(logits: list[float], label: int, rule: Rule) -> float:
+def loss_of(logits: list[float], label: int, rule: SelectionRule) -> float:
     return float(bag_loss(torch.tensor(logits).view(-1, 1), torch.tensor([label]), rule))
 
 
@@ -141,7 +122,9 @@ def slow_loss(logits: list[list[float]], label: list[int], rule: str) -> float:
 
 @given(st.integers(1, 3), st.integers(1, 35), st.integers(0, 10_000))
 @pytest.mark.parametrize(("rule", "name"), [(max_max, "max_max"), (max_min, "max_min"), (tenth, "prevalence")])
-def test_the_loss_of_a_bag_equals_the_formula_written_out(rule: Rule, name: str, classes: int, count: int, seed: int):
+def test_the_loss_of_a_bag_equals_the_formula_written_out(
+    rule: SelectionRule, name: str, classes: int, count: int, seed: int
+):
     g = torch.Generator().manual_seed(seed)
     logits = torch.randn(count, classes, generator=g, dtype=torch.float64) * 2
     label = torch.randint(0, 2, (classes,), generator=g)
@@ -151,7 +134,7 @@ def test_the_loss_of_a_bag_equals_the_formula_written_out(rule: Rule, name: str,
 
 @given(bags, st.integers(0, 1))
 @pytest.mark.parametrize("rule", [max_max, max_min])
-def test_only_the_selected_instance_carries_a_gradient(rule: Rule, scores: list[float], label: int):
+def test_only_the_selected_instance_carries_a_gradient(rule: SelectionRule, scores: list[float], label: int):
     logits = torch.tensor(scores).view(-1, 1).requires_grad_()
     bag_loss(logits, torch.tensor([label]), rule).backward()
     assert torch.nonzero(logits.grad[:, 0]).ravel().tolist() == rule(logits[:, 0].detach(), label).tolist()
@@ -170,7 +153,7 @@ def test_with_constant_scores_the_rules_cost_the_same(score: float, count: int, 
 
 @given(bags, st.integers(0, 1), st.randoms())
 @pytest.mark.parametrize("rule", [max_max, max_min, tenth])
-def test_permuting_the_instances_leaves_the_loss_alone(rule: Rule, scores: list[float], label: int, random):
+def test_permuting_the_instances_leaves_the_loss_alone(rule: SelectionRule, scores: list[float], label: int, random):
     shuffled = scores.copy()
     random.shuffle(shuffled)
     assert loss_of(shuffled, label, rule) == pytest.approx(loss_of(scores, label, rule), rel=1e-5)

@@ -10,9 +10,11 @@ from support.tiny_chain import assert_refused, wsipipe
 
 from wsipipe.cli.flags import flag_of, new_flag
 from wsipipe.config.options import SECTIONS
-from wsipipe.config.renamed import RENAMED, REUSED, check_key, check_reused
+from wsipipe.config.renamed import RENAMED, RENAMED_PARAMETERS, REUSED, check_key, check_reused
+from wsipipe.config.yaml import build
 from wsipipe.errors import ConfigError
 from wsipipe.pipeline import read_settings
+from wsipipe.pseudolabel.registry import load_method
 
 OPTIONS = {f"{section}.{f.name}" for section, config in SECTIONS.items() for f in dataclasses.fields(config)}
 
@@ -20,6 +22,16 @@ OPTIONS = {f"{section}.{f.name}" for section, config in SECTIONS.items() for f i
 def test_new_names_are_options_and_old_ones_are_not() -> None:
     assert set(RENAMED.values()) | set(REUSED) | set(REUSED.values()) <= OPTIONS
     assert not set(RENAMED) & OPTIONS
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED_PARAMETERS.items())
+def test_an_old_parameter_of_a_method_names_the_new_one(old: str, new: str):
+    _, method, name = old.split(".")
+    params = load_method(method).Params
+    assert new.rpartition(".")[2] in {f.name for f in dataclasses.fields(params)}
+    with pytest.raises(ConfigError) as caught:
+        build(params, {name: 1}, f"pseudolabel.{method}")
+    assert str(caught.value) == f"{old} was renamed; use {new}"
 
 
 def argument(section: str) -> list[str]:
@@ -75,5 +87,5 @@ def test_a_name_of_masks_where_a_csv_belongs_is_refused(
         ):
             check_reused(section, {name: value})
     (tmp_path / "labels").write_text("")
-    for value in ("labels", "labels.csv", "other/labels", "", 3):
-        check_reused(section, {name: value})
+    for other in ("labels", "labels.csv", "other/labels", "", 3):
+        check_reused(section, {name: other})

@@ -1,4 +1,4 @@
-"""HistoSegNet's thresholds: where sensitivity is specificity, told from weak labels."""
+"""HistoSegNet's thresholds: where sensitivity is specificity, from weak labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsipipe.pseudolabel.methods.histosegnet import thresholds
+from wsipipe.pseudolabel.methods.histosegnet.thresholds import thresholds
 
 
 def slow_theta(scores: list[float], labels: list[int]) -> float:
