@@ -54,6 +54,11 @@ def test_the_public_names_do_not_change_unseen() -> None:
         _ = wsipipe.nothing
 
 
+def test_no_public_name_is_that_of_a_module() -> None:
+    """Importing the module would replace the name."""
+    assert not set(wsipipe.__all__) & {p.stem for p in Path(wsipipe.__file__).parent.iterdir()}
+
+
 def test_type_checkers_see_the_same_names() -> None:
     stub = Path(wsipipe.__file__).with_suffix(".pyi").read_text()
     listed: dict[str, list[str]] = {}

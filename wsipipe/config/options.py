@@ -219,9 +219,7 @@ class ExportConfig:
 class RunConfig:
     """Options that all stages share."""
 
-    slides: tuple[str, ...] = option(
-        (), "slides, folders of slides or patterns, for `wsipipe run`", group="Run", metavar="SLIDE"
-    )
+    slides: tuple[str, ...] = option((), "slides, folders or patterns, for `wsipipe run`", group="Run", metavar="SLIDE")
     stores: str = option("stores", "folder of the stores", group="Run", metavar="FOLDER")
     runs: str = option("runs", "folder of fits, checkpoints, ledgers and figures", group="Run", metavar="FOLDER")
     device: str = option("auto", "auto, cpu or cuda:N", group="Run", metavar="NAME")

@@ -20,7 +20,9 @@ class PseudolabelConfig:
         group="What goes in",
         metavar="CSV",
     )
-    method: str = option("camel", "how instances are scored; several as a,b, or all", group="Method", metavar="NAME")
+    method: str = option(
+        "camel", "method that scores instances; several as a,b, or all", group="Method", metavar="NAME"
+    )
     refine: str = option(
         "",
         "refinement of the scores by the slide's pixels, or none; default: the method's own",
@@ -66,25 +68,25 @@ class PseudolabelConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Self-supervision on the slides' own patches; inside `pseudolabel` the encoder, labels and lattice are its own."""
+    """Self-supervision on the slides' own patches; `pseudolabel` uses its own encoder, labels and instance grid."""
 
-    name: str = option(
-        "pretrain", "name of the run folder that gets the encoder", group="What comes out", metavar="NAME"
+    name: str = option("pretrain", "name of the encoder's run folder", group="What comes out", metavar="NAME")
+    method: str = option(
+        "vicreg", "objective: vicreg, simclr, byol, or dino (needs a GPU)", group="Method", metavar="NAME"
     )
-    method: str = option("vicreg", "vicreg, simclr, byol, or dino (wants a GPU)", group="Method", metavar="NAME")
     encoder: str = option(
         "resnet18_half", "timm name of the encoder; it starts from scratch", group="Method", metavar="NAME"
     )
     labels: str = option(
         "",
-        "CSV with slide_id and split: slides of another split than train are left out",
+        "CSV with slide_id and split: slides of other splits than train are left out",
         group="What goes in",
         metavar="CSV",
     )
-    steps: int = option(800, "most training steps", group="Training")
-    batch: int = option(128, "patches in a step, each seen twice", group="Training")
-    lr: float = option(0.0, "highest learning rate; 0: that of the method", group="Training", metavar="RATE")
-    input_px: int = option(64, "side of the encoder's input in its own px", group="Method")
+    steps: int = option(800, "maximum number of training steps", group="Training")
+    batch: int = option(128, "patches per step, two views of each", group="Training")
+    lr: float = option(0.0, "peak learning rate; 0: that of the objective", group="Training", metavar="RATE")
+    input_px: int = option(64, "side of the encoder's input, in its own px", group="Method")
     shrink: int = option(2, "working px per input px", group="Method")
     stain_jitter: float = option(0.4, "strength of the stain jitter; 0: none", group="Training", metavar="0..1")
     patience: int = option(5, PATIENCE, group="Training")
