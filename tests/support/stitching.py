@@ -97,7 +97,9 @@ def subset(cover: WindowLattice, seed: int, share: float) -> WindowLattice:
     return WindowLattice(cover.side_px, cover.ys, cover.xs, chosen)
 
 
-def mapped(plan: StripPlan, predict: Predict, blend: str = "hann", batch: int = 5, readers: int = 2) -> tuple[Any, Any, Any]:
+def mapped(
+    plan: StripPlan, predict: Predict, blend: str = "hann", batch: int = 5, readers: int = 2
+) -> tuple[Any, Any, Any]:
     """The mask uint8 [h, w] and the scores uint8 [C - 1, rows, cols] of a whole map, put together from its shards."""
     channels = predict([Window(0, 0, plan.cover.side_px, plan.cover.side_px)]).shape[1]
     (width, height), cell = plan.size_px, plan.cell_px
