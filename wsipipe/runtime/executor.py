@@ -63,50 +63,64 @@ def executor(workers: int, dask: str = "") -> Iterator[tuple[Executor, int]]:
     Raises ConfigError if the scheduler does not answer, and WsipipeError if the connection to it breaks or if one task
     kills worker after worker.
     """
-    if not dask:
-        n = thread_count(workers)
-        pool = ThreadPoolExecutor(n)
-        try:
-            yield pool, n
-        finally:
-            pool.shutdown(cancel_futures=True)
+    if dask:
+        with _dask_executor(dask) as pool:
+            yield pool
         return
+    n = thread_count(workers)
+    threads = ThreadPoolExecutor(n)
     try:
-        from distributed import Client, KilledWorker, LocalCluster
+        yield threads, n
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _dask_executor(dask: str) -> Iterator[tuple[Executor, int]]:
+    """The executor of a dask cluster and its number of threads, see `executor`."""
+    try:
+        from distributed import Client, KilledWorker
     except ImportError:
         raise ConfigError(
             "--dask needs the package distributed; install it with: pip install 'wsipipe[dask]'"
         ) from None
     with ExitStack() as stack:
-        if dask.isdecimal():
-            local = LocalCluster(
-                n_workers=int(dask),
-                threads_per_worker=1,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",  # any free port: the usual one may be another cluster's
-                scheduler_kwargs={"dashboard": False},
-                silence_logs=40,
-            )
-            dask = stack.enter_context(local).scheduler_address
+        address = stack.enter_context(_local_cluster(int(dask))) if dask.isdecimal() else dask
         try:
-            client = stack.enter_context(Client(dask, timeout=SCHEDULER_S, set_as_default=False))
+            client = stack.enter_context(Client(address, timeout=SCHEDULER_S, set_as_default=False))
         except (OSError, TimeoutError, ValueError) as error:
-            raise ConfigError(f"--dask {dask}: no scheduler answers there ({error})") from None
+            raise ConfigError(f"--dask {address}: no scheduler answers there ({error})") from None
         n = sum(client.nthreads().values())
         if not n:
-            raise ConfigError(f"--dask {dask}: the scheduler has no workers; start some, e.g. dask worker {dask}")
+            raise ConfigError(f"--dask {address}: the scheduler has no workers; start some, e.g. dask worker {address}")
         try:
             yield stack.enter_context(client.get_executor(pure=False)), n
         except CancelledError:
             raise WsipipeError(
-                f"--dask {dask}: lost the connection to the scheduler; finished shards are kept; "
+                f"--dask {address}: lost the connection to the scheduler; finished shards are kept; "
                 "restart it and run the same command again"
             ) from None
         except KilledWorker as error:
             raise WsipipeError(
-                f"--dask {dask}: worker after worker died ({' '.join(str(error).split())}); finished shards are kept; "
-                "give the workers more memory and run the same command again"
+                f"--dask {address}: worker after worker died ({' '.join(str(error).split())}); finished shards are "
+                "kept; give the workers more memory and run the same command again"
             ) from None
+
+
+@contextmanager
+def _local_cluster(processes: int) -> Iterator[str]:
+    """A dask cluster of local processes; yields the address of its scheduler."""
+    from distributed import LocalCluster
+
+    with LocalCluster(
+        n_workers=processes,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",  # any free port: the usual one may be another cluster's
+        scheduler_kwargs={"dashboard": False},
+        silence_logs=40,
+    ) as cluster:
+        yield str(cluster.scheduler_address)
 
 
 def wait_first(pool: Executor, futures: Collection[Future[R]]) -> set[Future[R]]:

@@ -18,13 +18,16 @@ from wsipipe.store import PatchTable, SlideStore
 from wsipipe.store.label_images import shard_key, shard_windows
 from wsipipe.store.shards import Cell, ShardedArray
 from wsipipe.store.tissue_levels import TissueLevels
-from wsipipe.tiling.cache import SlideCache
+from wsipipe.tiling.cache import SlideCache, Workspace
 from wsipipe.tiling.job import TileJob, remove_partial
 from wsipipe.tiling.levels import bad_windows, check_corrupt, is_derived
 from wsipipe.tiling.plan import with_status
 from wsipipe.tiling.qc_image import write_qc_image
 from wsipipe.tiling.records import bad_from_rows, bad_to_rows, read_records, remove_records
 from wsipipe.tissue.detect import TissueMask
+
+Records = Mapping[tuple[int, int, int], Mapping[str, Any]]
+"""(level, row, col) of a shard -> its record."""
 
 _QC_MIN_PX = 800
 """Longer side of the coarsest level that the QC image may use."""
@@ -46,10 +49,7 @@ def finish_store(job: TileJob, cache: SlideCache) -> None:
     windows = bad_windows(slide, plan.grid, bad)
     level0 = store.pixels()
     check_corrupt(job, windows, int(plan.chunks.sum()) * level0.spec.chunk_px**2, bad)
-    stored = {level: _counts(records, level, "stored") for level in range(plan.grid.levels)}
-    for level in range(2, plan.grid.levels if len(plan.table.cell) else 0):
-        if is_derived(slide, plan.grid, level):
-            stored[level] = _derive(store.pixels(level - 1), store.pixels(level))
+    stored = _stored(store, work, records)
     store.write_tissue(
         TissueLevels(plan.tissue.mask.view(np.uint8), plan.tissue.step_px, windows),
         {"digest": store.pixel_digest, "shares": plan.tissue.shares()},
@@ -58,8 +58,8 @@ def finish_store(job: TileJob, cache: SlideCache) -> None:
     store.write_patches(table, plan.recipe.patches)
     copied = sum(_counts(records, 0, "copied").values())
     store.update_meta(
-        stored={str(k): v for k, v in stored.items()},
-        copied=copied / max(1, sum(stored[0].values())),
+        stored=stored,
+        copied=copied / max(1, sum(stored["0"].values())),
         bad=bad_to_rows(bad),
         bad_px=[astuple(w) for w in windows],
     )
@@ -70,6 +70,16 @@ def finish_store(job: TileJob, cache: SlideCache) -> None:
     replace_folder(job.partial, job.target)
     remove_partial(job)
     remove_records(job.target)
+
+
+def _stored(store: SlideStore, work: Workspace, records: Records) -> dict[str, dict[str, int]]:
+    """Level -> shard (row.col) -> number of chunks stored; writes the levels that are derived from the one below."""
+    grid = work.plan.grid
+    stored = {str(level): _counts(records, level, "stored") for level in range(grid.levels)}
+    for level in range(2, grid.levels if len(work.plan.table.cell) else 0):
+        if is_derived(work.slide, grid, level):
+            stored[str(level)] = _derive(store.pixels(level - 1), store.pixels(level))
+    return stored
 
 
 def _derive(fine: ShardedArray, coarse: ShardedArray) -> dict[str, int]:
@@ -87,7 +97,7 @@ def _derive(fine: ShardedArray, coarse: ShardedArray) -> dict[str, int]:
     return counts
 
 
-def _counts(records: Mapping[tuple[int, int, int], Mapping[str, Any]], level: int, what: str) -> dict[str, int]:
+def _counts(records: Records, level: int, what: str) -> dict[str, int]:
     """Shard (row.col) of a level -> number of its chunks that are `what`: stored or copied."""
     return {shard_key((row, col)): record[what] for (k, row, col), record in sorted(records.items()) if k == level}
 
